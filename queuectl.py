@@ -1,0 +1,4012 @@
+#!/usr/bin/env python3
+"""queuectl: a persistent background job queue for shell commands, in one file.
+
+    python3 queuectl.py run --file commands.txt     work a list of commands now
+    python3 queuectl.py worker start --count 4      start workers in the background
+    python3 queuectl.py enqueue "make -C site"      and give them something to do
+
+Python 3.8 or later and its standard library are all it needs.  Three things always hold:
+  1. once `enqueue` has returned, the job survives the death of every process;
+  2. two attempts of one job never run at the same time;
+  3. a result is recorded once, by the worker that holds the claim, or not at all.
+
+The file reads from top to bottom; each room calls only those above it:
+  Constants and schema   limits, states and events, the tables
+  Errors                 what a user did wrong, what the machine refused
+  Small helpers          text, numbers, durations, exit codes, cron times, paths
+  Platform differences   locks, processes, wake-up and places of each system
+  Store                  class Queue: all SQL; claims, outcomes and what follows from them
+  Runner                 one attempt: its process, output, timeout and end
+  Worker                 claim, run, record, again
+  Supervisor             starts, wakes, replaces and stops workers; rescues and tidies
+  Views                  tables, colours, progress, JSON
+  Commands               one function a command, and the table of them
+  Parser                 argparse for the command that was asked for
+  Main                   the one place where errors become a line and an exit status
+"""
+import sys
+
+if sys.version_info < (3, 8):
+    sys.stderr.write("queuectl: error: Python 3.8 or later is needed, this is %d.%d\n" % sys.version_info[:2])
+    sys.exit(2)
+
+import os
+import sqlite3
+import time
+from collections import namedtuple
+
+__version__ = "1.0.0"
+
+# == Constants and schema ==============================================================
+# What is fixed: limits, the states of a job and the events between them, the tables.
+# Calls nothing.
+
+PROGRAM = "queuectl"
+STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
+WAITING = ("pending", "failed")
+FINAL = ("completed", "dead", "cancelled")
+
+# Which event moves a job from which state to which.  Queue._move applies it, nothing else sets a state.
+TRANSITIONS = {
+    "claim": {"pending": "processing", "failed": "processing"},
+    "complete": {"processing": "completed"},
+    "fail": {"processing": "failed"},
+    "bury": {"processing": "dead"},
+    "release": {"processing": "pending"},
+    "crash": {"processing": "pending"},
+    "snooze": {"processing": "pending"},
+    "cancel": {"pending": "cancelled", "failed": "cancelled", "processing": "cancelled", "dead": "cancelled"},
+    "expire": {"pending": "cancelled", "failed": "cancelled"},
+    "retry": {"dead": "pending", "cancelled": "pending", "completed": "pending"},
+}
+
+# What keeps a waiting job from being claimed, strongest first where several hold.  A claim reads only
+# READY (or, for `run`, OWN), so a blocked job costs it nothing.
+READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x71756575  # "queu": tells a queue from any other SQLite database
+CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
+PATIENCE_S = 30.0            # how long a command waits for a locked database
+LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
+TERMINAL_ROWS = 50           # rows that `list` shows unless told
+SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
+
+SCHEMA = """
+CREATE TABLE job(
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  state TEXT NOT NULL DEFAULT 'pending',
+  gate INTEGER,                              -- READY...OWN while it waits, else NULL
+  queue TEXT NOT NULL DEFAULT 'default',
+  priority INTEGER NOT NULL DEFAULT 0,
+  run_at REAL NOT NULL,                      -- not before
+  delay REAL,                                -- seconds from which run_at was reckoned, to mend it when the clock jumps
+  command TEXT NOT NULL,                     -- a BLOB where it is not valid UTF-8
+  name TEXT,
+  cwd TEXT NOT NULL,
+  env INTEGER NOT NULL,
+  attempt INTEGER NOT NULL DEFAULT 0,        -- attempts ever begun
+  attempts INTEGER NOT NULL DEFAULT 0,       -- those charged since a person last sent it to pending
+  crashes INTEGER NOT NULL DEFAULT 0,
+  snoozes INTEGER NOT NULL DEFAULT 0,
+  max_retries INTEGER NOT NULL,
+  timeout REAL,
+  backoff TEXT NOT NULL,
+  backoff_base REAL NOT NULL,
+  backoff_max REAL NOT NULL,
+  retry_on TEXT, dead_on TEXT, snooze_on TEXT, snooze REAL,
+  slots INTEGER NOT NULL DEFAULT 1,
+  key TEXT, unique_key TEXT, expires_at REAL,
+  held INTEGER NOT NULL DEFAULT 0,
+  cause INTEGER,                             -- the parent whose end cancelled it
+  batch INTEGER,
+  pool INTEGER,                              -- the supervisor of a `run` that it is kept for
+  schedule TEXT,
+  worker INTEGER,
+  cancel INTEGER NOT NULL DEFAULT 0,         -- asked for while it ran
+  exit_code INTEGER, error TEXT,
+  created_at REAL NOT NULL, started_at REAL, finished_at REAL, duration REAL);
+CREATE INDEX job_ready ON job(queue, priority DESC, id) WHERE gate=0;
+CREATE INDEX job_due ON job(run_at) WHERE gate=1;
+CREATE INDEX job_keyed ON job(key, priority DESC, id) WHERE gate=4;
+CREATE INDEX job_own ON job(pool, priority DESC, id) WHERE gate=5;
+CREATE INDEX job_pool ON job(pool) WHERE pool IS NOT NULL;
+CREATE INDEX job_state ON job(state);
+CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL;
+CREATE INDEX job_unique ON job(unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX job_finished ON job(finished_at) WHERE state IN ('completed','cancelled');
+CREATE INDEX job_worker ON job(worker) WHERE worker IS NOT NULL;
+CREATE INDEX job_big ON job(worker, slots) WHERE worker IS NOT NULL AND slots>1;
+CREATE INDEX job_batch ON job(batch, state) WHERE batch IS NOT NULL;
+CREATE INDEX job_schedule ON job(schedule, id) WHERE schedule IS NOT NULL;
+CREATE TABLE history(                        -- a row for each attempt that has ended
+  seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
+  outcome TEXT NOT NULL, exit_code INTEGER, error TEXT);
+CREATE INDEX history_job ON history(job);
+CREATE TABLE env(id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX env_hash ON env(hash);
+CREATE TABLE dep(                            -- child waits for parent; a negative parent is a batch
+  parent INTEGER NOT NULL, child INTEGER NOT NULL, any INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY(parent, child)) WITHOUT ROWID;
+CREATE INDEX dep_child ON dep(child, done);
+CREATE TABLE keylock(key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE batch(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT, total INTEGER NOT NULL, unfinished INTEGER NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE queue(
+  name TEXT PRIMARY KEY, paused INTEGER NOT NULL DEFAULT 0, max_running INTEGER,
+  rate TEXT, every REAL, next_at REAL NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0);
+CREATE TABLE tally(queue TEXT, state TEXT, n INTEGER NOT NULL, PRIMARY KEY(queue, state)) WITHOUT ROWID;
+CREATE TABLE supervisor(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, port INTEGER NOT NULL, token TEXT NOT NULL,
+  slots INTEGER NOT NULL, queues TEXT, stop INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL, started_at REAL NOT NULL);
+CREATE TABLE worker(
+  id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
+  started_at REAL NOT NULL, note TEXT);
+CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE schedule(
+  name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL, no_overlap INTEGER NOT NULL,
+  paused INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL, last_at REAL, last_job INTEGER,
+  options TEXT NOT NULL, cwd TEXT NOT NULL, env INTEGER NOT NULL, created_at REAL NOT NULL);
+CREATE TRIGGER job_moved AFTER UPDATE OF state, queue ON job WHEN old.state<>new.state OR old.queue<>new.queue BEGIN
+  UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
+  UPDATE tally SET n=n+1 WHERE queue=new.queue AND state=new.state;
+END;
+CREATE TRIGGER job_deleted AFTER DELETE ON job BEGIN
+  UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
+  UPDATE env SET uses=uses-1 WHERE id=old.env;
+  DELETE FROM env WHERE id=old.env AND uses<=0;
+  DELETE FROM history WHERE job=old.id;
+  DELETE FROM dep WHERE parent=old.id;
+  DELETE FROM dep WHERE child=old.id;
+END;
+CREATE TRIGGER schedule_deleted AFTER DELETE ON schedule BEGIN
+  UPDATE env SET uses=uses-1 WHERE id=old.env;
+  DELETE FROM env WHERE id=old.env AND uses<=0;
+END;
+"""
+
+# Steps from each version to the next, as (version, SQL); a fresh database gets SCHEMA at once.
+MIGRATIONS = ()
+
+JOB_COLUMNS = (
+    "id", "state", "gate", "queue", "priority", "run_at", "delay", "command", "name", "cwd", "env",
+    "attempt", "attempts", "crashes", "snoozes", "max_retries", "timeout", "backoff", "backoff_base",
+    "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
+    "expires_at", "held", "cause", "batch", "pool", "schedule", "worker", "cancel", "exit_code",
+    "error", "created_at", "started_at", "finished_at", "duration")
+JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
+
+
+# == Errors ============================================================================
+# What a user did wrong, and what the machine refused.  `main` alone turns them into text.
+# Calls nothing.
+
+class UserError(Exception):
+    """What the user did wrong, in one line that says what to do instead."""
+
+
+class QueueGone(Exception):
+    """The database file was deleted or replaced while it was in use."""
+
+
+class Rung(Exception):
+    """Raised by a signal handler to end a blocking wait; never leaves the platform section."""
+
+
+# == Small helpers =====================================================================
+# Text, numbers, durations, exit codes, job options, paths: values in, values out.
+# Calls only Errors.
+
+def plain(text) -> str:
+    """Text of strangers as one printable line: control, bidi and invalid characters are shown as escapes."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no valid UTF-8 (PEP 383)
+        return "\\x%02x" % (code - 0xDC00)
+    known = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char)
+    return known or ("\\x%02x" % code if code < 256 else "\\u%04x" % code)
+
+
+def encodable(text: str, what: str):
+    """`text` as SQLite keeps it: TEXT, or a BLOB where it has bytes that are no UTF-8."""
+    if "\0" in text:
+        raise UserError("%s holds a NUL character, which no program can be given" % what)
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise UserError("%s holds half of a surrogate pair, which is no character" % what) from None
+
+
+def utc(seconds):
+    """Unix seconds as ISO 8601 in UTC with milliseconds, None as None."""
+    if seconds is None:
+        return None
+    try:
+        whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds // 1))
+    except (ValueError, OverflowError, OSError):
+        return None
+    return "%s.%03dZ" % (whole, int(seconds % 1 * 1000))
+
+
+UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+UNITS_B = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+FOREVER_S = 10.0**10  # some 300 years: the longest duration that is taken
+
+
+def parse_number(raw, what: str, low: float, high: float, whole: bool = False):
+    """A number of a user, from the command line or from JSON, within [low, high]."""
+    text = raw.strip() if isinstance(raw, str) else raw
+    try:
+        if isinstance(text, bool) or not isinstance(text, (int, float, str)):
+            raise ValueError
+        if isinstance(text, str) and not (text.isascii() and "_" not in text and len(text) < 40):
+            raise ValueError
+        value = int(text) if whole and not isinstance(text, float) else float(text)
+        if whole and value != int(value):
+            raise ValueError
+        value = int(value) if whole else value
+    except (ValueError, OverflowError):
+        value = None
+    if value is None or not low <= value <= high:
+        raise UserError("%s must be %s from %g to %g, not %s" % (
+            what, "a whole number" if whole else "a number", low, high, quoted(raw)))
+    return value
+
+
+def quoted(raw) -> str:
+    """Any value of a user, short and harmless, for an error message."""
+    text = plain(raw) if isinstance(raw, (str, bytes)) else plain(repr(raw))
+    return "'%s'" % (text if len(text) <= 60 else text[:57] + "...")
+
+
+def parse_duration(raw, what: str = "a duration", least: float = 0.0) -> float:
+    """Seconds from `90`, `90s`, `1.5m`, `2h`, `7d`, `250ms` or a JSON number."""
+    text = raw.strip().lower() if isinstance(raw, str) else raw
+    factor = 1
+    if isinstance(text, str):
+        unit = text.lstrip("0123456789.+-")
+        text, factor = text[:len(text) - len(unit)], UNITS_S.get(unit.strip() or "s")
+    try:
+        seconds = parse_number(text, what, -FOREVER_S, FOREVER_S) * factor
+    except (UserError, TypeError):
+        seconds = -1.0
+    if not least <= seconds <= FOREVER_S:
+        raise UserError("%s must be a duration such as 90, 90s, 1.5m, 2h or 7d%s, not %s" % (
+            what, "" if not least else " above 0", quoted(raw)))
+    return seconds
+
+
+def parse_optional_duration(raw, what: str = "a duration"):
+    """As parse_duration; None for `none`."""
+    if raw is None or isinstance(raw, str) and raw.strip().lower() in ("none", "never", "off"):
+        return None
+    return parse_duration(raw, what, 0.001)
+
+
+def duration_text(seconds) -> str:
+    """Seconds in the shortest exact form that parse_duration reads; None as `none`."""
+    if seconds is None:
+        return "none"
+    for unit in ("w", "d", "h", "m"):
+        if seconds and seconds % UNITS_S[unit] == 0:
+            return "%d%s" % (seconds // UNITS_S[unit], unit)
+    return "%ss" % number_text(seconds)
+
+
+def number_text(value: float) -> str:
+    return "%d" % value if value == int(value) else repr(value)
+
+
+def span(seconds) -> str:
+    """Seconds for people: about two figures, never longer than 6 characters."""
+    seconds = max(0.0, seconds)
+    if seconds < 10:
+        return "%.1fs" % seconds
+    for limit, unit, small in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h"), (FOREVER_S * 100, 86400, "d")):
+        if seconds < limit:
+            return "%d%s" % (seconds // unit, small)
+    return "ever"
+
+
+def parse_size(raw, what: str = "a size") -> int:
+    """Bytes from `65536`, `64KiB`, `64M`, `1.5GiB`; K, M, G, T are powers of 1024."""
+    text = str(raw).strip().lower() if isinstance(raw, (str, int)) and not isinstance(raw, bool) else ""
+    number = text.rstrip("kmgtib ")
+    unit = text[len(number):].strip()
+    unit = {"": "", "b": ""}.get(unit, unit[:1] if unit[1:] in ("", "b", "ib") else "?")
+    try:
+        size = int(float(number) * UNITS_B[unit]) if number.isascii() else -1
+    except (ValueError, KeyError, OverflowError):
+        size = -1
+    if not 4096 <= size <= 2**50:
+        raise UserError("%s must be a size of at least 4KiB such as 65536, 64KiB or 64MiB, not %s" % (what, quoted(raw)))
+    return size
+
+
+def size_text(size: int) -> str:
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        factor = UNITS_B[unit[0].lower()]
+        if size >= factor and size % factor == 0:
+            return "%d%s" % (size // factor, unit)
+    return str(size)
+
+
+def parse_when(raw, what: str = "a time") -> float:
+    """Unix seconds from an ISO 8601 time, local unless it names a zone."""
+    from datetime import datetime
+    try:
+        text = raw.strip()
+        moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "zZ" else text)
+        return moment.timestamp()
+    except (ValueError, AttributeError, OverflowError, OSError):
+        raise UserError("%s must be a time such as '2026-12-01 09:00' or 2026-12-01T09:00:00Z, not %s" % (
+            what, quoted(raw))) from None
+
+
+def parse_codes(raw, what: str = "exit codes") -> str:
+    """A set of exit codes such as `1,75,128-159`, normalised; see code_in."""
+    parts = []
+    for part in str(raw).split(","):
+        low, dash, high = part.strip().partition("-")
+        low = parse_number(low, what, 0, 4294967295, whole=True)
+        high = parse_number(high, what, low, 4294967295, whole=True) if dash else low
+        parts.append("%d-%d" % (low, high) if high > low else "%d" % low)
+    return ",".join(parts)
+
+
+def code_in(code, codes) -> bool:
+    """Whether an exit code is in a set that parse_codes made; no code and no set hold nothing."""
+    if code is None or not codes:
+        return False
+    for part in codes.split(","):
+        low, _, high = part.partition("-")
+        if int(low) <= code <= int(high or low):
+            return True
+    return False
+
+
+def parse_name(raw, what: str = "a name") -> str:
+    """A name for a job, queue, key or schedule: one printable line that can't be taken for an id."""
+    if not isinstance(raw, str) or not raw or len(raw) > 200 or not raw.isprintable() or raw != raw.strip():
+        raise UserError("%s must be 1 to 200 printable characters, not %s" % (what, quoted(raw)))
+    head, dash, tail = raw.partition("-")
+    if raw.isdigit() or raw.lower() in ("last", "all") or dash and head.isdigit() and tail.isdigit():
+        raise UserError("%s can't be %s, which would read as an id: put a letter in it" % (what, quoted(raw)))
+    if raw[0] == "-" or "," in raw or "/" in raw and what == "a queue":
+        raise UserError("%s can't start with - or hold a comma%s: %s" % (
+            what, " or a slash" if what == "a queue" else "", quoted(raw)))
+    return raw
+
+
+def parse_text(raw, what: str) -> str:
+    """A key of the user's own: any text of one printable line."""
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        raw = str(raw)
+    if not isinstance(raw, str) or not raw or len(raw) > 500 or not raw.isprintable():
+        raise UserError("%s must be 1 to 500 printable characters, not %s" % (what, quoted(raw)))
+    return raw
+
+
+def parse_choice(raw, what: str, choices) -> str:
+    if raw not in choices:
+        raise UserError("%s must be %s, not %s%s" % (
+            what, " or ".join((", ".join(choices[:-1]), choices[-1])), quoted(raw), nearest(raw, choices)))
+    return raw
+
+
+def nearest(word, choices) -> str:
+    """` (did you mean X?)`, or nothing where no choice is near."""
+    import difflib
+    near = difflib.get_close_matches(str(word)[:100], list(choices), 1)
+    return " (did you mean %s?)" % near[0] if near else ""
+
+
+def parse_refs(raw, what: str) -> list:
+    """Ids and names from a JSON value or the words of a command line."""
+    refs = raw if isinstance(raw, (list, tuple)) else [raw]
+    if not refs or not all(isinstance(ref, (str, int)) and not isinstance(ref, bool) for ref in refs):
+        raise UserError("%s must be ids or names of jobs, not %s" % (what, quoted(raw)))
+    return [part for ref in refs for part in str(ref).split(",") if part]
+
+
+def parse_env(raw, what: str = "env") -> dict:
+    """Environment variables from JSON's {"K": "V"} or from words K=V."""
+    if isinstance(raw, dict):
+        pairs = list(raw.items())
+    else:
+        pairs = [str(word).partition("=")[::2] if "=" in str(word) else (word, None)
+                 for word in (raw if isinstance(raw, (list, tuple)) else [raw])]
+    for key, value in pairs:
+        if not isinstance(value, str) or not key or "=" in key or "\0" in key + value:
+            raise UserError("%s must be KEY=VALUE, not %s" % (what, quoted(key)))
+    return dict(pairs)
+
+
+def parse_rate(raw, what: str = "a rate"):
+    """(text, seconds between two starts) from `10/m`; `none` gives (None, None)."""
+    if isinstance(raw, str) and raw.strip().lower() == "none":
+        return None, None
+    count, slash, unit = str(raw).strip().partition("/")
+    if not slash or unit not in ("s", "m", "h", "d"):
+        raise UserError("%s must be N/s, N/m, N/h, N/d or none, not %s" % (what, quoted(raw)))
+    number = parse_number(count, what, 0.001, 1e6)
+    return "%s/%s" % (number_text(number), unit), UNITS_S[unit] / number
+
+
+def backoff_delay(job, jitter: float) -> float:
+    """Seconds to wait after a failed attempt; `jitter` in [0, 1) adds up to a tenth, on top.
+
+    The exponent is capped before it overflows (river#698).
+    """
+    try:
+        delay = {"exponential": lambda: job.backoff_base ** job.attempts,
+                 "linear": lambda: job.backoff_base * job.attempts,
+                 "constant": lambda: job.backoff_base}[job.backoff]()
+    except OverflowError:
+        delay = job.backoff_max
+    return min(delay, job.backoff_max) * (1 + 0.1 * jitter)
+
+
+# A setting: its default, how a value is read and written, and what it means.
+Setting = namedtuple("Setting", "default parse text meaning")
+SETTINGS = {
+    "max_retries": Setting(3, lambda raw, what: parse_number(raw, what, 0, 10**6, whole=True), str,
+                           "runs after the first, before a job is dead"),
+    "timeout": Setting(None, parse_optional_duration, duration_text, "how long an attempt may run"),
+    "backoff": Setting("exponential", lambda raw, what: parse_choice(raw, what, ("exponential", "linear", "constant")),
+                       str, "how the delay grows: base ** n, base * n or base seconds after the n-th failure"),
+    "backoff_base": Setting(2.0, lambda raw, what: parse_number(raw, what, 0, 10**6), number_text,
+                            "base of that delay, in seconds"),
+    "backoff_max": Setting(3600.0, parse_duration, duration_text, "longest delay between two attempts"),
+    "kill_grace": Setting(5.0, parse_duration, duration_text, "from TERM to KILL when a job is ended"),
+    "keep_finished": Setting(604800.0, parse_optional_duration, duration_text,
+                             "how long completed and cancelled jobs are kept"),
+    "log_limit": Setting(64 * 2**20, parse_size, size_text, "most output kept of one attempt: its head and its tail"),
+    "max_crashes": Setting(3, lambda raw, what: parse_number(raw, what, 1, 10**6, whole=True), str,
+                           "deaths of its worker that a job may see before it is dead"),
+    "max_snoozes": Setting(100, lambda raw, what: parse_number(raw, what, 0, 10**6, whole=True), str,
+                           "snoozes of a job before they count as failures"),
+    "sync": Setting("normal", lambda raw, what: parse_choice(raw, what, ("normal", "full")), str,
+                    "`full`: workers sync each result to the disk too"),
+}
+
+
+def setting_key(raw) -> str:
+    key = str(raw).replace("-", "_")
+    if key not in SETTINGS:
+        raise UserError("no setting is called %s%s: see `%s config list`" % (quoted(raw), nearest(key, SETTINGS), PROGRAM))
+    return key
+
+
+def parse_setting(key: str, raw):
+    return SETTINGS[key].parse(raw, key)
+
+
+# What may be said of a job, by option or by JSON key: how it is read, its metavar (None: a flag), and its meaning.
+Option = namedtuple("Option", "parse metavar meaning")
+JOB_OPTIONS = {
+    "name": Option(lambda raw, what: parse_name(raw), "NAME", "a unique name, usable wherever an id is (--id is the same)"),
+    "queue": Option(lambda raw, what: parse_name(raw, "a queue"), "NAME", "the queue to put it in (default)"),
+    "priority": Option(lambda raw, what: parse_number(raw, what, -10**9, 10**9, whole=True), "N", "higher goes first (0)"),
+    "delay": Option(parse_duration, "DURATION", "not before so long from now"),
+    "at": Option(parse_when, "TIME", "not before this time, local unless it names a zone"),
+    "ttl": Option(lambda raw, what: parse_duration(raw, what, 0.001), "DURATION", "cancel it if it has not started by then"),
+    "max_retries": Option(SETTINGS["max_retries"].parse, "N", "runs after the first; 0: one run"),
+    "timeout": Option(parse_optional_duration, "DURATION", "end an attempt that takes longer"),
+    "backoff": Option(SETTINGS["backoff"].parse, "KIND", "exponential, linear or constant"),
+    "backoff_base": Option(SETTINGS["backoff_base"].parse, "SECONDS", "base of the delay before a retry"),
+    "backoff_max": Option(SETTINGS["backoff_max"].parse, "DURATION", "longest delay before a retry"),
+    "retry_on": Option(parse_codes, "CODES", "retry only after these exit codes, as in 1,75,128-159"),
+    "dead_on": Option(parse_codes, "CODES", "no retry after these exit codes"),
+    "snooze_on": Option(parse_codes, "CODES", "try again later after these, without charging the attempt"),
+    "snooze": Option(parse_duration, "DURATION", "how much later (30s)"),
+    "slots": Option(lambda raw, what: parse_number(raw, what, 1, 10**6, whole=True), "N", "slots of its pool that it takes up (1)"),
+    "key": Option(parse_text, "KEY", "jobs of one key run one at a time, in order"),
+    "unique": Option(parse_text, "KEY", "while a job with this key is unfinished, give its id instead"),
+    "for": Option(parse_duration, "DURATION", "with --unique: and so long after its end"),
+    "after": Option(parse_refs, "ID", "start when these have completed (repeat, or separate by commas)"),
+    "after_any": Option(parse_refs, "ID", "start when these have ended, however"),
+    "after_batch": Option(parse_refs, "BATCH", "start when all jobs of this batch have ended"),
+    "cwd": Option(lambda raw, what: raw, "DIR", "directory to run in (this one)"),
+    "env": Option(parse_env, "K=V", "one more environment variable (may be repeated)"),
+    "hold": Option(lambda raw, what: parse_flag(raw, what), None, "keep it until `release`"),
+}
+# Fields of a job as other tools of the family write them; they say nothing that enqueue needs.
+IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
+
+
+def parse_flag(raw, what: str) -> bool:
+    if not isinstance(raw, bool):
+        raise UserError("%s must be true or false, not %s" % (what, quoted(raw)))
+    return raw
+
+
+def parse_job(raw: dict) -> dict:
+    """The options of one job, checked, by the names of JOB_OPTIONS plus `command`."""
+    job = {}
+    for key, value in raw.items():
+        name = {"id": "name", "p": "priority"}.get(key, str(key).replace("-", "_"))
+        if name in job:
+            raise UserError("%s is given twice" % quoted(key))
+        if name == "command":
+            job[name] = value
+        elif name in JOB_OPTIONS:
+            if value is not None:
+                job[name] = JOB_OPTIONS[name].parse(value, str(key))
+        elif name not in IGNORED_KEYS:
+            raise UserError("no job has %s%s" % (quoted(key), nearest(name, JOB_OPTIONS)))
+    if "for" in job and "unique" not in job:
+        raise UserError("`for` needs `unique`")
+    if "delay" in job and "at" in job:
+        raise UserError("`delay` and `at` exclude each other: give one")
+    return job
+
+
+def parse_line(line: str):
+    """One line of a bulk file: None (nothing on it), a command, or a dict from JSON."""
+    text = line.strip()
+    if not text or text[0] == "#":
+        return None
+    if text[0] == "{" and text[1:].lstrip()[:1] in ('"', "}"):
+        return parse_object(text)
+    if "\0" in text:
+        raise UserError("a NUL character, which no program can be given")
+    return text
+
+
+def parse_object(text: str) -> dict:
+    import json
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError("not valid JSON: %s" % plain(str(error))[:200]) from None
+    if not isinstance(value, dict) or not value.get("command"):
+        raise UserError('a JSON object with a "command" is needed, such as {"command": "sleep 2"}')
+    return value
+
+
+class Files:
+    """Where things lie beside a database: all that is not in it."""
+
+    def __init__(self, database: str):
+        self.database = os.path.abspath(database)
+        self.root = self.database + ".d"
+        self.workers = os.path.join(self.root, "workers")
+        self.logs = os.path.join(self.root, "logs")
+
+    def lock(self, worker) -> str:
+        return os.path.join(self.workers, "%s.lock" % worker)
+
+    def output(self, worker) -> str:
+        """Where the attempt that a worker runs writes to, until it has ended."""
+        return os.path.join(self.workers, "%s.out" % worker)
+
+    def log(self, job: int, attempt: int) -> str:
+        return os.path.join(self.logs, str(job // 1000), "%d.%d.log" % (job, attempt))
+
+    def make(self) -> None:
+        for path in (self.root, self.workers, self.logs):
+            os.makedirs(path, 0o700, exist_ok=True)
+
+    def keep(self, worker, job: int, attempt: int, even_empty: bool = False) -> None:
+        """Makes the output of an ended attempt its log; without output there is none, unless `even_empty`."""
+        path, log = self.output(worker), self.log(job, attempt)
+        try:
+            if even_empty or os.stat(path).st_size:
+                os.makedirs(os.path.dirname(log), 0o700, exist_ok=True)
+                os.replace(path, log)
+        except FileNotFoundError:
+            pass  # kept already, before a crash
+
+    def remove_logs(self, jobs) -> None:
+        """Removes the logs of (id, attempts begun) pairs, and a directory that is empty then."""
+        folders = set()
+        for job, attempts in jobs:
+            for attempt in range(1, attempts + 1):
+                path = self.log(job, attempt)
+                folders.add(os.path.dirname(path))
+                remove(path)
+        for folder in folders:
+            try:
+                os.rmdir(folder)
+            except OSError:
+                pass  # other jobs' logs are in it
+
+
+def remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # gone already, or still open on Windows: the next tidying takes it
+
+
+# == Platform differences ==============================================================
+# Locks, processes, wake-up, places: one class a system, the same methods in each, and OS is ours.
+# Calls Small helpers.  The facts behind it: flock(2), setsid(2), proc(5), posix_spawn(3).
+
+Process = namedtuple("Process", "pid group born")  # a process as another may find it: see System.born
+
+
+class Posix:
+    """Any POSIX system: macOS, the BSDs, and the base of Linux."""
+
+    forks = False            # whether workers are forked from the supervisor or started anew
+    job_faults = (7,)        # errno of a spawn that is the job's own fault: E2BIG
+    longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
+    stream_options = {}
+
+    # -- places and words --
+
+    def state_dir(self) -> str:
+        base = os.environ.get("XDG_STATE_HOME", "")
+        if os.path.isabs(base):
+            return os.path.join(base, PROGRAM)
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):
+            raise UserError("no home directory to keep the queue in: give --db PATH or set QUEUECTL_DB")
+        return os.path.join(home, ".local", "state", PROGRAM)
+
+    def quote(self, words) -> str:
+        """An argument list as the shell command that runs it unchanged."""
+        return " ".join(self._quoted(word) for word in words)
+
+    def _quoted(self, word: str) -> str:
+        safe = word and not word.strip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
+        return word if safe else "'" + word.replace("'", "'\"'\"'") + "'"
+
+    def environment(self, more: dict) -> bytes:
+        """This process's environment and `more`, as sorted K=V entries between NULs."""
+        env = dict(os.environb)
+        env.update((os.fsencode(key), os.fsencode(value)) for key, value in more.items())
+        return b"\0".join(b"%s=%s" % pair for pair in sorted(env.items()) if pair[0] != b"_")
+
+    def job_environment(self, data: bytes, more: dict) -> dict:
+        """What `environment` stored, and `more`, in the form that spawn takes."""
+        env = dict(entry.split(b"=", 1) for entry in data.split(b"\0") if b"=" in entry)
+        env.update((key.encode(), os.fsencode(value)) for key, value in more.items())
+        return env
+
+    def cores(self) -> int:
+        try:
+            return len(os.sched_getaffinity(0))
+        except AttributeError:
+            return os.cpu_count() or 1
+
+    def load(self) -> float:
+        return os.getloadavg()[0]
+
+    def network_disk(self, path: str) -> str:
+        """The kind of network file system that `path` is on; "" where it is none or can't be told."""
+        return ""
+
+    # -- locks that the kernel drops with their last holder --
+
+    def hold(self, path: str, flags: int = 0) -> int:
+        """Makes `path` and locks it for as long as the descriptor, or one inherited from it, is open."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+        if not self.try_lock(fd):
+            os.close(fd)
+            raise BlockingIOError(0, "is locked by another process", path)
+        return fd
+
+    def try_lock(self, fd: int) -> bool:
+        import fcntl
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+
+    def seize(self, path: str):
+        """A descriptor that holds the lock of an existing file; None where another holds it."""
+        fd = os.open(path, os.O_RDWR)
+        if self.try_lock(fd):
+            return fd
+        os.close(fd)
+        return None
+
+    def is_held(self, path: str) -> bool:
+        try:
+            fd = self.seize(path)
+        except FileNotFoundError:
+            return False
+        if fd is not None:
+            os.close(fd)
+        return fd is None
+
+    def write_record(self, fd: int, text: str) -> None:
+        """Puts one line of at most 200 characters at the start of a lock file."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.write(fd, text.ljust(200).encode() + b"\n")
+
+
+    # -- which machine, boot and process this is --
+
+    def machine(self) -> str:
+        """Names this boot of this machine and this pid space; "" where it can't be told."""
+        return self._ps("-o", "lstart=", "-p", "1").strip().replace(" ", "_")
+
+    def born(self) -> float:
+        """Now, on the clock that Process.born is told in."""
+        return time.time()
+
+    def birth_slack(self) -> float:
+        return 2.0
+
+    def processes(self) -> list:
+        rows = []
+        for line in self._ps("-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
+            words = line.split()
+            try:
+                born = time.mktime(time.strptime(" ".join(words[3:8]), "%a %b %d %H:%M:%S %Y"))
+                if words[2][:1] != "Z":
+                    rows.append(Process(int(words[0]), int(words[1]), born))
+            except (ValueError, IndexError):
+                continue
+        return rows
+
+    def holders(self, path: str) -> list:
+        """Pids of this user's processes that hold the lock of `path`, as far as that can be told."""
+        return []
+
+    def _ps(self, *args) -> str:
+        import subprocess
+        try:
+            done = subprocess.run(("ps",) + args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                                  env=dict(os.environ, LC_ALL="C"), timeout=10)
+            return done.stdout.decode("ascii", "replace")
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    def end_orphans(self, group: int, born: float, path: str) -> list:
+        """Kills what a dead worker's attempt left, where that is surely ours; returns the pids still there.
+
+        A process is ours when it holds the lock of the attempt's output, or is in its process group and
+        no older than the attempt: a group's number is not given out while it has a member.
+        """
+        import signal
+        left = []
+        for _ in range(50):
+            ours = {p.pid for p in self.processes() if group > 1 and p.group == group and p.born >= born - self.birth_slack()}
+            ours.update(self.holders(path))
+            left = sorted(ours - {os.getpid()})
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass  # gone, or another user's: then its lock is waited for
+            if not left:
+                break
+            time.sleep(0.01)
+        return left
+
+    # -- running a job --
+
+    def spawn(self, command: str, env: dict, output: int, script: str):
+        """Starts `command` in a session and group of its own; returns its pid, which is its group too.
+
+        posix_spawn keeps to one fork (or vfork) and exec on every Python and system; descriptors of
+        Python are closed by exec (PEP 446), but `output`, which the job keeps as one more holder of its lock.
+        """
+        argument = os.fsencode(command)
+        argv = [b"sh", b"-c", argument]
+        if len(argument) > SCRIPT_FROM:
+            with open(script, "wb") as file:
+                file.write(argument + b"\n")
+            argv = [b"sh", os.fsencode(script)]
+        actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+        return os.posix_spawn("/bin/sh", argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                              setsigdef=self._default_signals())
+
+    def _default_signals(self):
+        import signal
+        return [getattr(signal, name) for name in (
+            "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGXFSZ", "SIGTSTP")]
+
+    def open_output(self, path: str) -> int:
+        """The locked file that a job writes to: inheritable, and numbered past what shells redirect by digit."""
+        import fcntl
+        first = self.hold(path, os.O_APPEND)
+        fd = fcntl.fcntl(first, fcntl.F_DUPFD, 10)
+        os.close(first)
+        return fd
+
+    def signal_group(self, group: int, hard: bool) -> bool:
+        """TERM or KILL to all of a job; False when nothing of it is left."""
+        import signal
+        try:
+            os.killpg(group, signal.SIGKILL if hard else signal.SIGTERM)
+            return True
+        except (ProcessLookupError, PermissionError):  # PermissionError: only zombies are left, on macOS
+            return False
+
+    def group_alive(self, group: int) -> bool:
+        try:
+            os.killpg(group, 0)
+            return True
+        except (ProcessLookupError, PermissionError):
+            return False
+
+    def failure_text(self, code: int) -> str:
+        """An exit code (negative: the signal, as subprocess has it) in words."""
+        if code >= 0:
+            return "exit %d" % code
+        import signal
+        try:
+            return "signal %d (%s)" % (-code, signal.Signals(-code).name)
+        except ValueError:
+            return "signal %d" % -code
+
+    # -- the supervisor's side --
+
+    def detach(self, argv: list, log: str):
+        """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
+        import subprocess
+        with open(log, "ab") as file:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
+                                       start_new_session=True, cwd="/")
+        process.returncode = 0  # it is not ours to wait for
+        return process.pid, process.stdout
+
+    def close_strangers(self) -> None:
+        """Marks descriptors that we were started with as not for our children."""
+        for name in os.listdir("/dev/fd"):
+            try:
+                if int(name) > 2:
+                    os.set_inheritable(int(name), False)
+            except OSError:
+                pass  # the listing's own
+
+    def crew(self, token: str):
+        return PosixCrew(self.forks)
+
+    def bell(self, where: str):
+        return PosixBell(int(where))
+
+    def install_dir(self) -> str:
+        return os.path.join(os.path.expanduser("~"), ".local", "bin")
+
+    def launcher(self, folder: str) -> tuple:
+        """(file name, text) of the command that `install` makes."""
+        return PROGRAM, "#!%s -IS\nimport sys\nsys.path.insert(0, %r)\nimport queuectl\nsys.exit(queuectl.main())\n" % (
+            sys.executable, folder)
+
+    def terminal_colours(self, stream) -> bool:
+        return True
+
+
+class Linux(Posix):
+    """Linux: /proc tells which processes are ours; workers are forked, which keeps them small."""
+
+    forks = True
+
+    def machine(self) -> str:
+        try:
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                return "%s/%s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
+        except OSError:
+            return ""
+
+    def born(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def birth_slack(self) -> float:
+        return 0.05  # starttime is in ticks of 10 ms
+
+    def processes(self) -> list:
+        tick = os.sysconf("SC_CLK_TCK")
+        rows = []
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                try:
+                    with open("/proc/%s/stat" % name, "rb") as file:
+                        words = file.read().rpartition(b")")[2].split()
+                except OSError:
+                    continue
+                if words[0] not in (b"Z", b"X"):
+                    rows.append(Process(int(name), int(words[2]), int(words[19]) / tick))
+        return rows
+
+    def holders(self, path: str) -> list:
+        try:
+            wanted = os.stat(path)
+        except OSError:
+            return []
+        found = []
+        for process in self.processes():
+            folder = "/proc/%d/fd" % process.pid
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                continue
+            if any(self._holds(process.pid, name, wanted) for name in names):
+                found.append(process.pid)
+        return found
+
+    def _holds(self, pid: int, name: str, wanted) -> bool:
+        try:
+            if not os.path.samestat(os.stat("/proc/%d/fd/%s" % (pid, name)), wanted):
+                return False
+            with open("/proc/%d/fdinfo/%s" % (pid, name)) as file:
+                return any(line.startswith("lock:") for line in file)  # a mere reader has none
+        except OSError:
+            return False
+
+    def network_disk(self, path: str) -> str:
+        best, kind = "", ""
+        path = os.path.realpath(path)
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+                for line in file:
+                    left, _, right = line.partition(" - ")
+                    mount = left.split()[4].replace("\\040", " ")
+                    if (path + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best):
+                        best, kind = mount, right.split()[0]
+        except (OSError, IndexError):
+            return ""
+        return kind if kind.startswith(("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs", "lustre")) else ""
+
+
+class PosixCrew:
+    """The supervisor's end of its workers: a pipe that wakes one of them a byte, and signals."""
+
+    def __init__(self, forks: bool):
+        self._forks = forks
+        self._wake, self._token = os.pipe()
+        os.set_blocking(self._token, False)
+        self._children = {}
+
+    def start(self, work, argv: list) -> int:
+        """Starts one worker: forked to call `work(where)`, or `argv` and `where` as a new program."""
+        if self._forks:
+            pid = os.fork()
+            if not pid:
+                self._become(work)
+        else:
+            import subprocess
+            child = subprocess.Popen(argv + [str(self._wake)], stdin=subprocess.DEVNULL, pass_fds=(self._wake,))
+            pid, child.returncode = child.pid, 0  # reaped below, not by subprocess
+        self._children[pid] = time.monotonic()
+        return pid
+
+    def _become(self, work) -> None:
+        code = 1
+        try:
+            os.close(self._token)
+            work(str(self._wake))
+            code = 0
+        except BaseException:  # a fault of ours: into the log it goes, since nobody above can tell
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+
+    def wake(self, count: int) -> None:
+        """Wakes that many workers, fewer where as many are being woken already."""
+        import fcntl
+        import termios
+        waiting = int.from_bytes(fcntl.ioctl(self._wake, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+        try:
+            os.write(self._token, b"w" * max(0, min(count, len(self._children)) - waiting))
+        except BlockingIOError:
+            pass
+
+    def signal(self, pid: int, word: str) -> None:
+        """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
+        import signal
+        try:
+            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGUSR2}[word])
+        except ProcessLookupError:
+            pass
+
+    def pids(self) -> list:
+        return list(self._children)
+
+    def reap(self) -> list:
+        """For each worker process that has ended since: the seconds that it lived."""
+        ended = []
+        for pid in list(self._children):
+            try:
+                done, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                done = pid
+            if done:
+                ended.append(time.monotonic() - self._children.pop(pid))
+        return ended
+
+
+class PosixBell:
+    """What a worker waits on.  Level 1: end after this job; 2: end now.  `looked` falls when it shall look."""
+
+    def __init__(self, wake: int):
+        import select
+        import signal
+        self.level = 0
+        self.look = False
+        self._idle = False
+        self._wake = wake
+        self._boss = os.getppid()
+        self._rung, ring = os.pipe()
+        os.set_blocking(self._rung, False)
+        os.set_blocking(ring, False)
+        signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+        for name, handler in (("SIGTERM", self._on_stop), ("SIGUSR2", self._on_now), ("SIGUSR1", self._on_look),
+                              ("SIGCHLD", self._on_child), ("SIGINT", signal.SIG_IGN), ("SIGHUP", signal.SIG_IGN),
+                              ("SIGXFSZ", signal.SIG_IGN)):
+            signal.signal(getattr(signal, name), handler)
+        self._poll = select.poll()
+        self._poll.register(self._rung, select.POLLIN)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)  # what a job reads from
+        os.close(null)
+
+    def _on_stop(self, *_) -> None:
+        self.level = max(self.level, 1)
+        self._interrupt()
+
+    def _on_now(self, *_) -> None:
+        self.level = 2
+        self._interrupt()
+
+    def _on_look(self, *_) -> None:
+        self.look = True
+        self._interrupt()
+
+    def _on_child(self, *_) -> None:
+        """Needed for SIGCHLD to reach the wake-up descriptor at all."""
+
+    def _interrupt(self) -> None:
+        # A handler that only sets a flag would leave os.read waiting (PEP 475).
+        if self._idle:
+            self._idle = False
+            raise Rung
+
+    def orphaned(self) -> bool:
+        return os.getppid() != self._boss
+
+    def wait_for_work(self) -> None:
+        """Returns when there may be a job, or something to look at, or the supervisor is gone."""
+        try:
+            try:
+                self._idle = True
+                if not self.level and not self.look and not os.read(self._wake, 1):
+                    self.level = 1
+            finally:
+                self._idle = False
+        except Rung:
+            pass
+
+    def wait_for_exit(self, pid: int, timeout):
+        """The exit code of a child (negative: its signal), or None at the timeout or when rung."""
+        level = self.level
+        limit = None if timeout is None else time.monotonic() + timeout
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            if self.look or self.level != level:
+                return None
+            left = None if limit is None else limit - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            self.pause(left)
+
+    def pause(self, seconds) -> None:
+        """Waits until a signal or the time; None: for a signal only."""
+        if self._poll.poll(None if seconds is None else max(0, seconds) * 1000 + 0.999):
+            try:
+                while len(os.read(self._rung, 512)) == 512:
+                    pass
+            except BlockingIOError:
+                pass
+
+
+OS = Linux() if sys.platform.startswith("linux") and not os.environ.get("QUEUECTL_FALLBACKS") else Posix()
+
+
+def find_database(given) -> str:
+    """The database to use: what was given, else QUEUECTL_DB, else one for this user."""
+    path = given if given is not None else os.environ.get("QUEUECTL_DB", "")
+    if given == "" or "\0" in (path or ""):
+        raise UserError("--db must name a file")
+    return path or os.path.join(OS.state_dir(), "queue.db")
+
+
+# == Store =============================================================================
+# class Queue: the database.  All SQL is here, a statement in the method that runs it.
+# Calls Small helpers and Platform differences (locks, places); knows nothing of processes or printing.
+
+class Job(namedtuple("Job", JOB_COLUMNS)):
+    """A row of the job table, as it was when it was read."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, row):
+        job = cls._make(row)
+        if job.state not in STATES:
+            raise sqlite3.DatabaseError("job %r has the unknown state %r" % (job.id, job.state))
+        if isinstance(job.command, bytes) or isinstance(job.cwd, bytes):
+            job = job._replace(command=os.fsdecode(job.command), cwd=os.fsdecode(job.cwd))
+        return job
+
+    def to_dict(self) -> dict:
+        """The job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
+        shown = {column: getattr(self, column) for column in (
+            "id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
+            "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "worker")}
+        shown["unique"] = self.unique_key
+        shown["held"] = bool(self.held)
+        for column in ("created_at", "run_at", "started_at", "finished_at", "expires_at"):
+            shown[column] = utc(getattr(self, column))
+        for column in ("command", "cwd", "error"):
+            if shown[column] is not None:
+                shown[column] = shown[column].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return shown
+
+
+# How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
+Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
+Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
+
+
+def is_busy(error) -> bool:
+    return "locked" in str(error) or "busy" in str(error)
+
+
+def searchable(text: str):
+    """A string that SQLite can be asked for, whatever bytes it was made of."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def split_statements(script: str) -> list:
+    """The statements of a script; sqlite3's executescript would commit an open transaction."""
+    statements, text = [], ""
+    for line in script.splitlines():
+        text += line + "\n"
+        if sqlite3.complete_statement(text):
+            statements.append(text)
+            text = ""
+    return statements
+
+
+class Transaction:
+    """One short BEGIN IMMEDIATE transaction of a Queue; entering gives the time of it.
+
+    Busy: sleep a random part of a time that doubles from 2 to 10 ms.  With SQLite's own busy handler one
+    process of 64 waited 8 s, with this 0.7 s.  After the commit the supervisors get their hints.
+    """
+
+    def __init__(self, queue):
+        self._queue = queue
+
+    def __enter__(self) -> float:
+        queue = self._queue
+        if queue._db.in_transaction:
+            raise RuntimeError("transactions do not nest")
+        queue.check_file()
+        queue._patiently(lambda: queue._db.execute("BEGIN IMMEDIATE"))
+        queue._ring = None
+        return queue._clock()
+
+    def __exit__(self, kind, *_) -> None:
+        queue, db = self._queue, self._queue._db
+        try:
+            if kind is not None:
+                return
+            listeners = queue._listeners() if queue._ring is not None else ()
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        if listeners:
+            queue._send(listeners, queue._ring)
+
+
+class Plan:
+    """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
+
+    def __init__(self, queue, items, pool=None, on_twin=None):
+        self._queue = queue
+        self._pool = pool
+        self._on_twin = on_twin or (lambda job: None)
+        self._defaults = queue.config()
+        self._base = OS.environment({})
+        self._envs = {}        # environment -> its id
+        self._uses = {}        # its id -> how many of these jobs use it
+        self._new = []         # (item, id) of those stored that say more than a command
+        self.items = []        # a command, or (where, columns, options)
+        self._read(items)
+
+    def _read(self, items) -> None:
+        for item in items:
+            label = ""
+            if isinstance(item, tuple):
+                label, item = "line %d: " % item[0], item[1]
+            if isinstance(item, str) and item.isascii() and "\0" not in item and not item.isspace() and item:
+                self.items.append(item)
+                continue
+            try:
+                self.items.append((label,) + self._special(item))
+            except UserError as error:
+                raise UserError(label + str(error)) from None
+        if not self.items:
+            raise UserError("there is no job to enqueue: give a command")
+
+    def _special(self, item) -> tuple:
+        """(columns, options) of a job that says more than an ASCII command."""
+        options = parse_job(item if isinstance(item, dict) else {"command": item})
+        columns = {"command": encodable(self._command(options.pop("command", None)), "the command")}
+        for option in ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
+                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "schedule"):
+            if option in options:
+                columns[option] = options.pop(option)
+        if "cwd" in options:
+            columns["cwd"] = self._directory(options.pop("cwd"))
+        if "hold" in options:
+            columns["held"] = int(options.pop("hold"))
+        if "unique" in options:
+            columns["unique_key"] = options["unique"]
+        if "env" in options:
+            options["env"] = OS.environment(options["env"])
+        return columns, options
+
+    def _command(self, command) -> str:
+        if isinstance(command, (list, tuple)) and command and all(isinstance(word, str) for word in command):
+            command = command[0] if len(command) == 1 and isinstance(command, tuple) else OS.quote(command)
+        if not isinstance(command, str) or not command.strip():
+            raise UserError("a command must be a string, or a list of strings, that is not empty")
+        return command
+
+    def _directory(self, cwd) -> str:
+        if not isinstance(cwd, str) or not cwd:
+            raise UserError("cwd must name a directory, not %s" % quoted(cwd))
+        return encodable(os.path.abspath(os.path.expanduser(cwd)), "cwd")
+
+    def store(self, now: float, label, progress) -> list:
+        """Writes them within a transaction; returns their ids."""
+        queue = self._queue
+        queue._need_queue("default")
+        batch = None
+        if label is not None:
+            batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
+                                      (label, now)).lastrowid
+        common = {key: self._defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
+        common.update(cwd=self._here(), env=self._env(self._base), batch=batch, pool=self._pool, run_at=now, created_at=now,
+                      gate=READY if self._pool is None else OWN)
+        ids, stored, start = [], 0, 0
+        while start < len(self.items):
+            if isinstance(self.items[start], tuple):
+                ids.append(self._store_special(self.items[start], common, now))
+                start += 1
+            else:
+                end = start + 1
+                while end < len(self.items) and end - start < 20000 and isinstance(self.items[end], str):
+                    end += 1
+                ids.extend(self._store_plain(self.items[start:end], common))
+                stored += end - start
+                start = end
+            progress(start)
+        self._link(now)
+        self._finish(batch, stored + len(self._new))
+        return ids
+
+    def _here(self):
+        try:
+            return encodable(os.getcwd(), "this directory")
+        except FileNotFoundError:
+            raise UserError("this directory does not exist any more: give --cwd DIR") from None
+
+    def _env(self, data: bytes) -> int:
+        if data not in self._envs:
+            self._envs[data] = self._queue._store_env(data, 0)
+            self._uses[self._envs[data]] = 0
+        return self._envs[data]
+
+    def _store_plain(self, commands: list, common: dict) -> range:
+        columns = tuple(common)
+        values = tuple(common[column] for column in columns)
+        db = self._queue._db
+        db.executemany("INSERT INTO job(command, " + ", ".join(columns) + ") VALUES(?" + ", ?" * len(columns) + ")",
+                       ((command,) + values for command in commands))
+        [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
+        db.execute("UPDATE tally SET n=n+? WHERE queue='default' AND state='pending'", (len(commands),))
+        self._uses[common["env"]] += len(commands)
+        self._queue._tell(len(commands))
+        return range(last - len(commands) + 1, last + 1)
+
+    def _store_special(self, item: tuple, common: dict, now: float) -> int:
+        """The id of a job stored, or of its twin where its unique key says that it is superfluous."""
+        where, columns, options = item
+        queue = self._queue
+        if "unique" in options:
+            twin = queue._twin(options["unique"], options.get("for", 0), now)
+            if twin is not None:
+                self._on_twin(twin)
+                return twin
+        columns = dict(common, **columns)
+        columns["env"] = self._env(options.get("env", self._base))
+        if "delay" in options:
+            columns.update(run_at=now + options["delay"], delay=options["delay"])
+        if "at" in options:
+            columns["run_at"] = options["at"]
+        if "ttl" in options:
+            columns["expires_at"] = now + options["ttl"]
+        name = columns.setdefault("queue", "default")
+        queue._need_queue(name)
+        columns["gate"] = HELD  # until its parents are known: see _link
+        try:
+            identity = queue._db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
+                                         columns).lastrowid
+        except sqlite3.IntegrityError:
+            raise UserError("%sthere is a job named %s already: choose another name" % (where, quoted(columns["name"]))) from None
+        queue._db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
+        self._uses[columns["env"]] += 1
+        self._new.append((item, identity))
+        return identity
+
+    def _link(self, now: float) -> None:
+        """Second pass, when every name has its id: dependencies, and what keeps each job back."""
+        queue = self._queue
+        for (where, _, options), identity in self._new:
+            for option, any_end in (("after", 0), ("after_any", 1), ("after_batch", 1)):
+                for ref in options.get(option, ()):
+                    queue._db.execute("INSERT OR REPLACE INTO dep(parent, child, any) VALUES(?, ?, ?)",
+                                      (self._parent(where, ref, option), identity, any_end))
+        if any("after" in item[2] or "after_any" in item[2] for item, _ in self._new):
+            self._refuse_cycles([identity for _, identity in self._new])
+        for _, identity in self._new:
+            self._release(queue._job(identity), now)
+
+    def _parent(self, where: str, ref: str, option: str) -> int:
+        queue = self._queue
+        if option == "after_batch":
+            row = queue._db.execute("SELECT id FROM batch WHERE id=?", (ref if ref.isdigit() and len(ref) < 19 else -1,)).fetchone()
+            if row is None:
+                raise UserError("%sno batch %s: see `%s batch list`" % (where, quoted(ref), PROGRAM))
+            return -row[0]
+        job = queue.find(ref)
+        if job is None:
+            raise UserError("%sno job %s to come after" % (where, quoted(ref)))
+        return job.id
+
+    def _refuse_cycles(self, ids: list) -> None:
+        """Takes away, again and again, what waits for nothing new; what is left waits for itself."""
+        db, fresh = self._queue._db, set(ids)
+        waits, children = {}, {}
+        for child in ids:
+            parents = [p for p, in db.execute("SELECT parent FROM dep WHERE child=?", (child,)) if p in fresh]
+            waits[child] = len(parents)
+            for parent in parents:
+                children.setdefault(parent, []).append(child)
+        free = [job for job in fresh if not waits.get(job)]
+        while free:
+            for child in children.get(free.pop(), ()):
+                waits[child] -= 1
+                if not waits[child]:
+                    free.append(child)
+        stuck = [job for job, count in waits.items() if count]
+        if stuck:
+            job = self._queue._job(stuck[0])
+            raise UserError("job %s waits for itself, through what it comes after: break the cycle" % quoted(job.name or job.command))
+
+    def _release(self, job, now: float) -> None:
+        """Opens the gate of a job just stored; cancels it where a parent has failed already."""
+        queue = self._queue
+        if job is None or job.gate != HELD or job.state != "pending":
+            return
+        for parent, any_end in queue._db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
+            state = queue._state_of_parent(parent)
+            if state in FINAL and (any_end or state == "completed"):
+                queue._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
+            elif state in FINAL:
+                queue._end(job, "cancel", now, cause=parent, error="its parent, job %d, %s" % (
+                    parent, "died" if state == "dead" else "was cancelled"))
+                return
+        queue._regate(job, now)
+
+    def _finish(self, batch, stored: int) -> None:
+        db = self._queue._db
+        for identity, uses in self._uses.items():
+            db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, identity))
+            db.execute("DELETE FROM env WHERE id=? AND uses<=0", (identity,))
+        if batch is not None:
+            db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": batch})
+
+
+class Queue:
+    """A queue in one database file; safe to use from any number of processes.
+
+    `patience` is how long, in seconds, a call waits for another program's lock; `sync` whether a commit
+    is on the disk when it returns (SQLite's synchronous=FULL) or may be lost in a power cut, though never torn.
+    """
+
+    # -- opening --
+
+    def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time):
+        self.path = os.path.abspath(find_database(path))
+        self.files = Files(self.path)
+        self.patience = patience
+        self._clock = clock
+        self._ring = None     # how many jobs became ready in this transaction; None: nothing to tell
+        self._socket = None
+        self._db = None
+        try:
+            self._open(sync)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def _open(self, sync: bool) -> None:
+        fresh = not os.path.exists(self.path)
+        if fresh:
+            self._make_file()
+        self._db = sqlite3.connect(self.path, timeout=self.patience, isolation_level=None)
+        stat = os.stat(self.path)
+        self._inode = (stat.st_dev, stat.st_ino)
+        version = self._patiently(lambda: self._version())
+        if version != SCHEMA_VERSION:
+            self._migrate(version)
+        self._db.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
+        if not sync:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
+        self._db.execute("PRAGMA checkpoint_fullfsync=1")
+        self._db.execute("PRAGMA journal_size_limit=16777216")
+
+    def _make_file(self) -> None:
+        folder = os.path.dirname(self.path)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, 0o700, exist_ok=True)
+        kind = OS.network_disk(folder)
+        if kind:
+            raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
+                            "keep the queue on a local disk with --db PATH or QUEUECTL_DB" % (plain(folder), kind))
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            pass  # another process was first
+
+    def _version(self) -> int:
+        """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
+        [application] = self._db.execute("PRAGMA application_id").fetchone()
+        [version] = self._db.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise UserError("%s is a database, but not one of %s: give another --db" % (plain(self.path), PROGRAM))
+        if version > SCHEMA_VERSION:
+            raise UserError("%s was written by a newer %s (schema %d, this one knows %d): use that one" % (
+                plain(self.path), PROGRAM, version, SCHEMA_VERSION))
+        return version
+
+    def _migrate(self, version: int) -> None:
+        """Makes the tables, or brings an older schema up to date; in one transaction, by one process."""
+        self._patiently(lambda: self._db.execute("PRAGMA journal_mode=WAL").fetchall())  # ignores the timeout
+        with Transaction(self):
+            version = self._version()
+            if version == 0:
+                for statement in split_statements(SCHEMA):
+                    self._db.execute(statement)
+                self._need_queue("default")
+            for step, script in MIGRATIONS:
+                if 0 < version <= step:
+                    for statement in split_statements(script):
+                        self._db.execute(statement)
+            self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
+            self._db.execute("PRAGMA user_version=%d" % SCHEMA_VERSION)
+
+    def _patiently(self, action):
+        """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction)."""
+        limit = time.monotonic() + self.patience
+        pause = 0.002
+        while True:
+            try:
+                return action()
+            except sqlite3.OperationalError as error:
+                if not is_busy(error) or time.monotonic() > limit:
+                    raise
+            time.sleep(pause * int.from_bytes(os.urandom(1), "big") / 256)
+            pause = min(pause * 2, 0.01)
+
+    def _read(self, sql: str, values=()) -> list:
+        """All rows of one SELECT: none is left open for writers' WAL to grow behind."""
+        return self._patiently(lambda: self._db.execute(sql, values).fetchall())
+
+    def check_file(self) -> None:
+        """Raises QueueGone when the path no longer leads to the open database: SQLite would not notice."""
+        try:
+            stat = os.stat(self.path)
+        except FileNotFoundError:
+            raise QueueGone("the database %s was deleted" % plain(self.path)) from None
+        if (stat.st_dev, stat.st_ino) != self._inode:
+            raise QueueGone("the database %s was replaced by another" % plain(self.path))
+
+    def changes(self) -> int:
+        """A number that differs once others have committed."""
+        return self._read("PRAGMA data_version")[0][0]
+
+    def _tell(self, count: int = 0) -> None:
+        """Has the supervisors told, after the commit, that `count` jobs became ready or something changed."""
+        self._ring = (self._ring or 0) + count
+
+    def _listeners(self) -> list:
+        return self._db.execute("SELECT port, token FROM supervisor").fetchall()
+
+    def _send(self, listeners, count: int) -> None:
+        """Sends each supervisor a hint.  It may be lost: they look once a second."""
+        if self._socket is None:
+            import _socket
+            self._socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+        for port, token in listeners:
+            try:
+                self._socket.sendto(b"%s %d" % (token.encode(), count), ("127.0.0.1", port))
+            except OSError:
+                pass
+
+    # -- settings --
+
+    def config(self) -> dict:
+        """Every setting's value in force."""
+        values = {key: setting.default for key, setting in SETTINGS.items()}
+        for key, text in self._read("SELECT key, value FROM config"):
+            if key in values:
+                values[key] = parse_setting(key, text)
+        return values
+
+    def setting(self, key: str):
+        rows = self._read("SELECT value FROM config WHERE key=?", (key,))
+        return parse_setting(key, rows[0][0]) if rows else SETTINGS[key].default
+
+    def set_config(self, key: str, raw) -> None:
+        key = setting_key(key)
+        text = SETTINGS[key].text(parse_setting(key, raw))
+        with Transaction(self):
+            self._db.execute("INSERT INTO config(key, value) VALUES(:key, :text) "
+                             "ON CONFLICT(key) DO UPDATE SET value=:text", {"key": key, "text": text})
+            self._tell()
+
+    def unset_config(self, key: str) -> None:
+        with Transaction(self):
+            self._db.execute("DELETE FROM config WHERE key=?", (setting_key(key),))
+            self._tell()
+
+    # -- enqueueing --
+
+    def enqueue(self, command, **options) -> int:
+        """Stores one job and returns its id; with `unique`, the id of the one that is there already.
+
+        `command` is a shell string or a list of arguments; the options are those of JOB_OPTIONS.
+        """
+        return self.enqueue_many([dict(options, command=command)])[0]
+
+    def enqueue_many(self, items, label=None, pool=None, progress=None, on_twin=None) -> list:
+        """Stores many jobs, all or none: commands, dicts, or (line number, either).  Returns their ids, in order.
+
+        With `label` they form a batch; `pool` keeps them for one `run`.  `progress(n)` is called now and then
+        with the number stored, `on_twin(id)` for each that its unique key made superfluous.
+        """
+        plan = Plan(self, items, pool, on_twin)
+        with Transaction(self) as now:
+            return plan.store(now, label, progress or (lambda count: None))
+
+    def _store_env(self, data: bytes, uses: int) -> int:
+        """The id of an environment that is used `uses` times more; each distinct one is stored once."""
+        import binascii
+        crc = binascii.crc32(data)
+        row = self._db.execute("SELECT id FROM env WHERE hash=? AND data=?", (crc, data)).fetchone()
+        if row:
+            self._db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, row[0]))
+            return row[0]
+        return self._db.execute("INSERT INTO env(hash, uses, data) VALUES(?, ?, ?)", (crc, uses, data)).lastrowid
+
+    def _need_queue(self, name: str) -> None:
+        if self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,)).rowcount:
+            self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(name, s) for s in STATES])
+
+    def _twin(self, key: str, window: float, now: float):
+        """The id of the job that makes another with this unique key superfluous."""
+        rows = self._db.execute("SELECT id, state, finished_at FROM job INDEXED BY job_unique "
+                                "WHERE unique_key=? ORDER BY id DESC LIMIT 100", (key,)).fetchall()
+        for job, state, finished_at in rows:
+            if state not in FINAL or finished_at is not None and finished_at > now - window:
+                return job
+        return None
+
+    # -- gates: what keeps a waiting job from being claimed --
+
+    def _gate_of(self, job, now: float) -> int:
+        if job.held:
+            return HELD
+        if self._db.execute("SELECT 1 FROM dep WHERE child=? AND done=0 LIMIT 1", (job.id,)).fetchone():
+            return PARENTS
+        if job.run_at > now:
+            return DUE
+        if job.key is not None and not self._take_key(job):
+            return KEYED
+        return READY if job.pool is None else OWN
+
+    def _regate(self, job, now: float) -> None:
+        """Writes what keeps a waiting job back now, after something of it has changed."""
+        gate = self._gate_of(job, now)
+        if gate not in (READY, OWN, KEYED):
+            self._pass_key(job, now)
+        if gate != job.gate:
+            self._db.execute("UPDATE job SET gate=? WHERE id=?", (gate, job.id))
+            self._tell(1 if gate in (READY, OWN) else 0)
+
+    def _take_key(self, job) -> bool:
+        self._db.execute("INSERT OR IGNORE INTO keylock(key, job) VALUES(?, ?)", (job.key, job.id))
+        return self._db.execute("SELECT job FROM keylock WHERE key=?", (job.key,)).fetchone()[0] == job.id
+
+    def _pass_key(self, job, now: float) -> None:
+        """Gives a key that `job` holds to the next that waits for it.  A job keeps its key through its retries."""
+        if job.key is None or job.state == "failed":
+            return
+        if not self._db.execute("DELETE FROM keylock WHERE key=? AND job=?", (job.key, job.id)).rowcount:
+            return
+        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_keyed WHERE key=? AND gate=4 AND id<>? "
+                               "ORDER BY priority DESC, id LIMIT 1", (job.key, job.id)).fetchone()
+        if row:
+            self._regate(Job.of(row), now)
+
+    def _promote(self, now: float) -> None:
+        """Lets jobs go whose time has come."""
+        rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=? "
+                                "ORDER BY run_at LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
+        for row in rows:
+            self._regate(Job.of(row), now)
+
+    def _expire(self, now: float) -> None:
+        """Cancels jobs that have not started by the time they were given."""
+        rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_expiry WHERE expires_at<=? "
+                                "LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
+        for row in rows:
+            self._end(Job.of(row), "expire", now, error="expired")
+
+    def _state_of_parent(self, parent: int):
+        if parent < 0:
+            row = self._db.execute("SELECT unfinished FROM batch WHERE id=?", (-parent,)).fetchone()
+            return "completed" if row is None or row[0] <= 0 else "pending"
+        row = self._db.execute("SELECT state FROM job WHERE id=?", (parent,)).fetchone()
+        return row[0] if row else "completed"
+
+    # -- events --
+
+    def _move(self, job, event: str, gate=None, **changes) -> bool:
+        """Applies an event to a job that is still as `job` says; False, changing nothing, when it is not.
+
+        The one place where a state changes.  The fence of state, worker and attempt makes a late
+        writer, whose claim was taken back, change nothing.
+        """
+        state = TRANSITIONS[event].get(job.state)
+        if state is None:
+            return False
+        changes.update(state=state, gate=gate)
+        sets = ", ".join("%s=:%s" % (column, column) for column in changes)
+        changes.update(_id=job.id, _state=job.state, _attempt=job.attempt, _worker=job.worker)
+        return self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
+                                "AND worker IS :_worker", changes).rowcount == 1
+
+    def _end(self, job, event: str, now: float, **changes) -> bool:
+        """Applies an event that ends a job for good, and all that follows from its end."""
+        changes.setdefault("finished_at", now)
+        if not self._move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes):
+            return False
+        if job.state not in FINAL:
+            self._ended([(job, TRANSITIONS[event][job.state])], now)
+        return True
+
+    def _ended(self, ended: list, now: float) -> None:
+        """Frees or cancels what waited for these (job, state); a list, since a chain of parents may be long."""
+        while ended:
+            job, state = ended.pop()
+            self._pass_key(job._replace(state=state), now)
+            self._release_children(job.id, state, now, ended)
+            if job.batch is not None:
+                self._db.execute("UPDATE batch SET unfinished=unfinished-1 WHERE id=?", (job.batch,))
+                [left] = self._db.execute("SELECT unfinished FROM batch WHERE id=?", (job.batch,)).fetchone()
+                if left <= 0:
+                    self._release_children(-job.batch, "completed", now, ended)
+                    self._tell()
+            if job.pool is not None:
+                self._tell()
+
+    def _release_children(self, parent: int, state: str, now: float, ended: list) -> None:
+        for child, any_end in self._db.execute("SELECT child, any FROM dep WHERE parent=? AND done=0", (parent,)).fetchall():
+            if state == "completed" or any_end:
+                self._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, child))
+            job = self._job(child)
+            if job is None or job.state not in WAITING:
+                continue
+            if state == "completed" or any_end:
+                self._regate(job, now)
+            elif self._move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None,
+                            error="its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")):
+                ended.append((job, "cancelled"))
+
+    def _revive(self, job, now: float) -> bool:
+        """Back to pending by a person's will: retries counted anew, and children that it had cancelled come back."""
+        revived = [job]
+        while revived:
+            job = revived.pop()
+            if not self._move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
+                              exit_code=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
+                return False
+            if job.batch is not None:
+                self._db.execute("UPDATE batch SET unfinished=unfinished+1 WHERE id=?", (job.batch,))
+            self._regate(self._job(job.id), now)
+            rows = self._db.execute("SELECT " + JOB_SELECT + " FROM dep JOIN job ON job.id=dep.child "
+                                    "WHERE dep.parent=? AND job.cause=? AND job.state='cancelled'", (job.id, job.id)).fetchall()
+            revived.extend(Job.of(row) for row in rows)
+        return True
+
+    # -- claims and outcomes --
+
+    def exchange(self, worker: int, outcome=None, claim: bool = True, queues=None, own=None, slots=None):
+        """Records a worker's last outcome and claims its next job, in one transaction.
+
+        Returns the Job claimed, with the environment it is to run in, as (job, env data), or None.
+        `queues` is a list of names between slashes, None for all; `own` the supervisor id of a `run`,
+        which takes the jobs kept for it; `slots` the size of the worker's pool.
+        """
+        with Transaction(self) as now:
+            if outcome is not None:
+                self._record(worker, outcome, now)
+            if not claim:
+                return None
+            job = self._claim_own(worker, own, now) if own else self._claim(worker, queues, slots, now)
+            if job is None:
+                return None
+            row = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
+            return job, row[0] if row else b""
+
+    def _record(self, worker: int, outcome, now: float) -> bool:
+        """Writes how an attempt ended; changes nothing for a worker that has lost its claim."""
+        job = outcome.job
+        end = {"exit_code": outcome.exit_code, "error": outcome.error, "duration": outcome.duration}
+        kind = outcome.kind
+        [asked] = self._db.execute("SELECT cancel FROM job WHERE id=?", (job.id,)).fetchone() or [0]
+        if kind == "completed":
+            done = self._end(job, "complete", now, **end)
+        elif asked and kind != "completed" or kind == "cancelled":
+            kind, end["error"] = "cancelled", "cancelled"
+            done = self._end(job, "cancel", now, **end)
+        elif kind == "released":
+            done = self._put_back(job, "release", now, now, {"attempts": job.attempts - 1})
+        elif kind == "crashed":
+            done = self._record_crash(job, now, end)
+        else:
+            kind, done = self._record_failure(job, kind, now, end)
+        if done:
+            self._db.execute(
+                "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error) "
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
+                 outcome.exit_code, end["error"]))
+            if self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
+                self._tell(1)
+        return done
+
+    def _put_back(self, job, event: str, now: float, run_at: float, changes: dict) -> bool:
+        """Sends a running job to wait again, keeping its key."""
+        gate = DUE if run_at > now else READY if job.pool is None else OWN
+        self._tell(0 if gate == DUE else 1)
+        return self._move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, **changes)
+
+    def _record_failure(self, job, kind: str, now: float, end: dict):
+        """(outcome, done) of an attempt that failed: a snooze, a retry, or the dead letter queue."""
+        code = end["exit_code"]
+        if code_in(code, job.snooze_on) and job.snoozes < self.setting("max_snoozes"):
+            pause = job.snooze if job.snooze is not None else 30.0
+            return "snoozed", self._put_back(job, "snooze", now, now + pause, dict(
+                end, attempts=job.attempts - 1, snoozes=job.snoozes + 1))
+        final = job.attempts > job.max_retries or code_in(code, job.dead_on)
+        if final or job.retry_on is not None and not code_in(code, job.retry_on):
+            return kind, self._end(job, "bury", now, **end)
+        pause = backoff_delay(job, int.from_bytes(os.urandom(2), "big") / 65536)
+        return kind, self._put_back(job, "fail", now, now + pause, dict(end, finished_at=now))
+
+    def _record_crash(self, job, now: float, end: dict) -> bool:
+        """The worker died: no retry is used up, but a job that kills its workers is stopped (sidekiq#4633, oban#328)."""
+        crashes = job.crashes + 1
+        end = dict(end, crashes=crashes, attempts=job.attempts - 1)
+        if crashes >= self.setting("max_crashes"):
+            return self._end(job, "bury", now, **dict(end, error="worker died %d times" % crashes))
+        pause = 0.0 if crashes == 1 else backoff_delay(job._replace(attempts=crashes - 1), 0.0)
+        return self._put_back(job, "crash", now, now + pause, end)
+
+    def _claim(self, worker: int, queues, slots, now: float):
+        self._promote(now)
+        for _ in range(CLAIM_LIMIT):
+            row = self._db.execute(
+                "SELECT " + JOB_SELECT + ", queue.every, queue.served FROM queue JOIN job ON job.id=("
+                " SELECT id FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0"
+                " ORDER BY priority DESC, id LIMIT 1) "
+                "WHERE queue.paused=0 AND (queue.every IS NULL OR queue.next_at<=:now OR queue.next_at>:now+queue.every) "
+                "AND (queue.max_running IS NULL OR queue.max_running>"
+                " (SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing')) "
+                "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) "
+                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues}).fetchone()
+            if row is None:
+                return None
+            job, every = Job.of(row[:-2]), row[-2]
+            if job.expires_at is not None and job.expires_at <= now:
+                self._end(job, "expire", now, error="expired")
+                continue
+            if slots is not None and not self._fits(job, worker, slots):
+                return None
+            # Queues of the same priority take turns, so that a flood in one does not starve another.
+            self._db.execute("UPDATE queue SET served=max(:now, served+0.000001), next_at=:next WHERE name=:name",
+                             {"now": now, "next": now + (every or 0), "name": job.queue})
+            return self._take(job, worker, now)
+        return None
+
+    def _claim_own(self, worker: int, own: int, now: float):
+        self._promote(now)
+        self._expire(now)
+        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_own WHERE pool=? AND gate=5 "
+                               "ORDER BY priority DESC, id LIMIT 1", (own,)).fetchone()
+        return self._take(Job.of(row), worker, now) if row else None
+
+    def _take(self, job, worker: int, now: float):
+        claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
+                 "finished_at": None, "duration": None, "exit_code": None, "expires_at": None}
+        self._move(job, "claim", **claim)
+        return job._replace(state="processing", gate=None, **claim)
+
+    def _fits(self, job, worker: int, slots: int) -> bool:
+        """Whether a job finds its slots free in the worker's pool.  The first in line is waited for, so big jobs don't starve."""
+        big = self._db.execute("SELECT coalesce(sum(min(slots, :slots)-1), 0) FROM job INDEXED BY job_big WHERE worker IS NOT NULL "
+                               "AND slots>1 AND worker IN (SELECT id FROM worker WHERE supervisor="
+                               "(SELECT supervisor FROM worker WHERE id=:worker))", {"slots": slots, "worker": worker}).fetchone()[0]
+        if job.slots == 1 and not big:
+            return True
+        [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_worker WHERE worker IN (SELECT id FROM worker "
+                                     "WHERE supervisor=(SELECT supervisor FROM worker WHERE id=?))", (worker,)).fetchone()
+        return running + big + min(job.slots, slots) <= slots
+
+    def cancel_asked(self, job) -> bool:
+        rows = self._read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
+        return bool(rows and rows[0][0])
+
+    # -- workers and supervisors --
+
+    def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues) -> tuple:
+        """Registers this process; returns (id, the descriptor that holds its lock).
+
+        The lock is taken before the row is seen, so that no one takes us for dead.
+        """
+        self.files.make()
+        with Transaction(self) as now:
+            identity = self._db.execute(
+                "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at) VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (os.getpid(), port, token, slots, queues, kind, now)).lastrowid
+            return identity, OS.hold(self.files.lock("s%d" % identity))
+
+    def add_worker(self, supervisor: int) -> tuple:
+        """As add_supervisor, for a worker of it; raises QueueGone when that is not registered."""
+        self.files.make()
+        with Transaction(self) as now:
+            if not self._db.execute("SELECT 1 FROM supervisor WHERE id=?", (supervisor,)).fetchone():
+                raise QueueGone("supervisor %d is not registered any more" % supervisor)
+            identity = self._db.execute("INSERT INTO worker(supervisor, pid, machine, started_at) VALUES(?, ?, ?, ?)",
+                                        (supervisor, os.getpid(), OS.machine(), now)).lastrowid
+            self._tell()
+            return identity, OS.hold(self.files.lock(identity))
+
+    def remove_worker(self, worker: int) -> None:
+        with Transaction(self):
+            gone = self._db.execute("DELETE FROM worker WHERE id=? AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?)",
+                                    (worker, worker)).rowcount
+        if gone:  # else it holds a job whose outcome could not be written: left to a rescuer
+            remove(self.files.lock(worker))
+            remove(self.files.output(worker))
+
+    def remove_supervisor(self, supervisor: int) -> None:
+        """Takes a supervisor off the list; jobs that a `run` had kept for itself are anyone's."""
+        with Transaction(self) as now:
+            rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE pool=? AND gate IS NOT NULL", (supervisor,)).fetchall()
+            self._db.execute("UPDATE job SET pool=NULL WHERE pool=?", (supervisor,))
+            for row in rows:
+                self._regate(Job.of(row)._replace(pool=None), now)
+            self._db.execute("DELETE FROM supervisor WHERE id=?", (supervisor,))
+        remove(self.files.lock("s%d" % supervisor))
+
+    def supervisors(self) -> list:
+        Row = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at")
+        return [Row._make(row) for row in self._read(
+            "SELECT id, pid, port, token, slots, queues, stop, kind, started_at FROM supervisor ORDER BY id")]
+
+    def workers(self) -> list:
+        Row = namedtuple("WorkerRow", "id supervisor pid machine started_at note job")
+        return [Row._make(row) for row in self._read(
+            "SELECT id, supervisor, pid, machine, started_at, note, (SELECT job.id FROM job INDEXED BY job_worker "
+            "WHERE job.worker=worker.id) FROM worker ORDER BY id")]
+
+    def ask_stop(self, supervisor: int, level: int) -> None:
+        with Transaction(self):
+            self._db.execute("UPDATE supervisor SET stop=max(stop, ?) WHERE id=?", (level, supervisor))
+            self._tell()
+
+    def asked_to_stop(self, supervisor: int):
+        """The level that was asked for: 0 none, 1 after the jobs, 2 now; None when this supervisor is no longer listed."""
+        rows = self._read("SELECT stop FROM supervisor WHERE id=?", (supervisor,))
+        return rows[0][0] if rows else None
+
+    def to_cancel(self, supervisor: int) -> list:
+        """Pids of its workers whose job shall be cancelled."""
+        return [pid for pid, in self._read(
+            "SELECT worker.pid FROM job INDEXED BY job_worker JOIN worker ON worker.id=job.worker "
+            "WHERE job.worker IS NOT NULL AND job.cancel=1 AND worker.supervisor=?", (supervisor,))]
+
+    def job_of_worker(self, worker: int):
+        rows = self._read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_worker WHERE worker=?", (worker,))
+        return Job.of(rows[0]) if rows else None
+
+    def note_worker(self, worker: int, note: str) -> None:
+        """Says in the database what the rescue of a dead worker waits for."""
+        with Transaction(self):
+            self._db.execute("UPDATE worker SET note=? WHERE id=? AND note IS NOT ?", (note, worker, note))
+
+    def release_dead(self, worker: int, outcome) -> None:
+        """Takes the job of a worker that is surely dead from it, and the worker off the list."""
+        with Transaction(self) as now:
+            if outcome is not None:
+                self._record(worker, outcome, now)
+            self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
+        remove(self.files.lock(worker))
+        remove(self.files.output(worker))
+
+    def ready(self, most: int, queues=None, own=None) -> int:
+        """How many jobs could be claimed now, counted up to `most`."""
+        if own:
+            return self._read("SELECT count(*) FROM (SELECT 1 FROM job INDEXED BY job_own WHERE pool=? AND gate=5 LIMIT ?)",
+                              (own, most))[0][0]
+        rows = self._read(
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0 LIMIT :most)), "
+            "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
+            "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) "
+            "AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))",
+            {"most": most, "now": self._clock(), "queues": queues})
+        return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
+
+    def next_time(self):
+        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires."""
+        times = self._read(
+            "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
+            "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
+            "(SELECT min(next_at) FROM queue WHERE every IS NOT NULL AND paused=0 AND next_at>:now AND EXISTS("
+            " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0)), "
+            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock()})[0]
+        return min((t for t in times if t is not None), default=None)
+
+    def unfinished(self, queues=None, own=None) -> bool:
+        """Whether anything is left that could still run by itself: for --drain, and for `run` its own jobs."""
+        if own:
+            return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate<>2) LIMIT 1", (own,)))
+        return bool(self._read(
+            "SELECT 1 FROM job INDEXED BY job_worker WHERE worker IS NOT NULL UNION ALL "
+            "SELECT 1 FROM job JOIN queue ON queue.name=job.queue WHERE job.state IN ('pending','failed') "
+            "AND job.gate IN (0, 1, 4) AND queue.paused=0 AND (queue.max_running IS NULL OR queue.max_running>0) "
+            "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) LIMIT 1", {"queues": queues}))
+
+    def tick(self, now: float) -> None:
+        """What a supervisor does when a time has come: jobs that fall due or expire."""
+        with Transaction(self):
+            self._expire(now)
+            self._promote(now)
+
+    def mend_clock(self) -> None:
+        """Where the clock was set back, brings relative times back within their own delay."""
+        with Transaction(self) as now:
+            self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
+                             {"now": now})
+            self._tell()
+
+    def tidy(self, most: int = 200) -> int:
+        """Removes some finished jobs that are older than keep_finished, logs first; returns how many."""
+        keep = self.setting("keep_finished")
+        if keep is None:
+            return 0
+        rows = self._read("SELECT id, attempt FROM job INDEXED BY job_finished WHERE state IN ('completed','cancelled') "
+                          "AND finished_at<? ORDER BY finished_at LIMIT ?", (self._clock() - keep, most))
+        self._delete(rows)
+        return len(rows)
+
+    def _delete(self, rows: list) -> None:
+        """Removes finished jobs, given as (id, attempts begun), with their logs."""
+        if rows:
+            self.files.remove_logs(rows)
+            with Transaction(self):
+                self._db.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
+                                     [(job,) for job, _ in rows])
+                self._db.execute("DELETE FROM batch WHERE unfinished<=0 AND NOT EXISTS("
+                                 "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=batch.id)")
+
+    # -- looking --
+
+    def _job(self, number: int):
+        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (number,)).fetchone()
+        return Job.of(row) if row else None
+
+    def find(self, ref):
+        """The job with this id or name, or None."""
+        text = str(ref)
+        if text.isascii() and text.isdigit():
+            rows = self._read("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (int(text),)) if len(text) < 19 else []
+        else:
+            rows = [] if "\0" in text else self._read("SELECT " + JOB_SELECT + " FROM job WHERE name=?", (searchable(text),))
+        return Job.of(rows[0]) if rows else None
+
+    def job(self, ref):
+        """The job with this id or name; UserError when there is none."""
+        job = self.find(ref)
+        if job is None:
+            raise UserError("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
+        return job
+
+    def jobs(self, states=(), limit: int = 0, before=None, batch=None, oldest: bool = False) -> list:
+        """Jobs, newest first, in pages: at most `limit` (0: 1,000) with ids below `before`."""
+        wanted = "/%s/" % "/".join(states) if states else None
+        values = {"limit": limit or 1000, "before": before if before is not None else 2**62, "states": wanted,
+                  "one": states[0] if len(states) == 1 else None, "batch": batch}
+        if batch is not None:
+            where = "WHERE job.batch=:batch AND (:states IS NULL OR instr(:states, '/'||state||'/')) AND id<:before"
+        elif len(states) == 1:
+            where = "INDEXED BY job_state WHERE state=:one AND id<:before"
+        else:
+            where = "WHERE id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/'))"
+        return [Job.of(row) for row in self._read(
+            "SELECT " + JOB_SELECT + " FROM job " + where + " ORDER BY id DESC LIMIT :limit", values)]
+
+    def counts(self, queue=None) -> dict:
+        """How many jobs are in each state."""
+        counts = dict.fromkeys(STATES, 0)
+        counts.update(self._read("SELECT state, sum(n) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
+                                 {"queue": queue}))
+        return counts
+
+    def batch_counts(self, batch: int) -> dict:
+        counts = dict.fromkeys(STATES, 0)
+        counts.update(self._read("SELECT state, count(*) FROM job INDEXED BY job_batch WHERE batch=? GROUP BY state", (batch,)))
+        return counts
+
+    def is_paused(self, name: str) -> bool:
+        return bool(self._read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
+
+    def oldest_waiting(self):
+        """The job that has waited longest though it could run, or None."""
+        rows = self._read("SELECT " + JOB_SELECT + " FROM job WHERE id=(SELECT min(id) FROM job INDEXED BY job_state "
+                          "WHERE state='pending')")
+        return Job.of(rows[0]) if rows else None
+
+    def history(self, number: int) -> list:
+        """Every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
+        attempts = [Attempt._make(row) for row in self._read(
+            "SELECT attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error "
+            "FROM history WHERE job=? ORDER BY seq", (number,))]
+        job = self.find(number)
+        if job is not None and job.state == "processing":
+            attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None))
+        return attempts
+
+    # -- what a person does to jobs --
+
+    def cancel(self, job, by: str = "cancelled") -> str:
+        """Cancels a job, or has the worker that runs it do so; returns `cancelled`, `asked` or, too late, its state."""
+        with Transaction(self) as now:
+            job = self._job(job.id) or job
+            if job.state == "processing":
+                self._db.execute("UPDATE job SET cancel=1 WHERE id=? AND state='processing'", (job.id,))
+                self._tell()
+                return "asked"
+            return "cancelled" if self._end(job, "cancel", now, error=by) else job.state
+
+    def retry(self, job) -> str:
+        """Back to pending, its retries counted anew, its history kept; returns `pending` or, when not finished, its state."""
+        with Transaction(self) as now:
+            job = self._job(job.id) or job
+            return "pending" if self._revive(job, now) else job.state
+
+    def hold(self, job, held: bool) -> str:
+        """Keeps a waiting job back, or lets it go; returns its state where it does not wait."""
+        with Transaction(self) as now:
+            job = self._job(job.id) or job
+            if job.state not in WAITING:
+                return job.state
+            self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
+            self._regate(job._replace(held=int(held)), now)
+            return "held" if held else "released"
+
+    def purge(self, jobs) -> int:
+        """Removes finished jobs and their logs; returns how many."""
+        rows = [(job.id, job.attempt) for job in jobs if job.state in FINAL]
+        self._delete(rows)
+        return len(rows)
+
+
+# == Runner ============================================================================
+# One attempt after another for one worker: output file, process, timeout, end of all that is left.
+# Calls Platform differences and small helpers; knows nothing of SQL or the command line.
+
+class JobFailure(Exception):
+    """An attempt that could not begin, by its own fault."""
+
+
+def seconds_text(seconds: float) -> str:
+    return "%s s" % number_text(seconds)
+
+
+def copy_bytes(source, target, count: int) -> None:
+    while count > 0:
+        chunk = source.read(min(count, 2 ** 16))
+        if not chunk:
+            return
+        target.write(chunk)
+        count -= len(chunk)
+
+
+class Runner:
+    """Runs attempts.  `asked(job)` tells whether a job shall be cancelled, `setting(key)` a setting in force,
+    `say(event, **facts)` reports; `tell(pid, group)` puts on record whose process group runs."""
+
+    CHECK_S = 0.25  # how often a running job's output is measured
+
+    def __init__(self, files, worker: int, bell, asked, setting, say, record):
+        self._files = files
+        self._worker = worker
+        self._bell = bell
+        self._asked = asked
+        self._setting = setting
+        self._say = say
+        self._record = record
+        self._output = None
+        self._path = files.output(worker)
+        self._dropped = 0
+
+    def run(self, job, env: bytes):
+        """Runs one attempt to its end; returns its Outcome.  Trouble of the machine is waited out."""
+        started = time.time()
+        begun = time.monotonic()
+        self._dropped = 0
+        try:
+            pid = self._start(job, env)
+        except JobFailure as failure:
+            return Outcome(job, "failed", None, str(failure), None, started, time.monotonic() - begun)
+        if pid is None:
+            return Outcome(job, "released", None, "stopped before it could start", None, started, 0.0)
+        code, ending = self._watch(job, pid, begun)
+        duration = time.monotonic() - begun
+        if code or ending:
+            self._clear(pid)
+        self._keep_output(job)
+        return self._judge(job, pid, code, ending, started, duration)
+
+    def _judge(self, job, pid: int, code: int, ending, started: float, duration: float):
+        if ending == "timeout":
+            kind, error = "timeout", "timeout after %s" % seconds_text(job.timeout)
+        elif ending:
+            kind, error = ending, {"released": "stopped by a shutdown", "cancelled": "cancelled"}[ending]
+        else:
+            kind, error = ("failed", OS.failure_text(code)) if code else ("completed", None)
+        return Outcome(job, kind, code if code >= 0 else None, error, pid, started, duration)
+
+    # -- start --
+
+    def _start(self, job, env: bytes):
+        """The pid of the job's main process; None when the worker shall end now.
+
+        No process, memory, descriptor or disk to be had is not the job's failure: wait and try again.
+        """
+        pause, told = 0.05, False
+        while self._bell.level < 2:
+            try:
+                self._ready_output()
+                return self._spawn(job, env)
+            except OSError as error:
+                if isinstance(error, FileNotFoundError):
+                    self._files.make()
+                if not told:
+                    self._say("trouble", job=job, why="can't start it yet: %s" % (error.strerror or error))
+                told = True
+            self._bell.pause(pause)
+            if self._bell.look:
+                self._bell.look = False
+                if self._asked(job):
+                    return None
+            pause = min(pause * 2, 5.0)
+        return None
+
+    def _ready_output(self) -> None:
+        """Has the output file open; anew where someone has deleted it."""
+        if self._output is not None and not os.path.exists(self._path):
+            os.close(self._output)
+            self._output = None
+        if self._output is None:
+            self._output = OS.open_output(self._path)
+
+    def _spawn(self, job, env: bytes) -> int:
+        try:
+            os.chdir(os.fsencode(job.cwd))
+        except OSError as error:
+            raise JobFailure("can't enter the directory %s: %s" % (plain(job.cwd), error.strerror)) from None
+        more = {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": self._files.database}
+        born = OS.born()
+        try:
+            pid = OS.spawn(job.command, OS.job_environment(env, more), self._output, self._path + ".sh")
+        except OSError as error:
+            if error.errno in OS.job_faults:
+                raise JobFailure("can't be started: %s" % error.strerror) from None
+            raise
+        self._record(job, pid, born)
+        return pid
+
+    # -- watch --
+
+    def _watch(self, job, pid: int, begun: float) -> tuple:
+        """(exit code, why it was ended or None) of a running attempt."""
+        deadline = begun + job.timeout if job.timeout is not None else None
+        ending, kill_at, check_at = None, None, begun + self.CHECK_S
+        while True:
+            now = time.monotonic()
+            times = [t for t in (deadline, kill_at, check_at) if t is not None]
+            code = self._bell.wait_for_exit(pid, max(0.0, min(times) - now))
+            if code is not None:
+                return code, ending
+            now = time.monotonic()
+            if ending is None:
+                ending = self._reason(job, deadline, now)
+                if ending:
+                    OS.signal_group(pid, hard=False)
+                    deadline, kill_at = None, now + self._setting("kill_grace")
+            elif kill_at is not None and now >= kill_at:
+                OS.signal_group(pid, hard=True)
+                kill_at = None
+            if now >= check_at:
+                self._limit_output()
+                check_at = now + self.CHECK_S
+
+    def _reason(self, job, deadline, now: float):
+        """Why a running attempt shall end now, or None."""
+        if self._bell.level >= 2:
+            return "released"
+        if self._bell.look:
+            self._bell.look = False
+            if self._asked(job):
+                return "cancelled"
+        return "timeout" if deadline is not None and now >= deadline else None
+
+    def _clear(self, group: int) -> None:
+        """Ends what an attempt that did not succeed has left of its group, so that nothing of it meets the next."""
+        if not OS.signal_group(group, hard=False):
+            return
+        limit = time.monotonic() + self._setting("kill_grace")
+        while OS.group_alive(group) and time.monotonic() < limit and self._bell.level < 2:
+            time.sleep(0.01)
+        limit = time.monotonic() + 2.0
+        while OS.signal_group(group, hard=True) and time.monotonic() < limit:
+            time.sleep(0.01)
+
+    # -- output --
+
+    def _limit_output(self) -> None:
+        """Keeps a growing output under log_limit: its first half, and a copy of the newest of the rest."""
+        try:
+            size = os.fstat(self._output).st_size
+            if size < 4096 or size <= self._limit():
+                return
+            half = self._limit() // 2
+            with open(self._path, "rb") as source, open(self._path + ".tail", "wb") as tail:
+                source.seek(size - half)
+                copy_bytes(source, tail, half)
+            os.ftruncate(self._output, half)
+            self._dropped += size - half
+        except OSError as error:
+            self._say("trouble", why="can't shorten the output: %s" % (error.strerror or error))
+
+    def _limit(self) -> int:
+        return self._setting("log_limit")
+
+    def _keep_output(self, job) -> None:
+        """Makes an ended attempt's output its log, and has a fresh one ready for the next.
+
+        An empty file is used again, unless something that the job left behind still holds it: such a
+        stranger's later output must not get into another job's log.
+        """
+        try:
+            self._limit_output()
+            if self._dropped:
+                self._join_tail()
+            size = os.fstat(self._output).st_size
+            os.close(self._output)
+            self._output = None
+            if not size:
+                try:
+                    self._output = OS.open_output(self._path)
+                    return
+                except BlockingIOError:
+                    pass
+            self._files.keep(self._worker, job.id, job.attempt, even_empty=True)
+        except OSError as error:
+            self._say("trouble", job=job, why="can't keep its output: %s" % (error.strerror or error))
+
+    def _join_tail(self) -> None:
+        """Head, a line that says what is missing, tail."""
+        half = self._limit() // 2
+        with open(self._path, "rb") as source, open(self._path + ".tail", "rb") as saved, \
+                open(self._path + ".new", "wb") as new:
+            copy_bytes(source, new, half)
+            fresh = os.fstat(self._output).st_size - half
+            old = max(0, min(os.fstat(saved.fileno()).st_size, half - fresh))
+            missing = self._dropped - old
+            new.write(b"\n[queuectl: %d bytes of output dropped here: log_limit]\n" % missing)
+            saved.seek(-old, os.SEEK_END)
+            copy_bytes(saved, new, old)
+            copy_bytes(source, new, fresh)
+        os.ftruncate(self._output, 0)
+        with open(self._path + ".new", "rb") as new, open(self._path, "ab") as output:
+            copy_bytes(new, output, 2 ** 50)
+        remove(self._path + ".new")
+        remove(self._path + ".tail")
+
+    def close(self) -> None:
+        if self._output is not None:
+            os.close(self._output)
+            self._output = None
+        for suffix in ("", ".sh", ".tail", ".new"):
+            remove(self._path + suffix)
+
+
+# == Worker ============================================================================
+# A process that claims, runs and records, one job after another.
+# Calls Store, Runner and Platform differences; knows nothing of the command line or of printing.
+
+# What a worker is started with.  own: it belongs to a `run` and takes its jobs only.
+Post = namedtuple("Post", "database supervisor queues slots own")
+
+
+def is_damage(error) -> bool:
+    """Whether waiting is no use: the file is no database any more."""
+    return "malformed" in str(error) or "not a database" in str(error) or "no such table" in str(error)
+
+
+Record = namedtuple("Record", "pid job attempt group born done machine")
+
+
+def read_record(path: str):
+    """What a worker wrote into its lock file; None where there is nothing to read."""
+    try:
+        with open(path, "rb") as file:
+            words = file.read(200).decode("ascii", "replace").split()
+        return Record(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class Worker:
+    """One worker process.  `say(event, **facts)` takes what it has to tell."""
+
+    def __init__(self, post, bell, say):
+        self._post = post
+        self._bell = bell
+        self._tell = say
+        self._queue = Queue(post.database, patience=5.0, sync=False)
+        if self._queue.setting("sync") == "full":
+            self._queue.close()
+            self._queue = Queue(post.database, patience=5.0, sync=True)
+        self.id, self._lock = self._queue.add_worker(post.supervisor)
+        self._done = 0
+        self._machine = OS.machine()
+        self._write_record(0, 0, 0, 0.0)
+        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record)
+
+    def work(self) -> None:
+        """Until told to stop: one commit a job records the last outcome and claims the next."""
+        job = outcome = None
+        while True:
+            claim = not self._bell.level and not self._bell.orphaned()
+            taken = self._exchange(outcome, claim)
+            if outcome is not None:
+                self._report(outcome)
+                outcome = None
+            if taken is not None:
+                job, env = taken
+                self._keep_lock()
+                self._say("running", job=job)
+                outcome = self._runner.run(job, env)
+                self._done += 1
+            elif not claim:
+                break
+            else:
+                self._rest()
+        self.close()
+
+    def close(self) -> None:
+        self._say("stopped")
+        self._runner.close()
+        try:
+            self._queue.remove_worker(self.id)
+        except (sqlite3.Error, OSError, QueueGone):
+            pass  # its lock is free, so the next supervisor takes it off the list
+        self._queue.close()
+        os.close(self._lock)
+
+    def _rest(self) -> None:
+        """Waits for work; what it shall look at while idle is whether its database is still there."""
+        self._write_record(0, 0, 0, 0.0)
+        self._bell.wait_for_work()
+        self._bell.look = False
+
+    def _exchange(self, outcome, claim: bool):
+        """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure."""
+        pause, told = 0.05, False
+        while True:
+            try:
+                return self._queue.exchange(self.id, outcome, claim, self._post.queues,
+                                            self._post.supervisor if self._post.own else None, self._post.slots)
+            except (sqlite3.OperationalError, OSError) as error:
+                if is_damage(error):
+                    raise
+                if not told:
+                    self._say("trouble", why="can't write to the database yet: %s" % error)
+                told = True
+                if outcome is None and self._bell.level:
+                    return None
+            self._bell.pause(pause)
+            pause = min(pause * 2, 2.0)
+            claim = claim and not self._bell.level
+
+    def _keep_lock(self) -> None:
+        """Takes the lock anew where someone has deleted its file."""
+        path = self._queue.files.lock(self.id)
+        if not os.path.exists(path):
+            self._queue.files.make()
+            old, self._lock = self._lock, OS.hold(path)
+            os.close(old)
+
+    def _asked(self, job) -> bool:
+        try:
+            return self._queue.cancel_asked(job)
+        except sqlite3.Error:
+            return False  # asked again when the supervisor repeats it
+
+    def _setting(self, key: str):
+        try:
+            return self._queue.setting(key)
+        except sqlite3.Error:
+            return SETTINGS[key].default
+
+    def _record(self, job, pid: int, born: float) -> None:
+        self._write_record(job.id, job.attempt, pid, born)
+
+    def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
+        """What a rescuer needs: whose group to end, and what not to take for it."""
+        OS.write_record(self._lock, "%d %d %d %d %.2f %d %s" % (
+            os.getpid(), job, attempt, group, born, self._done, self._machine))
+
+    def _report(self, outcome) -> None:
+        job = outcome.job
+        if outcome.kind in ("failed", "timeout"):
+            after = self._queue.find(job.id)
+            if after is not None and after.attempt == job.attempt and after.state == "failed":
+                self._say("retry", job=job, why=outcome.error, wait=max(0.0, after.delay or 0.0))
+            elif after is not None and after.state == "pending":
+                self._say("snoozed", job=job, why=outcome.error, wait=after.delay or 0.0)
+            else:
+                self._say("dead", job=job, why=outcome.error)
+        else:
+            self._say(outcome.kind, job=job, duration=outcome.duration, why=outcome.error)
+
+    def _say(self, event: str, **facts) -> None:
+        self._tell(event, worker=self.id, **facts)
+
+
+# == Supervisor ========================================================================
+# The one process of a `worker start` or `run` that starts, wakes, replaces and stops workers.
+# Calls Worker, Store and Platform differences; knows nothing of the command line or of printing.
+
+def work(post, bell, say) -> None:
+    """The whole life of a worker process; what ends it early is told, not raised."""
+    try:
+        Worker(post, bell, say).work()
+    except (QueueGone, UserError, sqlite3.Error, OSError) as error:
+        say("trouble", why=str(error))
+
+
+def rescue(queue, worker, say) -> bool:
+    """Releases the job of a worker that is dead, once nothing of the attempt is left.
+
+    The worker's lock tells that it is dead, the lock of the attempt's output that nothing of the attempt
+    lives.  Returns False when either is still held: try again later.
+    """
+    lock = take_from_dead(queue.files.lock(worker.id), worker)
+    if lock is None:
+        return False
+    try:
+        job = queue.job_of_worker(worker.id)
+        if job is None:
+            queue.release_dead(worker.id, None)
+            return True
+        record = read_record(queue.files.lock(worker.id))
+        group = record.group if record and (record.job, record.attempt) == (job.id, job.attempt) else 0
+        if not end_attempt(queue, worker, job, record, group):
+            return False
+        queue.files.keep(worker.id, job.id, job.attempt)
+        duration = max(0.0, time.time() - job.started_at)
+        queue.release_dead(worker.id, Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration))
+        say("crashed", job=job, worker=worker.id)
+        return True
+    finally:
+        os.close(lock)
+
+
+def take_from_dead(path: str, worker):
+    """The lock of a dead worker; None while it lives, or where that can't be told."""
+    try:
+        return OS.seize(path)
+    except FileNotFoundError:
+        # Its directory was deleted.  Only on its own machine does a pid tell whether it lives.
+        if worker.machine == OS.machine() and worker.machine and worker.pid not in [p.pid for p in OS.processes()]:
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            return OS.hold(path)
+        return None
+
+
+def end_attempt(queue, worker, job, record, group: int) -> bool:
+    """Ends what is left of a dead worker's attempt; False, with a note, while something of it lives."""
+    here = record is not None and record.machine == OS.machine() and record.machine != ""
+    for path in (queue.files.output(worker.id), queue.files.log(job.id, job.attempt)):
+        left = OS.end_orphans(group, record.born, path) if here else []
+        if OS.is_held(path):
+            queue.note_worker(worker.id, "worker %d died; what its attempt left behind must end first%s" % (
+                worker.id, ": process %s" % ", ".join(map(str, left)) if left else ""))
+            return False
+    return True
+
+
+class Supervisor:
+    """Keeps `count` workers at work.  `say(event, **facts)` takes what there is to tell."""
+
+    def __init__(self, database: str, kind: str, count: int, queues=None, drain: bool = False, say=None, argv=()):
+        self.kind = kind
+        self.count = count
+        self.level = 0            # 1: every worker ends after its job; 2: now
+        self._queues = queues
+        self._drain = drain
+        self._say = say
+        self._argv = list(argv)   # starts a worker as a new program, where processes don't fork
+        self.database = database
+        self.queue = self._connect()
+        self._listen()
+        self.id, self._lock = self.queue.add_supervisor(kind, self._port, self._token, count, queues)
+        self._crew = OS.crew(self._token)
+        self._relayed = 0
+        self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
+        self._seen = self._look_at = self._tidy_at = 0.0
+        self._skew = time.time() - time.monotonic()
+        self._next = None
+        self._dead = set()        # own workers that died, while something of their attempt lives
+
+    # -- setting up --
+
+    def _connect(self):
+        return Queue(self.database, patience=5.0)
+
+    def _listen(self) -> None:
+        """Opens the port for hints, and the pair by which signals end a wait."""
+        import select
+        import signal
+        import socket
+        self._select = select.select
+        self._hints = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._hints.bind(("127.0.0.1", 0))
+        self._hints.setblocking(False)
+        self._port = self._hints.getsockname()[1]
+        self._token = os.urandom(6).hex()
+        self._rung, self._ring = socket.socketpair()
+        for end in (self._rung, self._ring):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._ring.fileno(), warn_on_full_buffer=False)
+        for name, handler in (("SIGTERM", self._on_stop), ("SIGINT", self._on_stop), ("SIGBREAK", self._on_stop),
+                              ("SIGHUP", self._on_hang_up), ("SIGCHLD", self._on_child)):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), handler)
+
+    def _on_stop(self, *_) -> None:
+        self.level = min(2, self.level + 1)
+
+    def _on_hang_up(self, *_) -> None:
+        self.level = 2  # nobody is left to watch: give the jobs back
+
+    def _on_child(self, *_) -> None:
+        """Needed for SIGCHLD to reach the wake-up descriptor at all."""
+
+    # -- the loop --
+
+    def start(self) -> None:
+        """Releases what dead ones left, starts the workers, returns when they are ready to take jobs."""
+        import gc
+        self.queue.mend_clock()
+        self._rescue_strangers()
+        gc.freeze()  # what is shared with forked workers stays shared
+        for _ in range(self.count):
+            self._start_worker()
+        limit = time.monotonic() + 30
+        while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
+            self._wait(0.05)
+            self._drain_signals()
+            self._drain_hints()
+            self._replace_dead()
+
+    def _ready_workers(self) -> int:
+        return sum(worker.supervisor == self.id for worker in self.queue.workers())
+
+    def run(self, each=None) -> None:
+        """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
+        while True:
+            try:
+                self._turn()
+            except (sqlite3.OperationalError, OSError) as error:
+                if is_damage(error):
+                    raise
+                self._say("trouble", why="can't read the database yet: %s" % error)
+                self._wait(1.0)
+            if each is not None:
+                each()
+            if self.level and not self._crew.pids():
+                break
+            self._wait(self._pause(each))
+
+    def _pause(self, each) -> float:
+        pause = self._look_at - time.monotonic()
+        if self._next is not None:
+            pause = min(pause, self._next - time.time())
+        if self._dead:
+            pause = min(pause, 0.1)
+        if each is not None:
+            pause = min(pause, 0.1)
+        return max(0.0, pause)
+
+    def _wait(self, seconds: float) -> None:
+        self._select([self._hints, self._rung], [], [], min(seconds, OS.longest_wait))
+
+    def _turn(self) -> None:
+        self._drain_signals()
+        count, news = self._drain_hints()
+        self._replace_dead()
+        self._relay()
+        now = time.monotonic()
+        if count and not self.level:
+            self._crew.wake(count)
+        due = self._next is not None and time.time() >= self._next
+        if due:
+            self.queue.tick(time.time())
+        if news or due or now >= self._look_at:
+            self._look(now, news or due)
+
+    def _drain_signals(self) -> None:
+        try:
+            while self._rung.recv(512):
+                pass
+        except (BlockingIOError, InterruptedError):
+            pass
+
+    def _drain_hints(self) -> tuple:
+        """(how many jobs became ready, whether anything else is new) from the hints that have come."""
+        total, news = 0, False
+        while True:
+            try:
+                token, _, count = self._hints.recv(64).partition(b" ")
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return total, news
+            if token == self._token.encode() and count.isdigit():
+                total += int(count)
+                news = news or not int(count) or self._drain
+
+    def _look(self, now: float, news: bool) -> None:
+        """Looks at the database: once a second if it has changed, and when a hint says so."""
+        seconds = now >= self._look_at
+        if seconds:
+            self._look_at = now + LOOK_S
+            self._relayed = 0  # said again: a worker that was just starting may have missed it
+            self.queue.check_file()
+            self._check_clock()
+            self._rescue_strangers()
+            self._tidy(now)
+        changes = self.queue.changes()
+        if not news and changes == self._seen and not self._drain:
+            return
+        self._seen = changes
+        asked = self.queue.asked_to_stop(self.id)
+        self.level = max(self.level, 2 if asked is None else asked)
+        for pid in self.queue.to_cancel(self.id):
+            self._crew.signal(pid, "look")
+        self._next = self.queue.next_time()
+        if not self.level:
+            self._crew.wake(self.queue.ready(self.count, self._queues, self._own()))
+            if self._drain and not self.queue.unfinished(self._queues, self._own()):
+                self.level = 1
+        self._relay()
+
+    def _own(self):
+        return self.id if self.kind == "run" else None
+
+    def _check_clock(self) -> None:
+        """A clock set back would leave retries waiting for as long."""
+        skew = time.time() - time.monotonic()
+        if skew < self._skew - 2:
+            self.queue.mend_clock()
+        self._skew = skew
+
+    def _tidy(self, now: float) -> None:
+        if now >= self._tidy_at:
+            self._tidy_at = now + (1.0 if self.queue.tidy() else 30.0)
+
+    # -- workers --
+
+    def _start_worker(self) -> None:
+        self.queue.close()  # a connection must not cross a fork
+        post = Post(self.database, self.id, self._queues, self.count, self.kind == "run")
+        try:
+            self._crew.start(lambda where: self._become_worker(post, where), self._argv)
+        finally:
+            self.queue = self._connect()
+
+    def _become_worker(self, post, where: str) -> None:
+        """In the forked child: let go of all that is the supervisor's, and work."""
+        os.close(self._lock)
+        self._hints.close()
+        self._rung.close()
+        self._ring.close()
+        work(post, OS.bell(where), self._say)
+
+    def _replace_dead(self) -> None:
+        ended = self._crew.reap()
+        if ended or self._dead:
+            self._rescue_own()
+        if self.level:
+            return
+        now = time.monotonic()
+        for lived in ended:  # no hot loop of workers that die as soon as they start
+            self._delay = 0.0 if lived > 5 else min(5.0, self._delay * 2 + 0.05)
+            self._start_at = now + (self._delay if lived < 1 else 0.0)
+        while len(self._crew.pids()) < self.count and now >= self._start_at:
+            self._say("replaced")
+            self._start_worker()
+
+    def _relay(self) -> None:
+        """Passes on what this process was told: stop after the job, or now."""
+        if self.level > self._relayed:
+            self._say("stopping" if self.level == 1 else "stopping now")
+            for pid in self._crew.pids():
+                self._crew.signal(pid, "stop" if self.level == 1 else "now")
+            self._relayed = self.level
+
+    # -- rescue --
+
+    def _rescue_own(self) -> None:
+        living = self._crew.pids()
+        self._dead = {worker.id for worker in self.queue.workers() if worker.supervisor == self.id
+                      and not rescue(self.queue, worker, self._say) and worker.pid not in living}
+
+    def _rescue_strangers(self) -> None:
+        """Takes over from supervisors that have died: releases their workers' jobs, or waits for the workers to end."""
+        held = self.queue.files.lock
+        dead = [s.id for s in self.queue.supervisors() if s.id != self.id and not OS.is_held(held("s%d" % s.id))]
+        if not dead:
+            return
+        waiting = {worker.supervisor for worker in self.queue.workers()
+                   if worker.supervisor in dead and not rescue(self.queue, worker, self._say)}
+        for supervisor in set(dead) - waiting:
+            self.queue.remove_supervisor(supervisor)
+
+    def close(self) -> None:
+        """Takes this supervisor off the list; what its workers left is released first."""
+        self._rescue_own()
+        self.queue.remove_supervisor(self.id)
+        self.queue.close()
+        os.close(self._lock)
+        self._say("ended")
+
+
+# == Views =============================================================================
+# How things look: tables, colours, progress, log lines, JSON, JUnit.  Text of jobs passes through `plain`.
+# Calls Store's records and small helpers; changes nothing.
+
+COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
+STATE_COLOURS = {"pending": "cyan", "processing": "blue", "completed": "green", "failed": "yellow", "dead": "red", "cancelled": "dim"}
+
+
+def is_terminal(stream) -> bool:
+    try:
+        return stream.isatty()
+    except (ValueError, AttributeError):
+        return False
+
+
+def paint(text: str, colour, stream) -> str:
+    """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
+    if not colour or os.environ.get("NO_COLOR") or not is_terminal(stream) or os.environ.get("TERM") in ("dumb", ""):
+        return text
+    return "\033[%sm%s\033[0m" % (COLOURS[colour], text) if OS.terminal_colours(stream) else text
+
+
+def terminal_width(stream) -> int:
+    """Columns of a terminal; 0 elsewhere, for no limit."""
+    if not is_terminal(stream):
+        return 0
+    try:
+        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(stream.fileno()).columns
+    except (ValueError, OSError):
+        return 80
+
+
+def out(text: str = "") -> None:
+    """One line of data."""
+    sys.stdout.write(text + "\n")
+
+
+def talk(text: str) -> None:
+    """One line for people, beside the data."""
+    sys.stdout.flush()
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def out_json(value) -> None:
+    """JSON in ASCII: whatever a job is called, no control character gets through."""
+    import json
+    out(json.dumps(value, indent=2))
+
+
+def cell_width(text: str) -> int:
+    """Terminal columns of printable text: East Asian wide characters take two, marks none."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def fit(text: str, width: int) -> str:
+    """Text cut to `width` columns, its end replaced by … where it is longer."""
+    if cell_width(text) <= width:
+        return text
+    while text and cell_width(text) > width - 1:
+        text = text[:max(0, min(len(text) - 1, width - 1))]
+    return text + "…" if width > 0 else ""
+
+
+def print_table(titles, rows, flexible, colours=None) -> None:
+    """Aligned columns as wide as the terminal: the columns named in `flexible` give way when it is narrow.
+
+    `colours(row)` gives the colour of the second column; numbers stand to the right.
+    """
+    rows = [[plain(str(cell)) for cell in row] for row in rows]
+    widths = [max([cell_width(title)] + [cell_width(row[i]) for row in rows]) for i, title in enumerate(titles)]
+    limit = terminal_width(sys.stdout)
+    soft = [i for i, title in enumerate(titles) if title in flexible]
+    while limit and sum(widths) + 2 * (len(widths) - 1) > limit and soft:
+        widest = max(soft, key=lambda i: widths[i])
+        if widths[widest] <= 8:
+            break
+        widths[widest] -= 1
+    right = {i for i in range(len(titles)) if rows and all(row[i].replace("/", "").isdigit() for row in rows)}
+    out(paint(_line(titles, widths, right).rstrip(), "dim", sys.stdout))
+    for row in rows:
+        line = _line(row, widths, right)
+        if colours:
+            mark = fit(row[1], widths[1])
+            line = line.replace(mark, paint(mark, colours(row), sys.stdout), 1)
+        out(line.rstrip())
+
+
+def _line(cells, widths, right) -> str:
+    parts = []
+    for i, cell in enumerate(cells):
+        cell = fit(cell, widths[i])
+        space = " " * (widths[i] - cell_width(cell))
+        parts.append(space + cell if i in right else cell + space)
+    return "  ".join(parts)
+
+
+def when_text(job, now: float) -> str:
+    """The time that matters of a job: when it runs next, how long it has run, or how long ago it ended."""
+    if job.state in WAITING and job.run_at > now:
+        return "in " + span(job.run_at - now)
+    if job.state == "processing":
+        return "for " + span(now - job.started_at)
+    return span(now - (job.finished_at or job.created_at)) + " ago"
+
+
+def print_jobs(jobs) -> None:
+    now = time.time()
+    rows = [(job.id, "held" if job.held and job.state in WAITING else job.state,
+             "%d/%d" % (job.attempts, job.max_retries + 1), when_text(job, now),
+             job.command if job.name is None else "%s: %s" % (job.name, job.command), job.error or "") for job in jobs]
+    print_table(("ID", "STATE", "TRIES", "WHEN", "COMMAND", "ERROR"), rows, ("COMMAND", "ERROR"),
+                lambda row: STATE_COLOURS.get(row[1]))
+
+
+LOG_WORDS = {  # event -> colour and text
+    "started": ("bold", "started"), "running": ("blue", "running"), "completed": ("green", "completed"),
+    "retry": ("yellow", "failed"), "dead": ("red", "dead"), "cancelled": ("yellow", "cancelled"),
+    "released": ("yellow", "given back"), "crashed": ("red", "worker died"), "snoozed": ("yellow", "snoozed"),
+    "stopping": ("bold", "stopping: each worker finishes its job"), "stopping now": ("bold", "stopping now: jobs are given back"),
+    "stopped": ("dim", "stopped"), "replaced": ("dim", "starting a worker in place of one that ended"),
+    "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
+
+
+def log_line(event: str, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
+    """One line of a supervisor's log, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s: true`."""
+    colour, word = LOG_WORDS[event]
+    line = "%s  %s" % (time.strftime("%Y-%m-%d %H:%M:%S"), ("worker %d" % worker if worker else "supervisor").ljust(10))
+    line = "%s  %s" % (paint(line, "dim", sys.stdout), paint(word, colour, sys.stdout))
+    if job is not None:
+        line += " job %d" % job.id
+    if duration is not None:
+        line += " in %s" % span(duration)
+    if wait is not None:
+        line += ", %s in %s" % ("retry" if event == "retry" else "again", span(wait))
+    if why:
+        line += " (%s)" % plain(why)
+    if text:
+        line += " " + text
+    return line + (": " + fit(plain(job.command), 200) if job is not None and event in ("running", "dead") else "")
+
+
+def print_log(event: str, **facts) -> None:
+    """Takes what workers and supervisors tell; a reader that has gone stops nobody."""
+    try:
+        sys.stdout.write(log_line(event, **facts) + "\n")
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
+
+
+class Progress:
+    """A bar on stderr where that is a terminal; `lines`: elsewhere a plain line now and then."""
+
+    def __init__(self, total: int, lines: bool = False):
+        self._total = total
+        self._bar = is_terminal(sys.stderr)
+        self._lines = lines
+        self._begun = time.monotonic()
+        self._shown_at = self._begun if not self._bar else 0.0
+
+    def show(self, done: int, note: str = "", last: bool = False) -> None:
+        now = time.monotonic()
+        if not (self._bar or self._lines) or not last and now - self._shown_at < (0.1 if self._bar else 5.0):
+            return
+        self._shown_at = now
+        rate = done / max(now - self._begun, 0.001)
+        left = (self._total - done) / rate if rate else 0
+        text = "%d/%d%s  %.*f/s%s" % (done, self._total, note, 1 if rate < 10 else 0, rate,
+                                      "  %s left" % span(left) if done and not last else "")
+        if self._bar:
+            share = done / max(1, self._total)
+            bar = "[" + ("#" * int(24 * share)).ljust(24, "-") + "] "
+            text = "\r\033[K" + fit(bar + text, terminal_width(sys.stderr) - 1) + ("\n" if last else "")
+        else:
+            text += "\n"
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._bar and self._shown_at:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+
+
+def last_lines(path: str, count: int) -> list:
+    """The last lines of a log, as text that is safe to print."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 8192))
+            return [plain(line.rstrip(b"\r").expandtabs()) for line in file.read().rstrip(b"\n").split(b"\n")[-count:] if size]
+    except OSError:
+        return []
+
+
+def xml_text(text: str) -> str:
+    """Text for XML 1.0, which has no place for control characters."""
+    text = text.encode("utf-8", "replace").decode()
+    text = "".join(c if c in "\n\t" or c >= " " and c not in "\x7f\ufffe\uffff" else "\ufffd" for c in text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+def junit(jobs, files, took: float) -> str:
+    """The outcome of a run as JUnit XML, the form that CI servers show: a test case a job."""
+    bad = [job for job in jobs if job.state != "completed"]
+    lines = ['<?xml version="1.0" encoding="UTF-8"?>',
+             '<testsuites><testsuite name="%s" tests="%d" failures="%d" errors="0" skipped="0" time="%.3f">' % (
+                 PROGRAM, len(jobs), len(bad), took)]
+    for job in jobs:
+        lines.append('<testcase classname="%s" name="%s" time="%.3f">' % (
+            PROGRAM, xml_text(job.name or job.command), job.duration or 0.0))
+        if job.state != "completed":
+            tail = "\n".join(last_lines(files.log(job.id, job.attempt), 50))
+            lines.append('<failure message="%s">%s</failure>' % (xml_text(job.error or job.state), xml_text(tail)))
+        lines.append("</testcase>")
+    return "\n".join(lines) + "\n</testsuite></testsuites>\n"
+
+
+def safe_for_terminal(data: bytes, colour: bool) -> str:
+    """Output of a job for a terminal: colours may pass, every other escape or control is shown, not obeyed."""
+    import re
+    text = data.decode("utf-8", "surrogateescape")
+    parts = re.split(r"(\x1b\[[0-9;]{0,40}m|\r?\n|\t)", text)
+    return "".join((part if colour or part[:1] != "\x1b" else "") if i % 2 else plain(part).replace("\r", "")
+                   for i, part in enumerate(parts))
+
+
+def worker_facts(queue) -> list:
+    """Every worker listed, with what its lock file adds: alive or not, and jobs done."""
+    now = time.time()
+    stops = {supervisor.id: supervisor for supervisor in queue.supervisors()}
+    facts = []
+    for worker in queue.workers():
+        path = queue.files.lock(worker.id)
+        record = read_record(path)
+        supervisor = stops.get(worker.supervisor)
+        state = "busy" if worker.job else "idle"
+        if not OS.is_held(path):
+            state = "dead"
+        elif supervisor is None or supervisor.stop:
+            state = "stopping"
+        facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
+                      "done": record.done if record else 0, "started_at": utc(worker.started_at),
+                      "uptime": round(max(0.0, now - worker.started_at), 3), "note": worker.note})
+    return facts
+
+
+def print_workers(facts) -> None:
+    rows = [(f["id"], f["state"], f["pid"], f["job"] or "-", f["done"], span(f["uptime"]), f["note"] or "") for f in facts]
+    print_table(("ID", "STATE", "PID", "JOB", "DONE", "UPTIME", "NOTE"), rows, ("NOTE",),
+                lambda row: {"busy": "blue", "idle": "green", "dead": "red"}.get(row[1], "yellow"))
+
+
+# == Commands ==========================================================================
+# One function a command, its arguments above it, and the table of them all at the end.
+# Calls Views, Supervisor, Store; nothing calls a command but the parser.
+
+def open_queue(args):
+    return Queue(args.db)
+
+
+def invoked() -> str:
+    """How the user called us, for advice that can be pasted."""
+    return PROGRAM if os.path.basename(sys.argv[0] or PROGRAM) == PROGRAM else "python %s" % os.path.basename(sys.argv[0])
+
+
+def add_json(parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def count_argument(raw: str) -> int:
+    return parse_number(raw, "--count", 1, 10000, whole=True)
+
+
+# -- enqueue --
+
+def args_enqueue(parser) -> None:
+    add_job_options(parser)
+    parser.add_argument("--file", metavar="FILE", help="read jobs from FILE (-: standard input): a command or a JSON object a line")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the bare id on a terminal too")
+
+
+def add_job_options(parser) -> None:
+    for name, option in JOB_OPTIONS.items():
+        flags = ["--" + name.replace("_", "-")] + {"name": ["--id"], "priority": ["-p"]}.get(name, [])
+        if option.metavar is None:
+            parser.add_argument(*flags, dest="job_" + name, action="store_true", default=None, help=option.meaning)
+        elif option.parse in (parse_refs, parse_env):
+            parser.add_argument(*flags, dest="job_" + name, action="append", metavar=option.metavar, help=option.meaning)
+        else:
+            parser.add_argument(*flags, dest="job_" + name, metavar=option.metavar, help=option.meaning)
+
+
+def job_options(args) -> dict:
+    """What the command line says of a job, checked."""
+    raw = {name: getattr(args, "job_" + name, None) for name in JOB_OPTIONS}
+    raw = {name: value for name, value in raw.items() if value is not None}
+    if "queue" in raw and raw["queue"] == "default":
+        del raw["queue"]
+    parse_job(raw)
+    return raw
+
+
+def cmd_enqueue(args) -> int:
+    options = job_options(args)
+    if args.file is not None:
+        if args.rest or options:
+            raise UserError("--file takes no command and no job options: say them in the file")
+        return enqueue_file(args)
+    if not args.rest:
+        raise UserError("what shall it run? Give a command, as in: %s enqueue echo hello" % invoked())
+    twins = []
+    with open_queue(args) as queue:
+        [job] = queue.enqueue_many([job_of_words(args.rest, options)], on_twin=twins.append)
+        if twins:
+            talk("job %d with this unique key is there already" % job)
+        if args.quiet or not is_terminal(sys.stdout):
+            out(str(job))
+        else:
+            out("%s Enqueued job %d" % (paint("✔", "green", sys.stdout), job))
+            warn_if_stuck(queue, job)
+    return 0
+
+
+def job_of_words(words: list, options: dict) -> dict:
+    """The job that a command line describes: words, one shell string, or one JSON object."""
+    if len(words) == 1:
+        if words[0].lstrip()[:1] == "{" and words[0].rstrip()[-1:] == "}" and words[0].lstrip()[1:].lstrip()[:1] in ('"', "}"):
+            return dict(parse_object(words[0]), **options)
+        return dict(options, command=words[0])
+    return dict(options, command=list(words))
+
+
+def warn_if_stuck(queue, number: int) -> None:
+    """Says so where nothing will pick a job up."""
+    job = queue.job(number)
+    if not any(OS.is_held(queue.files.lock("s%d" % s.id)) for s in queue.supervisors() if s.kind == "start"):
+        talk("no worker is running: start some with `%s worker start`" % invoked())
+    elif job.state in WAITING and queue.is_paused(job.queue):
+        talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), job.queue))
+
+
+def enqueue_file(args) -> int:
+    items = read_items(args.file)
+    with open_queue(args) as queue:
+        progress = Progress(len(items))
+        ids = queue.enqueue_many(items, label=batch_label(args.file), progress=progress.show)
+        progress.clear()
+        if args.quiet or not is_terminal(sys.stdout):
+            sys.stdout.write("".join("%d\n" % job for job in ids))
+        else:
+            out("%s Enqueued %d jobs, %d to %d" % (paint("✔", "green", sys.stdout), len(ids), min(ids), max(ids)))
+    return 0
+
+
+def batch_label(path: str) -> str:
+    return "stdin" if path == "-" else plain(os.path.basename(path))
+
+
+def read_items(path: str) -> list:
+    """(line number, command or dict) of each job in a bulk file, all checked as far as the file goes."""
+    try:
+        if path == "-":
+            lines = sys.stdin.buffer.read()
+        else:
+            with open(path, "rb") as file:
+                lines = file.read()
+    except (OSError, ValueError) as error:
+        raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
+    text = lines.decode("utf-8", "surrogateescape")
+    items = []
+    for number, line in enumerate((text[1:] if text[:1] == "\ufeff" else text).split("\n"), 1):
+        try:
+            item = parse_line(line)
+        except UserError as error:
+            raise UserError("line %d: %s" % (number, error)) from None
+        if item is not None:
+            items.append((number, item))
+    if not items:
+        raise UserError("%s holds no job: a command or a JSON object a line is needed" % quoted(path))
+    return items
+
+
+# -- run --
+
+def args_run(parser) -> None:
+    parser.add_argument("--count", type=count_argument, metavar="N", help="jobs at a time (the cores that may be used)")
+    parser.add_argument("--file", metavar="FILE", help="jobs from FILE (-: standard input), as in enqueue --file")
+    parser.add_argument("--junit", metavar="FILE", help="write the outcome as JUnit XML")
+    for name in ("max_retries", "timeout", "backoff_base"):
+        parser.add_argument("--" + name.replace("_", "-"), dest="job_" + name, metavar=JOB_OPTIONS[name].metavar,
+                            help=JOB_OPTIONS[name].meaning)
+
+
+def cmd_run(args) -> int:
+    if (args.file is None) == (not args.rest):
+        raise UserError("give a command, or --file FILE with one a line (-: standard input)")
+    options = job_options(args)
+    items = read_items(args.file) if args.file is not None else [job_of_words(args.rest, {})]
+    if options:
+        items = [with_options(item, options) for item in items]
+    if args.junit:
+        check_writable(args.junit)
+    database = find_database(args.db)
+    with Queue(database) as queue:
+        Plan(queue, items)  # refuse bad jobs before anything starts
+    return Run(database, items, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
+
+
+def with_options(item, options: dict):
+    """An item of a bulk file with the options that hold for all; its own beat them."""
+    number, job = item if isinstance(item, tuple) else (None, item)
+    job = dict(options, **(job if isinstance(job, dict) else {"command": job}))
+    return job if number is None else (number, job)
+
+
+def check_writable(path: str) -> None:
+    try:
+        open(path, "ab").close()
+    except OSError as error:
+        raise UserError("can't write %s: %s" % (quoted(path), error.strerror)) from None
+
+
+class Run:
+    """A one-shot: its jobs, a supervisor in the foreground that takes no others, progress, a summary."""
+
+    def __init__(self, database: str, items: list, label: str, count: int, junit_path):
+        self._junit = junit_path
+        self._begun = time.monotonic()
+        self._progress = Progress(len(items), lines=True)
+        self._boss = Supervisor(database, "run", min(count, len(items)), drain=True, say=self._say, argv=worker_argv(database))
+        try:
+            with Queue(database) as queue:
+                ids = queue.enqueue_many(items, label=label, pool=self._boss.id)
+                self._batch = queue.job(ids[0]).batch
+        except BaseException:
+            self._boss.close()
+            raise
+
+    def _say(self, event: str, **facts) -> None:
+        if event == "trouble":
+            self._progress.clear()
+            talk(log_line(event, **facts))
+
+    def work(self) -> int:
+        self._boss.start()
+        try:
+            self._boss.run(self._show)
+        finally:
+            self._progress.clear()
+            self._boss.close()
+        with Queue(self._boss.database) as queue:
+            return self._sum_up(queue)
+
+    def _show(self) -> None:
+        counts = self._boss.queue.batch_counts(self._batch)
+        done = sum(counts[state] for state in FINAL)
+        failed = counts["dead"]
+        note = "  %d failed" % failed if failed else ""
+        if counts["failed"]:
+            note += "  %d to retry" % counts["failed"]
+        self._progress.show(done, "%s  %d running" % (note, counts["processing"]))
+
+    def _sum_up(self, queue) -> int:
+        took = time.monotonic() - self._begun
+        counts = queue.batch_counts(self._batch)
+        done, total = counts["completed"], sum(counts.values())
+        bad = queue.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
+        for job in bad:
+            out("%s job %d, %s, attempt %d: %s" % (paint("✘", "red", sys.stdout), job.id, plain(job.error or job.state),
+                                                  job.attempt, fit(plain(job.command), 200)))
+            for line in last_lines(queue.files.log(job.id, job.attempt), 10):
+                out("    " + line)
+        failed = counts["dead"] + counts["cancelled"]
+        if failed > len(bad):
+            out("  and %d more: %s dlq list" % (failed - len(bad), invoked()))
+        if self._junit:
+            with open(self._junit, "w", encoding="utf-8") as file:
+                jobs = [job for page in job_pages(queue, (), 0, self._batch) for job in page]
+                file.write(junit(jobs[::-1], queue.files, took))
+        mark = paint("✔", "green", sys.stdout) if done == total else paint("✘", "red", sys.stdout)
+        left = total - done - failed
+        out("%s %d of %d completed in %s%s%s" % (mark, done, total, span(took), ", %d failed" % failed if failed else "",
+                                                ", %d left in the queue" % left if left else ""))
+        return 0 if done == total else 130 if left and self._boss.level else 1
+
+
+# -- worker --
+
+def worker_argv(database: str) -> list:
+    return program_argv() + ["_worker", "--db", database]
+
+
+def program_argv() -> list:
+    return [sys.executable, "-IS", os.path.abspath(__file__)]
+
+
+def args_worker_start(parser) -> None:
+    parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes, and slots (1)")
+    parser.add_argument("--queue", metavar="NAMES", help="serve these queues only, separated by commas (all)")
+    parser.add_argument("--foreground", action="store_true", help="stay in the terminal, with a log line per event")
+    parser.add_argument("--drain", action="store_true", help="end when nothing is left that could still run")
+    parser.add_argument("--announce", action="store_true", help=argparse_suppress())
+
+
+def argparse_suppress():
+    import argparse
+    return argparse.SUPPRESS
+
+
+def queue_list(names):
+    """`a,b` as `/a/b/`, the form in which Store compares it; None for all."""
+    if names is None:
+        return None
+    return "/%s/" % "/".join(parse_name(name.strip(), "a queue") for name in names.split(","))
+
+
+def cmd_worker_start(args) -> int:
+    database = os.path.abspath(find_database(args.db))
+    queues = queue_list(args.queue)
+    if not args.foreground:
+        return start_in_background(args, database)
+    OS.close_strangers()
+    answer = take_answer_pipe() if args.announce else None
+    boss = None
+    try:
+        boss = Supervisor(database, "start", args.count, queues, args.drain, print_log, worker_argv(database))
+        boss.start()
+        print_log("started", text="%d worker%s, queue %s" % (args.count, "s" * (args.count > 1), plain(database)))
+        announce(answer, "ready %d" % boss.id)
+        boss.run()
+        boss.close()
+    except (QueueGone, UserError, OSError, sqlite3.Error) as error:
+        announce(answer, "error %s" % plain(explain_error(error, database)))
+        print_log("trouble", why=explain_error(error, database))
+        return 2
+    return 0
+
+
+def take_answer_pipe() -> int:
+    """The pipe to the `worker start` that waits for us; from here on our stdout is the log, as stderr is."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    return answer
+
+
+def announce(answer, line: str) -> None:
+    """Tells the `worker start` that waits for us how it went; only the first word counts."""
+    if answer is not None:
+        try:
+            os.write(answer, line.encode("utf-8", "replace") + b"\n")
+        except OSError:
+            pass  # it did not wait
+
+
+def start_in_background(args, database: str) -> int:
+    with Queue(database) as queue:
+        queue.files.make()
+        log = os.path.join(queue.files.root, "workers.log")
+        rotate(log)
+    argv = program_argv() + ["worker", "start", "--foreground", "--announce", "--db", database, "--count", str(args.count)]
+    argv += ["--queue", args.queue] if args.queue else []
+    argv += ["--drain"] if args.drain else []
+    pid, answer = OS.detach(argv, log)
+    with answer:
+        word, _, text = answer.readline().decode("utf-8", "replace").strip().partition(" ")
+    if word != "ready":
+        raise UserError(text or "the workers did not start: see %s" % plain(log))
+    where = "" if args.db is None else " --db %s" % plain(args.db)
+    out("%s Started %d worker%s (supervisor pid %d)" % (paint("✔", "green", sys.stdout), args.count, "s" * (args.count > 1), pid))
+    out("  stop:  %s worker stop%s" % (invoked(), where))
+    out("  log:   %s" % plain(log))
+    return 0
+
+
+def rotate(log: str) -> None:
+    """Keeps the workers' log from growing for ever."""
+    try:
+        if os.stat(log).st_size > 16 * 2**20:
+            os.replace(log, log + ".1")
+    except OSError:
+        pass  # none yet, or in use on Windows
+
+
+def args_worker_stop(parser) -> None:
+    parser.add_argument("--now", action="store_true", help="end running jobs and give them back, without charging the attempt")
+
+
+def cmd_worker_stop(args) -> int:
+    level = 2 if args.now else 1
+    with open_queue(args) as queue:
+        wanted = {s.id for s in queue.supervisors() if s.kind == "start"}
+        workers = [w.id for w in queue.workers() if w.supervisor in wanted]
+        for supervisor in wanted:
+            queue.ask_stop(supervisor, level)
+        while wanted_left(queue, wanted, level):
+            time.sleep(0.01)
+    out("%s Stopped %d worker%s" % (paint("✔", "green", sys.stdout), len(workers), "s" * (len(workers) != 1))
+        if workers or wanted else "No workers are running")
+    return 0
+
+
+def wanted_left(queue, wanted: set, level: int) -> bool:
+    """Whether any of these supervisors or their workers are left; what dead ones left is released on the way."""
+    left = [s for s in queue.supervisors() if s.id in wanted]
+    workers = queue.workers()
+    for supervisor in left:
+        if OS.is_held(queue.files.lock("s%d" % supervisor.id)):
+            continue
+        orphans = [worker for worker in workers if worker.supervisor == supervisor.id]
+        for worker in orphans:
+            record = read_record(queue.files.lock(worker.id))
+            if level == 2 and record and record.machine == OS.machine() and OS.is_held(queue.files.lock(worker.id)):
+                OS.crew("").signal(record.pid, "now")
+            elif rescue(queue, worker, lambda event, **facts: None):
+                orphans = orphans[1:]
+        if not [w for w in queue.workers() if w.supervisor == supervisor.id]:
+            queue.remove_supervisor(supervisor.id)
+    return bool(left)
+
+
+def cmd_worker_list(args) -> int:
+    with open_queue(args) as queue:
+        facts = worker_facts(queue)
+    if args.json:
+        out_json(facts)
+    elif facts:
+        print_workers(facts)
+    else:
+        talk("No workers are running: start some with `%s worker start`" % invoked())
+    return 0
+
+
+def args__worker(parser) -> None:
+    for name in ("supervisor", "queues", "slots", "own", "where"):
+        parser.add_argument(name)
+
+
+def cmd__worker(args) -> int:
+    """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
+    post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
+                int(args.slots), args.own == "1")
+    work(post, OS.bell(args.where), print_log)
+    return 0
+
+
+# -- looking --
+
+def args_list(parser) -> None:
+    parser.add_argument("--state", action="append", metavar="S", help="only these states (may be repeated): " + ", ".join(STATES))
+    parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
+    add_json(parser)
+
+
+def cmd_list(args) -> int:
+    states = [parse_choice(state, "--state", STATES) for word in args.state or () for state in word.split(",")]
+    limit = TERMINAL_ROWS if args.limit is None else parse_number(args.limit, "--limit", 0, 10**12, whole=True)
+    return list_jobs(args, states, limit)
+
+
+def list_jobs(args, states: list, limit: int) -> int:
+    with open_queue(args) as queue:
+        total = sum(n for state, n in queue.counts().items() if not states or state in states)
+        pages = job_pages(queue, states, limit)
+        if args.json:
+            return print_json_pages(pages, limit, total)
+        shown = 0
+        for page in pages:
+            print_jobs(page)
+            shown += len(page)
+    if not shown:
+        talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else ""))
+    elif limit and total > shown:
+        talk("%d more: --limit 0 shows all" % (total - shown))
+    return 0
+
+
+def job_pages(queue, states, limit: int, batch=None):
+    """Jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
+    before, left = None, limit or 2**62
+    while left > 0:
+        page = queue.jobs(states, min(left, 1000), before, batch)
+        if not page:
+            return
+        yield page
+        before, left = page[-1].id, left - len(page)
+
+
+def print_json_pages(pages, limit: int, total: int) -> int:
+    import json
+    shown = 0
+    sys.stdout.write("[")
+    for page in pages:
+        for job in page:
+            sys.stdout.write(("," if shown else "") + "\n  " + json.dumps(job.to_dict()))
+            shown += 1
+    out("\n]" if shown else "]")
+    if limit and total > shown:
+        talk("%d more: --limit 0 shows all" % (total - shown))
+    return 0
+
+
+def cmd_status(args) -> int:
+    with open_queue(args) as queue:
+        counts, workers, oldest = queue.counts(), worker_facts(queue), queue.oldest_waiting()
+        path = queue.path
+    if args.json:
+        out_json({"jobs": counts, "workers": workers, "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
+        return 0
+    width = max(len(str(n)) for n in counts.values())
+    for state in STATES:
+        out("%s  %s" % (paint(state.ljust(10), STATE_COLOURS[state] if counts[state] else "dim", sys.stdout),
+                        str(counts[state]).rjust(width)))
+    busy = sum(worker["state"] == "busy" for worker in workers)
+    out("workers     %s" % ("%d, %d busy" % (len(workers), busy) if workers else "none: `%s worker start` starts some" % invoked()))
+    if oldest:
+        out("oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), fit(plain(oldest.command), 60)))
+    return 0
+
+
+def args_show(parser) -> None:
+    parser.add_argument("id", metavar="ID", help="id or name of a job")
+    add_json(parser)
+
+
+def cmd_show(args) -> int:
+    with open_queue(args) as queue:
+        job = queue.job(args.id)
+        history = [history_row(queue, job, attempt) for attempt in queue.history(job.id)]
+        note = [worker.note for worker in queue.workers() if worker.id == job.worker and worker.note]
+    if args.json:
+        out_json(dict(job.to_dict(), history=history, note=note[0] if note else None))
+        return 0
+    facts = job.to_dict()
+    for key, value in facts.items():
+        if value not in (None, False) and key not in ("attempt",):
+            out("%-13s %s" % (key, plain(str(value))))
+    for line in note:
+        out("%-13s %s" % ("waits for", plain(line)))
+    if history:
+        out("")
+        print_table(("ATTEMPT", "OUTCOME", "WORKER", "PID", "STARTED", "DURATION", "ERROR"),
+                    [(row["attempt"], row["outcome"], row["worker"] or "-", row["pid"] or "-", row["started_at"] or "-",
+                      "-" if row["duration"] is None else span(row["duration"]), row["error"] or "") for row in history], ("ERROR",))
+    return 0
+
+
+def history_row(queue, job, attempt) -> dict:
+    """One attempt as `show --json` has it; the pid of a running one stands in its worker's lock file."""
+    row = attempt._asdict()
+    if attempt.outcome == "running":
+        record = read_record(queue.files.lock(attempt.worker))
+        if record and (record.job, record.attempt) == (job.id, attempt.attempt):
+            row["pid"] = record.group
+    row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at))
+    return row
+
+
+def args_logs(parser) -> None:
+    parser.add_argument("id", metavar="ID", help="id or name of a job")
+    parser.add_argument("--attempt", metavar="N", help="of this attempt (the latest)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+
+
+def cmd_logs(args) -> int:
+    with open_queue(args) as queue:
+        job = queue.job(args.id)
+        attempt = job.attempt
+        if args.attempt is not None:
+            attempt = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
+        if not args.follow:
+            LogReader(queue, job.id, attempt).read(write_bytes)
+            return 0
+        while True:
+            reader = LogReader(queue, job.id, max(attempt, 1))
+            while reader.read(write_bytes):
+                time.sleep(0.05)
+            job = queue.job(job.id)
+            if job.state in FINAL or args.attempt is not None:
+                return 0
+            attempt = max(attempt, 1) + 1
+
+
+def write_bytes(data: bytes) -> None:
+    """Output of a job: as it is into a pipe or file, made harmless for a terminal."""
+    if is_terminal(sys.stdout):
+        sys.stdout.write(safe_for_terminal(data, not os.environ.get("NO_COLOR")))
+    else:
+        sys.stdout.buffer.write(data)
+    sys.stdout.flush()
+
+
+class LogReader:
+    """Reads the output of one attempt, running or ended."""
+
+    def __init__(self, queue, job: int, attempt: int):
+        self._queue = queue
+        self._job = job
+        self._attempt = attempt
+        self._offset = 0
+
+    def read(self, write) -> bool:
+        """Passes on what has come since; returns whether more may come."""
+        job = self._queue.job(self._job)
+        if job.state == "processing" and job.attempt == self._attempt:
+            data = self._part(self._queue.files.output(job.worker))
+            again = self._queue.job(self._job)
+            if (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
+                self._pass(data, write)  # the file was this attempt's, before and after it was read
+                return True
+        data = self._part(self._queue.files.log(self._job, self._attempt))
+        while data:
+            self._pass(data, write)
+            data = self._part(self._queue.files.log(self._job, self._attempt))
+        return job.attempt < self._attempt and job.state not in FINAL
+
+    def _part(self, path: str) -> bytes:
+        try:
+            with open(path, "rb") as file:
+                file.seek(self._offset)
+                return file.read(2**20)
+        except FileNotFoundError:
+            return b""
+
+    def _pass(self, data: bytes, write) -> None:
+        if data:
+            write(data)
+            self._offset += len(data)
+
+
+# -- the dead letter queue --
+
+def args_dlq_list(parser) -> None:
+    parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
+    add_json(parser)
+
+
+def cmd_dlq_list(args) -> int:
+    args.state = ["dead"]
+    return cmd_list(args)
+
+
+def args_ids(parser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="*", help="ids or names of jobs")
+
+
+def args_ids_or_all(parser) -> None:
+    args_ids(parser)
+    parser.add_argument("--all", action="store_true", help="all of them")
+
+
+def jobs_named(queue, args) -> list:
+    """The jobs that a command was given by id or name, all looked up before anything is done."""
+    if not args.ids:
+        raise UserError("which job? Give an id or a name")
+    return [queue.job(ref) for ref in dict.fromkeys(args.ids)]
+
+
+def dead_jobs(queue, args) -> list:
+    """The dead jobs that were named, or all of them."""
+    if args.all and args.ids:
+        raise UserError("give ids or --all, not both")
+    if not args.all and not args.ids:
+        raise UserError("which job? Give an id or a name, or --all")
+    if args.all:
+        return [job for page in job_pages(queue, ["dead"], 0) for job in page]
+    jobs = jobs_named(queue, args)
+    for job in jobs:
+        if job.state != "dead":
+            raise UserError("job %d is not in the dead letter queue: it is %s" % (job.id, job.state))
+    return jobs
+
+
+def report_each(word: str, results: list, good: tuple) -> int:
+    """Says what became of each job; status 1 where somebody else was faster."""
+    for job, result in results:
+        if result not in good:
+            talk("job %d is %s: nothing was changed" % (job.id, result))
+    done = [job for job, result in results if result in good]
+    out("%s %s %d job%s" % (paint("✔" if done else "✘", "green" if done else "red", sys.stdout), word, len(done), "s" * (len(done) != 1)))
+    return 0 if len(done) == len(results) else 1
+
+
+def cmd_dlq_retry(args) -> int:
+    with open_queue(args) as queue:
+        return report_each("Back to pending:", [(job, queue.retry(job)) for job in dead_jobs(queue, args)], ("pending",))
+
+
+def cmd_dlq_purge(args) -> int:
+    with open_queue(args) as queue:
+        count = queue.purge(dead_jobs(queue, args))
+    out("%s Removed %d job%s" % (paint("✔", "green", sys.stdout), count, "s" * (count != 1)))
+    return 0
+
+
+# -- config --
+
+def cmd_config_list(args) -> int:
+    with open_queue(args) as queue:
+        values = queue.config()
+    if args.json:
+        out_json(values)
+        return 0
+    print_table(("KEY", "VALUE", "DEFAULT", "MEANING"),
+                [(key, setting.text(values[key]), setting.text(setting.default), setting.meaning)
+                 for key, setting in SETTINGS.items()], ("MEANING",))
+    return 0
+
+
+def args_config_get(parser) -> None:
+    parser.add_argument("key", metavar="KEY")
+
+
+def cmd_config_get(args) -> int:
+    key = setting_key(args.key)
+    with open_queue(args) as queue:
+        out(SETTINGS[key].text(queue.setting(key)))
+    return 0
+
+
+def args_config_set(parser) -> None:
+    parser.add_argument("key", metavar="KEY")
+    parser.add_argument("value", metavar="VALUE")
+
+
+def cmd_config_set(args) -> int:
+    key = setting_key(args.key)
+    parse_setting(key, args.value)
+    with open_queue(args) as queue:
+        queue.set_config(key, args.value)
+        out("%s = %s" % (key, SETTINGS[key].text(queue.setting(key))))
+    return 0
+
+
+def cmd_config_unset(args) -> int:
+    key = setting_key(args.key)
+    with open_queue(args) as queue:
+        queue.unset_config(key)
+        out("%s = %s" % (key, SETTINGS[key].text(queue.setting(key))))
+    return 0
+
+
+# -- install --
+
+def args_install(parser) -> None:
+    parser.add_argument("--uninstall", action="store_true", help="take the command away")
+
+
+def cmd_install(args) -> int:
+    source = os.path.abspath(__file__)
+    folder = OS.install_dir()
+    name, text = OS.launcher(os.path.dirname(source))
+    path = os.path.join(folder, name)
+    if args.uninstall:
+        if not os.path.exists(path):
+            raise UserError("%s is not there" % plain(path))
+        os.unlink(path)
+        out("Removed %s" % plain(path))
+        return 0
+    if os.path.basename(source) != PROGRAM + ".py":
+        raise UserError("the file must be called %s.py to be installed, not %s" % (PROGRAM, plain(os.path.basename(source))))
+    os.makedirs(folder, exist_ok=True)
+    write_program(path, text)
+    out("Installed %s" % plain(path))
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        talk("%s is not on your PATH: add it to use `%s`" % (plain(folder), PROGRAM))
+    return 0
+
+
+def write_program(path: str, text: str) -> None:
+    with open(path + ".new", "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.chmod(path + ".new", 0o755)
+    os.replace(path + ".new", path)
+
+
+# words: what the user types.  rest: whether what follows the options is a command of the user's, left as it is.
+Command = namedtuple("Command", "words run arguments purpose example rest")
+
+
+def command(words, run, arguments, purpose, example, rest=False):
+    return Command(tuple(words.split()), run, arguments, purpose, example, rest)
+
+
+COMMANDS = (
+    command("enqueue", cmd_enqueue, args_enqueue, "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
+    command("run", cmd_run, args_run, "enqueue jobs, work them here and now, exit 0 if all completed",
+            "run --count 4 --file commands.txt", True),
+    command("worker start", cmd_worker_start, args_worker_start, "start worker processes", "worker start --count 4"),
+    command("worker stop", cmd_worker_stop, args_worker_stop, "stop all workers and wait until they are gone", "worker stop"),
+    command("worker list", cmd_worker_list, add_json, "show the workers", "worker list"),
+    command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json"),
+    command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10"),
+    command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12"),
+    command("logs", cmd_logs, args_logs, "print the output of a job", "logs 12 -f"),
+    command("dlq list", cmd_dlq_list, args_dlq_list, "show the dead jobs", "dlq list"),
+    command("dlq retry", cmd_dlq_retry, args_ids_or_all, "send dead jobs back to pending", "dlq retry 12"),
+    command("dlq purge", cmd_dlq_purge, args_ids_or_all, "remove dead jobs and their logs", "dlq purge --all"),
+    command("config list", cmd_config_list, add_json, "show all settings", "config list"),
+    command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries"),
+    command("config set", cmd_config_set, args_config_set, "change a setting, for jobs enqueued from now on", "config set max_retries 5"),
+    command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
+    command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
+    command("_worker", cmd__worker, args__worker, "", ""),
+)
+
+
+# == Parser ============================================================================
+# From words to a command: the parser of that one command is built, and no other.
+# Calls Commands.
+
+def split_words(words: list) -> tuple:
+    """(--db given before the command or None, command or None, the words after it)."""
+    words, db = list(words), None
+    while words and words[0].startswith("--db"):
+        flag, equals, value = words.pop(0).partition("=")
+        if flag != "--db" or not equals and not words:
+            raise UserError("unknown option %s; --db needs a path" % quoted(flag))
+        db = value if equals else words.pop(0)
+    if not words:
+        words = ["status"]
+    for found in COMMANDS:
+        if tuple(words[:len(found.words)]) == found.words:
+            return db, found, words[len(found.words):]
+    if words[0] in ("-h", "--help", "help"):
+        return db, None, words[1:]
+    raise UserError(unknown_command(words))
+
+
+def unknown_command(words: list) -> str:
+    if words[0].startswith("-"):
+        return "unknown option %s: see `%s --help`" % (quoted(words[0]), invoked())
+    group = [found.words[1] for found in COMMANDS if len(found.words) == 2 and found.words[0] == words[0]]
+    if group:
+        if len(words) == 1 or words[1].startswith("-"):
+            return "%s what? Give one of: %s" % (plain(words[0]), ", ".join(group))
+        return "no command %s%s" % (quoted(" ".join(words[:2])), nearest(words[1], group))
+    names = {found.words[0] for found in COMMANDS if not found.words[0].startswith("_")}
+    return "no command %s%s: see `%s --help`" % (quoted(words[0]), nearest(words[0], names), invoked())
+
+
+def build_parser(found):
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """argparse, but a mistake is one line with our name on it."""
+
+        def error(self, message):
+            raise UserError("%s (see `%s %s --help`)" % (plain(message), invoked(), " ".join(found.words)))
+
+    parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
+                    epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
+                    usage="%%(prog)s [options] %s" % "COMMAND..." if found.rest else None)
+    parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
+    found.arguments(parser)
+    return parser
+
+
+def split_rest(parser, words: list) -> tuple:
+    """(options, the user's own command) of words in which the options stand first."""
+    takes_value = {flag: action.nargs != 0 for action in parser._actions for flag in action.option_strings}
+    i = 0
+    while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "--"):
+        word = words[i]
+        flag = word if word.startswith("--") or len(word) == 2 else word[:2]
+        i += 2 if takes_value.get(flag) and word == flag else 1
+    rest = words[i:]
+    return words[:i], rest[1:] if rest[:1] == ["--"] else rest
+
+
+def parse_words(words: list):
+    """The namespace to call a command with; None when help was asked for and given."""
+    db, found, words = split_words(words)
+    if found is None:
+        return print_help()
+    parser = build_parser(found)
+    rest = []
+    if found.rest:
+        words, rest = split_rest(parser, words)
+    args = parser.parse_args(words)
+    args.rest = rest
+    args.run = found.run
+    args.db = args.db if args.db is not None else db
+    return args
+
+
+def print_help() -> None:
+    out("%s %s: a persistent background job queue in one file\n" % (PROGRAM, __version__))
+    out("usage: %s [--db PATH] COMMAND [options]\n" % PROGRAM)
+    for found in COMMANDS:
+        if found.purpose:
+            out("  %-14s %s" % (" ".join(found.words), found.purpose))
+    out("\n%s COMMAND --help tells more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
+
+
+# == Main ==============================================================================
+# The one place where errors become a line and an exit status.
+# Calls Parser.
+
+def explain_error(error, database=None) -> str:
+    """What went wrong with the machine or the database, in one line."""
+    text = plain(str(error))
+    where = plain(database) if database else "the database"
+    if isinstance(error, sqlite3.Error):
+        if is_busy(error):
+            return "%s is locked by another program: try again when that is done" % where
+        if "full" in text:
+            return "no space is left on the disk of %s: nothing was written" % where
+        if "readonly" in text:
+            return "%s is read-only for you: get the right to write, or give another --db" % where
+        if "unable to open" in text:
+            return "can't open %s: check that its directory exists and that you may write there" % where
+        if "not a database" in text:
+            return "%s is not a database: give another --db, or restore it from a backup" % where
+        return "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
+    if isinstance(error, OSError) and error.strerror:
+        return "%s%s" % (error.strerror, ": " + plain(error.filename) if error.filename else "")
+    return text
+
+
+def main(argv=None) -> int:
+    """Runs one command line; returns its exit status.  No traceback ever reaches a user."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    database = None
+    try:
+        prepare_streams()
+        if words[:1] in (["--version"], ["-V"]):
+            out("%s %s" % (PROGRAM, __version__))
+            return flush()
+        args = parse_words(words)
+        if args is None:
+            return flush()
+        database = args.db or os.environ.get("QUEUECTL_DB")
+        return args.run(args) or flush()
+    except BrokenPipeError:
+        return drop_stdout()
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError) as error:
+        return complain(explain_error(error, database))
+
+
+def prepare_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace", **OS.stream_options)
+
+
+def flush() -> int:
+    sys.stdout.flush()
+    return 0
+
+
+def drop_stdout() -> int:
+    """The reader has gone, which is its right; Python must not find out again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
+
+
+def complain(text: str) -> int:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop_stdout()
+    try:
+        sys.stderr.write("%s: error: %s\n" % (PROGRAM, " ".join(text.split())))
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -69,6 +69,7 @@ APPLICATION_ID = 0x71756575  # "queu": tells a queue from any other SQLite datab
 CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
+MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
 SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
 
@@ -579,6 +580,181 @@ def parse_object(text: str) -> dict:
     return value
 
 
+# -- cron: five-field schedules and the time of their next run --
+
+DAY_S = 86400
+CRON_NICKNAMES = {
+    "@hourly": "0 * * * *", "@daily": "0 0 * * *", "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *",
+}
+CRON_FIELDS = (  # name, first and last value, names of the values from the first on
+    ("minute", 0, 59, []),
+    ("hour", 0, 23, []),
+    ("day of month", 1, 31, []),
+    ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec".split()),
+    ("day of week", 0, 6, "sun mon tue wed thu fri sat 7".split()),  # 7 is Sunday again
+)
+
+
+class Cron(namedtuple("Cron", "minutes hours days months weekdays either_day by_clock")):
+    """A parsed schedule: the sorted values of its five fields, and what a leading * decides.
+
+    either_day: neither day field has one, so a day that matches one of them will do.
+    by_clock: minute or hour has one, so it runs whenever the clock shows a match; see next_run.
+    """
+    __slots__ = ()
+
+    def runs_on(self, date: time.struct_time) -> bool:
+        by_month = date.tm_mday in self.days
+        by_week = (date.tm_wday + 1) % 7 in self.weekdays
+        return by_month or by_week if self.either_day else by_month and by_week
+
+
+def parse_cron(spec: str) -> Cron:
+    """Read `minute hour day-of-month month day-of-week`, or a nickname such as @daily.
+
+    A day field that starts with *, even */2, counts as unrestricted, as in Vixie cron: the
+    other one must match too (croniter does so only with implement_cron_bug=True). Ranges that
+    wrap around (22-6) are refused, but for those that end on Sunday (fri-sun).
+    """
+    fields = CRON_NICKNAMES.get(spec.strip().lower(), spec).split()
+    if len(fields) != 5:
+        raise UserError("schedule %r: give five fields (minute hour day-of-month month day-of-week)"
+                        " or one of %s" % (spec, " ".join(CRON_NICKNAMES)))
+    minute, hour, day, _, weekday = (text.startswith("*") for text in fields)
+    cron = Cron(*(parse_cron_field(text, *field) for text, field in zip(fields, CRON_FIELDS)),
+                either_day=not (day or weekday), by_clock=minute or hour)
+    longest = 29 if cron.months == (2,) else 30 if {2, 4, 6, 9, 11}.issuperset(cron.months) else 31
+    if cron.days[0] > longest and not cron.either_day:
+        raise UserError("schedule %r never runs: its months have at most %d days" % (spec, longest))
+    return cron
+
+
+def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -> tuple:
+    """The sorted values of one field: a list of N, N-M or *, with a /step or not (N/step too)."""
+
+    def refuse(why: str):
+        by_name = " or %s-%s" % (names[0], names[last - first]) if names else ""
+        raise UserError("%s %r: %s; allowed: %d-%d%s, *, lists 1,2, ranges 1-5, steps */2 or 1-5/2"
+                        % (name, text, why, first, last, by_name))
+
+    def number(what: str, word: str, low: int, high: int) -> int:
+        # Not int() alone: it takes '+1', '1_0' and other scripts' digits too.
+        if word.isascii() and word.isdigit() and len(word) < 4 and low <= int(word) <= high:
+            return int(word)
+        return refuse("%s %r is not a number from %d to %d" % (what, word, low, high))
+
+    def value(word: str) -> int:
+        return first + names.index(word) if word in names else number("value", word, first, last)
+
+    values = set()
+    for item in text.lower().split(","):
+        span, slash, step = item.partition("/")
+        low, dash, high = span.partition("-") if span != "*" else (str(first), "-", str(last))
+        low = value(low) % (last + 1)  # changes only the 7 of Sunday
+        high = value(high) if dash else last if slash else low
+        if names and high == 0 < low:  # fri-sun
+            high = 7
+        if low > high:
+            refuse("%s runs backwards, write %d-%d,%d-%d" % (span, low, last, first, high))
+        # A step beyond the cycle is refused: */90 would mean hourly, not every 90 minutes.
+        step = number("step", step, 1, last - first + 1) if slash else 1
+        values.update(range(low, high + 1, step))
+    return tuple(sorted({n % (last + 1) for n in values}))
+
+
+def next_run(cron: Cron, after: float, tz=None) -> float:
+    """The unix time of the first run after `after`; tz: None (this machine's), UTC or IANA.
+
+    Where the local clock jumps, the rule is that of Debian's Vixie cron (man 8 cron):
+    - by the clock (*/15 * * * *, @hourly): skipped minutes do not run, repeated ones run twice;
+    - fixed times (no * at the start of minute or hour): minutes skipped in spring run at the
+      moment of the jump, all as one; minutes repeated in autumn run the first time only.
+    """
+    offset = zone_offset(tz)
+    now = int(after // 1)
+    if cron.by_clock:
+        return float(next_by_clock(cron, now, offset))
+    moment, wall = now, now + offset(now)
+    while moment <= now:
+        wall = next_match(cron, wall)
+        moment = first_shown(wall, offset)
+    return float(moment)
+
+
+def next_by_clock(cron: Cron, now: int, offset) -> int:
+    """The first moment after `now` when the local clock shows a matching minute."""
+    while True:  # each turn takes us to a match, to a change of offset, or on by a day or more
+        current = offset(now + 1)
+        match = next_match(cron, now + current) - current
+        horizon = min(match, now + DAY_S)
+        if offset(horizon) != current:
+            now = offset_change(offset, now + 1, horizon) - 1
+        elif horizon == match:
+            return match
+        else:  # no match before the last day, in which the offset may change
+            now = max(horizon, match - DAY_S)
+
+
+def next_match(cron: Cron, wall: int) -> int:
+    """The first matching minute after `wall`; both are local times counted as if in UTC."""
+    today, minute = divmod(wall // 60 + 1, 1440)
+    day = today
+    while day < today + 50 * 366:  # a 29 February on a given day of the week: within 40 years
+        date = time.gmtime(day * DAY_S)
+        if date.tm_mon not in cron.months:
+            day, minute = day + max(1, 29 - date.tm_mday), 0  # never past the next month's 1st
+            continue
+        if cron.runs_on(date):
+            for h in (h for h in cron.hours if h >= minute // 60):
+                for m in (m for m in cron.minutes if h * 60 + m >= minute):
+                    return day * DAY_S + h * 3600 + m * 60
+        day, minute = day + 1, 0
+    raise UserError("schedule never runs: nothing matches within 50 years")
+
+
+def first_shown(wall: int, offset) -> int:
+    """The moment when the local clock first shows `wall`, or jumps past it."""
+    old, new = offset(wall - DAY_S), offset(wall + DAY_S)
+    for current in (old, new):
+        if offset(wall - current) == current:
+            return wall - current
+    return offset_change(offset, wall - new, wall - old)
+
+
+def offset_change(offset, low: int, high: int) -> int:
+    """The first second of (low, high] with another offset than at `low`; `high` must have one."""
+    old = offset(low)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if offset(middle) == old else (low, middle)
+    return high
+
+
+def zone_offset(tz):
+    """A function from unix time to the zone's offset from UTC at that time, in seconds."""
+    if tz is None:
+        return lambda moment: time.localtime(moment).tm_gmtoff
+    if tz.upper() == "UTC":
+        return lambda moment: 0
+    try:
+        from zoneinfo import ZoneInfo, available_timezones
+    except ImportError:  # Python 3.8
+        raise UserError("time zone %r: Python 3.9 or later is needed for zones other than UTC and"
+                        " this machine's own" % tz) from None
+    try:
+        zone = ZoneInfo(tz)
+    except (KeyError, ValueError, OSError):  # no such zone; no name of one; another file's name
+        hint = ("give an IANA name such as Europe/Berlin, or UTC" if available_timezones() else
+                "this machine has no time zone data: 'pip install tzdata' or use UTC")
+        raise UserError("time zone %r is not known; %s" % (tz, hint)) from None
+    from datetime import datetime
+    return lambda moment: int(datetime.fromtimestamp(moment, zone).utcoffset().total_seconds())
+
+
+# -- where things lie --
+
 class Files:
     """Where things lie beside a database: all that is not in it."""
 
@@ -670,14 +846,15 @@ class Posix:
 
     def environment(self, more: dict) -> bytes:
         """This process's environment and `more`, as sorted K=V entries between NULs."""
-        env = dict(os.environb)
-        env.update((os.fsencode(key), os.fsencode(value)) for key, value in more.items())
-        return b"\0".join(b"%s=%s" % pair for pair in sorted(env.items()) if pair[0] != b"_")
+        return self.merge(b"\0".join(b"%s=%s" % pair for pair in os.environb.items() if pair[0] != b"_"), more)
+
+    def merge(self, data: bytes, more: dict) -> bytes:
+        return b"\0".join(b"%s=%s" % pair for pair in sorted(self.job_environment(data, more).items()))
 
     def job_environment(self, data: bytes, more: dict) -> dict:
         """What `environment` stored, and `more`, in the form that spawn takes."""
         env = dict(entry.split(b"=", 1) for entry in data.split(b"\0") if b"=" in entry)
-        env.update((key.encode(), os.fsencode(value)) for key, value in more.items())
+        env.update((os.fsencode(key), os.fsencode(value)) for key, value in more.items())
         return env
 
     def cores(self) -> int:
@@ -835,11 +1012,12 @@ class Posix:
             return False
 
     def group_alive(self, group: int) -> bool:
+        """Whether a process of the group lives; zombies don't, which a container without an init keeps for ever."""
         try:
             os.killpg(group, 0)
-            return True
         except (ProcessLookupError, PermissionError):
             return False
+        return any(process.group == group for process in self.processes())
 
     def failure_text(self, code: int) -> str:
         """An exit code (negative: the signal, as subprocess has it) in words."""
@@ -1219,12 +1397,14 @@ class Transaction:
 class Plan:
     """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
 
-    def __init__(self, queue, items, pool=None, on_twin=None):
+    def __init__(self, queue, items, pool=None, on_twin=None, schedule=None, cwd=None, base=None):
         self._queue = queue
         self._pool = pool
+        self._schedule = schedule
+        self._cwd = cwd
         self._on_twin = on_twin or (lambda job: None)
         self._defaults = queue.config()
-        self._base = OS.environment({})
+        self._base = OS.environment({}) if base is None else base
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
         self._new = []         # (item, id) of those stored that say more than a command
@@ -1251,7 +1431,7 @@ class Plan:
         options = parse_job(item if isinstance(item, dict) else {"command": item})
         columns = {"command": encodable(self._command(options.pop("command", None)), "the command")}
         for option in ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "schedule"):
+                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key"):
             if option in options:
                 columns[option] = options.pop(option)
         if "cwd" in options:
@@ -1261,7 +1441,7 @@ class Plan:
         if "unique" in options:
             columns["unique_key"] = options["unique"]
         if "env" in options:
-            options["env"] = OS.environment(options["env"])
+            options["env"] = OS.merge(self._base, options["env"])
         return columns, options
 
     def _command(self, command) -> str:
@@ -1285,7 +1465,7 @@ class Plan:
             batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
                                       (label, now)).lastrowid
         common = {key: self._defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
-        common.update(cwd=self._here(), env=self._env(self._base), batch=batch, pool=self._pool, run_at=now, created_at=now,
+        common.update(cwd=self._here(), env=self._env(self._base), batch=batch, pool=self._pool, schedule=self._schedule, run_at=now, created_at=now,
                       gate=READY if self._pool is None else OWN)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
@@ -1305,6 +1485,8 @@ class Plan:
         return ids
 
     def _here(self):
+        if self._cwd is not None:
+            return self._cwd
         try:
             return encodable(os.getcwd(), "this directory")
         except FileNotFoundError:
@@ -1425,6 +1607,19 @@ class Plan:
             db.execute("DELETE FROM env WHERE id=? AND uses<=0", (identity,))
         if batch is not None:
             db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": batch})
+
+
+class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env")):
+    """A row of the schedule table."""
+
+    __slots__ = ()
+
+    def following(self, now: float) -> float:
+        """The first of its times after `now`, however many were missed: never a burst."""
+        if self.every is None:
+            return next_run(parse_cron(self.spec), now, self.tz)
+        missed = max(0, int((now - self.next_at) // self.every))
+        return max(self.next_at + (missed + 1) * self.every, now) if self.next_at <= now else self.next_at
 
 
 class Queue:
@@ -2014,10 +2209,11 @@ class Queue:
             "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) LIMIT 1", {"queues": queues}))
 
     def tick(self, now: float) -> None:
-        """What a supervisor does when a time has come: jobs that fall due or expire."""
+        """What a supervisor does when a time has come: jobs that fall due or expire, schedules."""
         with Transaction(self):
             self._expire(now)
             self._promote(now)
+            self._fire(now)
 
     def mend_clock(self) -> None:
         """Where the clock was set back, brings relative times back within their own delay."""
@@ -2061,6 +2257,16 @@ class Queue:
             rows = [] if "\0" in text else self._read("SELECT " + JOB_SELECT + " FROM job WHERE name=?", (searchable(text),))
         return Job.of(rows[0]) if rows else None
 
+    def ids_between(self, low: int, high: int) -> list:
+        return [job for job, in self._read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
+
+    def last_job(self):
+        """The newest job; UserError when there is none."""
+        jobs = self.jobs(limit=1)
+        if not jobs:
+            raise UserError("the queue is empty: enqueue a job first")
+        return jobs[0]
+
     def job(self, ref):
         """The job with this id or name; UserError when there is none."""
         job = self.find(ref)
@@ -2081,6 +2287,14 @@ class Queue:
             where = "WHERE id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/'))"
         return [Job.of(row) for row in self._read(
             "SELECT " + JOB_SELECT + " FROM job " + where + " ORDER BY id DESC LIMIT :limit", values)]
+
+    def parents(self, ids: list) -> dict:
+        """For each job that comes after others, their ids; a negative one is a batch."""
+        found = {}
+        for number in ids:
+            for parent, in self._read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=?", (number,)):
+                found.setdefault(number, []).append(parent)
+        return found
 
     def counts(self, queue=None) -> dict:
         """How many jobs are in each state."""
@@ -2115,37 +2329,231 @@ class Queue:
 
     # -- what a person does to jobs --
 
-    def cancel(self, job, by: str = "cancelled") -> str:
-        """Cancels a job, or has the worker that runs it do so; returns `cancelled`, `asked` or, too late, its state."""
-        with Transaction(self) as now:
-            job = self._job(job.id) or job
-            if job.state == "processing":
-                self._db.execute("UPDATE job SET cancel=1 WHERE id=? AND state='processing'", (job.id,))
-                self._tell()
-                return "asked"
-            return "cancelled" if self._end(job, "cancel", now, error=by) else job.state
+    def _each(self, ids, action) -> list:
+        """(id, result) of `action(job, now)` for each job, some hundreds in one transaction."""
+        results, ids = [], list(ids)
+        for start in range(0, len(ids), 500):
+            with Transaction(self) as now:
+                for number in ids[start:start + 500]:
+                    job = self._job(number)
+                    results.append((number, "gone" if job is None else action(job, now)))
+        return results
 
-    def retry(self, job) -> str:
-        """Back to pending, its retries counted anew, its history kept; returns `pending` or, when not finished, its state."""
-        with Transaction(self) as now:
-            job = self._job(job.id) or job
-            return "pending" if self._revive(job, now) else job.state
+    def cancel(self, ids) -> list:
+        """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
+        return self._each(ids, self._cancel)
 
-    def hold(self, job, held: bool) -> str:
-        """Keeps a waiting job back, or lets it go; returns its state where it does not wait."""
-        with Transaction(self) as now:
-            job = self._job(job.id) or job
+    def _cancel(self, job, now: float) -> str:
+        if job.state == "processing":
+            self._db.execute("UPDATE job SET cancel=1 WHERE id=?", (job.id,))
+            self._tell()
+            return "asked"
+        return "cancelled" if self._end(job, "cancel", now, error="cancelled") else job.state
+
+    def retry(self, ids) -> list:
+        """(id, result): `pending`, its retries counted anew and its history kept, or its state where it is not finished."""
+        return self._each(ids, lambda job, now: "pending" if self._revive(job, now) else job.state)
+
+    def hold(self, ids, held: bool = True) -> list:
+        """(id, result): `held`, or `released`, or its state where it does not wait."""
+        def change(job, now):
             if job.state not in WAITING:
                 return job.state
             self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
             self._regate(job._replace(held=int(held)), now)
             return "held" if held else "released"
+        return self._each(ids, change)
 
-    def purge(self, jobs) -> int:
+    def purge(self, ids) -> int:
         """Removes finished jobs and their logs; returns how many."""
-        rows = [(job.id, job.attempt) for job in jobs if job.state in FINAL]
-        self._delete(rows)
-        return len(rows)
+        ids = list(ids)
+        for start in range(0, len(ids), 500):
+            jobs = [self.find(number) for number in ids[start:start + 500]]
+            self._delete([(job.id, job.attempt) for job in jobs if job is not None and job.state in FINAL])
+        return len(ids)
+
+    # -- queues and batches --
+
+    def queues(self) -> list:
+        """Every queue, with its limits and a count for each state."""
+        Row = namedtuple("QueueRow", "name paused max_running rate jobs")
+        return [Row(*row, self.counts(row[0])) for row in self._read("SELECT name, paused, max_running, rate FROM queue ORDER BY name")]
+
+    def set_queue(self, name: str, **changes) -> None:
+        """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
+        with Transaction(self):
+            self._need_queue(name)
+            self._db.execute("UPDATE queue SET " + ", ".join("%s=:%s" % (c, c) for c in changes) + " WHERE name=:name",
+                             dict(changes, name=name))
+            self._tell()
+
+    def batches(self, limit: int = 50) -> list:
+        Row = namedtuple("BatchRow", "id label total unfinished created_at")
+        return [Row._make(row) for row in self._read(
+            "SELECT id, label, total, unfinished, created_at FROM batch ORDER BY id DESC LIMIT ?", (limit or -1,))]
+
+    def batch(self, ref):
+        """The batch with this id; UserError when there is none."""
+        found = [b for b in self.batches(0) if str(b.id) == str(ref)]
+        if not found:
+            raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
+        return found[0]
+
+    # -- schedules --
+
+    def add_schedule(self, name: str, spec, every, options: dict, tz=None, misfire: str = "once", no_overlap: bool = False) -> float:
+        """Stores a schedule by a cron line or by seconds between runs; returns the time of its first run."""
+        import json
+        now = self._clock()
+        next_at = now + every if every else next_run(parse_cron(spec), now, tz)
+        cwd = encodable(os.getcwd(), "this directory")
+        Plan(self, [options])
+        with Transaction(self):
+            if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
+                raise UserError("there is a schedule %s already: remove it first, with `%s cron rm`" % (quoted(name), PROGRAM))
+            self._db.execute(
+                "INSERT INTO schedule(name, spec, every, tz, misfire, no_overlap, next_at, options, cwd, env, created_at) "
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, spec, every, tz, misfire, int(no_overlap), next_at,
+                                                          json.dumps(options), cwd, self._store_env(OS.environment({}), 1), now))
+            self._tell()
+        return next_at
+
+    def schedules(self) -> list:
+        return [Schedule._make(row) for row in self._read("SELECT " + ", ".join(Schedule._fields) + " FROM schedule ORDER BY name")]
+
+    def schedule(self, name: str):
+        found = [schedule for schedule in self.schedules() if schedule.name == name]
+        if not found:
+            raise UserError("no schedule %s: see `%s cron list`" % (quoted(name), PROGRAM))
+        return found[0]
+
+    def pause_schedule(self, name: str, paused: bool) -> None:
+        """Pauses a schedule, or lets it go on with its next time from now."""
+        schedule = self.schedule(name)
+        with Transaction(self) as now:
+            self._db.execute("UPDATE schedule SET paused=?, next_at=? WHERE name=?", (int(paused), schedule.following(now), name))
+            self._tell()
+
+    def remove_schedule(self, name: str) -> None:
+        self.schedule(name)
+        with Transaction(self):
+            self._db.execute("DELETE FROM schedule WHERE name=?", (name,))
+
+    def run_schedule(self, name: str) -> int:
+        """Enqueues a schedule's job now, beside its times; returns its id."""
+        schedule = self.schedule(name)
+        with Transaction(self) as now:
+            return self._enqueue_scheduled(schedule, now)
+
+    def _fire(self, now: float) -> None:
+        """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once."""
+        for row in self._db.execute("SELECT " + ", ".join(Schedule._fields) + " FROM schedule WHERE paused=0 AND next_at<=?",
+                                    (now,)).fetchall():
+            schedule = Schedule._make(row)
+            late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
+            if not late and not (schedule.no_overlap and self._unfinished_job(schedule.last_job)):
+                self._enqueue_scheduled(schedule, now)
+            self._db.execute("UPDATE schedule SET next_at=?, last_at=? WHERE name=?",
+                             (schedule.following(now), schedule.next_at, schedule.name))
+
+    def _unfinished_job(self, number) -> bool:
+        job = self._job(number) if number is not None else None
+        return job is not None and job.state not in FINAL
+
+    def _enqueue_scheduled(self, schedule, now: float) -> int:
+        import json
+        data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
+        plan = Plan(self, [dict(json.loads(schedule.options))], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
+        [job] = plan.store(now, None, lambda count: None)
+        self._db.execute("UPDATE schedule SET last_job=? WHERE name=?", (job, schedule.name))
+        return job
+
+    # -- why a job does not run --
+
+    def why_waiting(self, job) -> list:
+        """(reason, detail) for everything that keeps a waiting job from running now, from the facts that claims use."""
+        reasons = []
+        now = self._clock()
+        if job.held:
+            reasons.append(("held", None))
+        parents = [p for p, in self._read("SELECT parent FROM dep WHERE child=? AND done=0 LIMIT 6", (job.id,))]
+        if parents:
+            reasons.append(("parents", parents))
+        if job.run_at > now:
+            reasons.append(("time", job.run_at))
+        if job.gate == KEYED:
+            reasons.append(("key", self._read("SELECT job FROM keylock WHERE key=?", (job.key,))[0][0]))
+        rows = self._read("SELECT paused, max_running, next_at, every FROM queue WHERE name=?", (job.queue,))
+        paused, limit, next_at, every = rows[0] if rows else (0, None, 0, None)
+        if paused:
+            reasons.append(("paused", job.queue))
+        if limit is not None and self.counts(job.queue)["processing"] >= limit:
+            reasons.append(("limit", limit))
+        if every is not None and now < next_at <= now + every:
+            reasons.append(("rate", next_at))
+        if job.gate in (READY, OWN):
+            ahead = self._read("SELECT count(*) FROM job INDEXED BY job_ready WHERE queue=:queue AND gate=0 AND "
+                               "(priority>:priority OR priority=:priority AND id<:id)", job._asdict())[0][0]
+            if ahead and job.gate == READY:
+                reasons.append(("behind", ahead))
+        return reasons
+
+    # -- keeping it safe --
+
+    def backup(self, path: str) -> None:
+        """Makes a consistent copy of the database, while it is in use; `path` must not exist."""
+        part = path + ".part"
+        try:
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            raise UserError("%s exists: another backup is under way, or was cut short; remove it" % plain(part)) from None
+        try:
+            copy = sqlite3.connect(part)
+            self._patiently(lambda: self._db.backup(copy))
+            copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
+            copy.close()
+            if os.path.exists(path):
+                raise UserError("%s exists: give another name" % plain(path))
+            os.replace(part, path)
+        finally:
+            remove(part)
+
+    def check(self) -> list:
+        """What is wrong inside the database, as lines of text; [] when all is well."""
+        faults = [row[0] for row in self._read("PRAGMA integrity_check(20)") if row[0] != "ok"]
+        if faults:
+            return faults
+        wrong = self._read("SELECT queue, state FROM tally WHERE n<>(SELECT count(*) FROM job WHERE job.queue=tally.queue "
+                           "AND job.state=tally.state)")
+        if wrong:
+            faults.append("the counts of queue %s are wrong" % ", ".join(sorted({plain(queue) for queue, _ in wrong})))
+        stray = self._read("SELECT id FROM job WHERE state='processing' AND NOT EXISTS("
+                           "SELECT 1 FROM worker WHERE worker.id=job.worker)")
+        faults.extend("job %d is processing, but its worker is not listed" % job for job, in stray)
+        lost = self._read("SELECT id FROM job WHERE state IN ('pending','failed') AND gate IS NULL")
+        faults.extend("job %d waits behind no gate" % job for job, in lost)
+        return faults
+
+    def mend(self) -> None:
+        """Puts right what `check` can find but damage to the file itself."""
+        with Transaction(self) as now:
+            self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
+            for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE state='processing' AND NOT EXISTS("
+                                        "SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
+                job = Job.of(row)
+                self._record(job.worker, Outcome(job, "crashed", None, "worker died", None, job.started_at, None), now)
+            for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE state IN ('pending','failed') AND gate IS NULL").fetchall():
+                self._regate(Job.of(row), now)
+
+    def orphaned_logs(self) -> list:
+        """Paths of logs whose job is no longer there."""
+        found = []
+        for folder, _, names in os.walk(self.files.logs):
+            for name in names:
+                number = name.split(".")[0]
+                if number.isdigit() and self.find(number) is None:
+                    found.append(os.path.join(folder, name))
+        return found
 
 
 # == Runner ============================================================================
@@ -2307,7 +2715,8 @@ class Runner:
         while OS.group_alive(group) and time.monotonic() < limit and self._bell.level < 2:
             time.sleep(0.01)
         limit = time.monotonic() + 2.0
-        while OS.signal_group(group, hard=True) and time.monotonic() < limit:
+        while OS.group_alive(group) and time.monotonic() < limit:
+            OS.signal_group(group, hard=True)
             time.sleep(0.01)
 
     # -- output --
@@ -2950,6 +3359,26 @@ def print_jobs(jobs) -> None:
                 lambda row: STATE_COLOURS.get(row[1]))
 
 
+def print_tree(jobs: list, parents: dict) -> None:
+    """Jobs under the last of those that they come after; the others are named beside them."""
+    known = {job.id for job in jobs}
+    children = {}
+    for job in jobs:
+        over = [parent for parent in parents.get(job.id, ()) if parent in known]
+        children.setdefault(max(over) if over else None, []).append(job)
+    stack = [(job, "", "") for job in reversed(children.get(None, ()))]
+    while stack:
+        job, first, more = stack.pop()
+        other = [str(parent) if parent > 0 else "batch %d" % -parent for parent in parents.get(job.id, ())
+                 if parent != max([p for p in parents[job.id] if p in known], default=None)]
+        out("%s%d %s  %s%s" % (first, job.id, paint(job.state, STATE_COLOURS[job.state], sys.stdout), plain(job.command),
+                              "  (also after %s)" % ", ".join(other) if other else ""))
+        below = children.get(job.id, ())
+        for child in reversed(below):
+            last = child is below[-1]
+            stack.append((child, more + ("└─ " if last else "├─ "), more + ("   " if last else "│  ")))
+
+
 LOG_WORDS = {  # event -> colour and text
     "started": ("bold", "started"), "running": ("blue", "running"), "completed": ("green", "completed"),
     "retry": ("yellow", "failed"), "dead": ("red", "dead"), "cancelled": ("yellow", "cancelled"),
@@ -3172,8 +3601,8 @@ def job_of_words(words: list, options: dict) -> dict:
 def warn_if_stuck(queue, number: int) -> None:
     """Says so where nothing will pick a job up."""
     job = queue.job(number)
-    if not any(OS.is_held(queue.files.lock("s%d" % s.id)) for s in queue.supervisors() if s.kind == "start"):
-        talk("no worker is running: start some with `%s worker start`" % invoked())
+    if not serving(queue, job):
+        talk("no worker serves it: start some with `%s worker start`" % invoked())
     elif job.state in WAITING and queue.is_paused(job.queue):
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), job.queue))
 
@@ -3487,6 +3916,7 @@ def cmd__worker(args) -> int:
 def args_list(parser) -> None:
     parser.add_argument("--state", action="append", metavar="S", help="only these states (may be repeated): " + ", ".join(STATES))
     parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
+    parser.add_argument("--tree", action="store_true", help="draw which job comes after which")
     add_json(parser)
 
 
@@ -3502,6 +3932,10 @@ def list_jobs(args, states: list, limit: int) -> int:
         pages = job_pages(queue, states, limit)
         if args.json:
             return print_json_pages(pages, limit, total)
+        if getattr(args, "tree", False):
+            jobs = [job for page in pages for job in page][::-1]
+            print_tree(jobs, queue.parents([job.id for job in jobs]))
+            return 0
         shown = 0
         for page in pages:
             print_jobs(page)
@@ -3687,47 +4121,326 @@ def args_ids_or_all(parser) -> None:
     parser.add_argument("--all", action="store_true", help="all of them")
 
 
-def jobs_named(queue, args) -> list:
-    """The jobs that a command was given by id or name, all looked up before anything is done."""
-    if not args.ids:
+def ids_named(queue, refs) -> list:
+    """The ids of the jobs named by id, name, range (5-8) or `last`; all looked up before anything is done."""
+    if not refs:
         raise UserError("which job? Give an id or a name")
-    return [queue.job(ref) for ref in dict.fromkeys(args.ids)]
+    ids = []
+    for ref in refs:
+        low, dash, high = ref.partition("-")
+        if dash and low.isdigit() and high.isdigit() and len(ref) < 30:
+            found = queue.ids_between(int(low), int(high))
+            if not found:
+                raise UserError("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
+            ids.extend(found)
+        else:
+            ids.append(queue.last_job().id if ref == "last" else queue.job(ref).id)
+    return list(dict.fromkeys(ids))
 
 
-def dead_jobs(queue, args) -> list:
-    """The dead jobs that were named, or all of them."""
-    if args.all and args.ids:
-        raise UserError("give ids or --all, not both")
-    if not args.all and not args.ids:
-        raise UserError("which job? Give an id or a name, or --all")
+def dead_ids(queue, args) -> list:
+    """The ids of the dead jobs that were named, or of all."""
+    if bool(args.all) == bool(args.ids):
+        raise UserError("which job? Give ids or names, or --all")
     if args.all:
-        return [job for page in job_pages(queue, ["dead"], 0) for job in page]
-    jobs = jobs_named(queue, args)
-    for job in jobs:
-        if job.state != "dead":
-            raise UserError("job %d is not in the dead letter queue: it is %s" % (job.id, job.state))
-    return jobs
+        return [job.id for page in job_pages(queue, ["dead"], 0) for job in page]
+    ids = ids_named(queue, args.ids)
+    for number in ids:
+        state = queue.job(number).state
+        if state != "dead":
+            raise UserError("job %d is not in the dead letter queue: it is %s" % (number, state))
+    return ids
 
 
 def report_each(word: str, results: list, good: tuple) -> int:
     """Says what became of each job; status 1 where somebody else was faster."""
-    for job, result in results:
+    for number, result in results:
         if result not in good:
-            talk("job %d is %s: nothing was changed" % (job.id, result))
-    done = [job for job, result in results if result in good]
+            talk("job %d is %s: nothing was changed" % (number, result))
+    done = [number for number, result in results if result in good]
     out("%s %s %d job%s" % (paint("✔" if done else "✘", "green" if done else "red", sys.stdout), word, len(done), "s" * (len(done) != 1)))
     return 0 if len(done) == len(results) else 1
 
 
 def cmd_dlq_retry(args) -> int:
     with open_queue(args) as queue:
-        return report_each("Back to pending:", [(job, queue.retry(job)) for job in dead_jobs(queue, args)], ("pending",))
+        return report_each("Back to pending:", queue.retry(dead_ids(queue, args)), ("pending",))
 
 
 def cmd_dlq_purge(args) -> int:
     with open_queue(args) as queue:
-        count = queue.purge(dead_jobs(queue, args))
+        count = queue.purge(dead_ids(queue, args))
     out("%s Removed %d job%s" % (paint("✔", "green", sys.stdout), count, "s" * (count != 1)))
+    return 0
+
+
+# -- cancel, hold, release --
+
+def args_cancel(parser) -> None:
+    args_ids(parser)
+    parser.add_argument("--batch", metavar="B", help="all unfinished jobs of this batch")
+
+
+def cmd_cancel(args) -> int:
+    with open_queue(args) as queue:
+        if args.batch is None:
+            ids = ids_named(queue, args.ids)
+        elif args.ids:
+            raise UserError("give ids or --batch, not both")
+        else:
+            batch = queue.batch(args.batch).id
+            ids = [job.id for page in job_pages(queue, WAITING + ("processing",), 0, batch) for job in page]
+        return report_each("Cancelled", queue.cancel(ids), ("cancelled", "asked"))
+
+
+def cmd_hold(args) -> int:
+    with open_queue(args) as queue:
+        return report_each("Held", queue.hold(ids_named(queue, args.ids)), ("held",))
+
+
+def cmd_release(args) -> int:
+    with open_queue(args) as queue:
+        return report_each("Released", queue.hold(ids_named(queue, args.ids), False), ("released",))
+
+
+# -- explain --
+
+def cmd_explain(args) -> int:
+    with open_queue(args) as queue:
+        job = queue.job(args.id)
+        reasons = queue.why_waiting(job) if job.state in WAITING else []
+        if job.state in WAITING and not serving(queue, job):
+            reasons.append(("no worker", job.queue))
+        note = [worker.note for worker in queue.workers() if worker.id == job.worker and worker.note]
+    if args.json:
+        out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
+    elif job.state == "processing":
+        out("job %d runs%s" % (job.id, ": " + plain(note[0]) if note else " on worker %d, for %s" % (
+            job.worker, span(time.time() - job.started_at))))
+    elif job.state in FINAL:
+        out("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
+    else:
+        for line in [reason_text(job, *reason) for reason in reasons] or ["nothing: the next free worker takes it"]:
+            out("job %d waits: %s" % (job.id, line))
+    return 0
+
+
+def serving(queue, job) -> bool:
+    """Whether a living supervisor has workers for a job's queue."""
+    return any(s.queues is None or "/%s/" % job.queue in s.queues for s in queue.supervisors()
+               if (s.kind == "start" or s.id == job.pool) and not s.stop and OS.is_held(queue.files.lock("s%d" % s.id)))
+
+
+def reason_text(job, reason: str, detail) -> str:
+    if reason == "parents":
+        names = ["batch %d" % -parent if parent < 0 else str(parent) for parent in detail[:5]]
+        return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
+    return {
+        "held": lambda: "held: `%s release %d` lets it go" % (invoked(), job.id),
+        "time": lambda: "not due until %s, in %s" % (utc(detail), span(detail - time.time())),
+        "key": lambda: "its key %s is held by job %d" % (plain(job.key), detail),
+        "paused": lambda: "queue %s is paused: `%s queue resume %s`" % (detail, invoked(), detail),
+        "limit": lambda: "the limit of queue %s (%d at once) is reached" % (job.queue, detail),
+        "rate": lambda: "the rate of queue %s allows the next at %s" % (job.queue, utc(detail)),
+        "behind": lambda: "behind {:,} other{}".format(detail, "s" * (detail != 1)),
+        "no worker": lambda: "no worker serves queue %s: `%s worker start`" % (detail, invoked()),
+    }[reason]()
+
+
+# -- queues and batches --
+
+def cmd_queue_list(args) -> int:
+    with open_queue(args) as queue:
+        rows = queue.queues()
+    if args.json:
+        out_json([dict(row._asdict(), paused=bool(row.paused)) for row in rows])
+        return 0
+    print_table(("QUEUE", "STATE", "LIMIT", "RATE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "DEAD"),
+                [(row.name, "paused" if row.paused else "open", row.max_running or "-" if row.max_running != 0 else 0, row.rate or "-",
+                  row.jobs["pending"], row.jobs["processing"], row.jobs["completed"], row.jobs["failed"], row.jobs["dead"])
+                 for row in rows], ("QUEUE",), lambda row: "yellow" if row[1] == "paused" else "green")
+    return 0
+
+
+def args_queue_names(parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help="queues")
+    parser.add_argument("--all", action="store_true", help="all of them")
+
+
+def pause_queues(args, paused: int) -> int:
+    if bool(args.all) == bool(args.names):
+        raise UserError("which queue? Give a name or --all")
+    names = [parse_name(name, "a queue") for name in args.names]
+    with open_queue(args) as queue:
+        for name in names or [row.name for row in queue.queues()]:
+            queue.set_queue(name, paused=paused)
+            out("queue %s is %s" % (name, "paused: running jobs go on" if paused else "open"))
+    return 0
+
+
+def cmd_queue_pause(args) -> int:
+    return pause_queues(args, 1)
+
+
+def cmd_queue_resume(args) -> int:
+    return pause_queues(args, 0)
+
+
+def args_queue_limit(parser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("limit", metavar="N", help="jobs at once, over all workers; none: no limit")
+
+
+def cmd_queue_limit(args) -> int:
+    name = parse_name(args.name, "a queue")
+    limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
+    with open_queue(args) as queue:
+        queue.set_queue(name, max_running=limit)
+    out("queue %s: %s" % (name, "no limit" if limit is None else "at most %d at once" % limit))
+    return 0
+
+
+def args_queue_rate(parser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("rate", metavar="N/UNIT", help="starts per s, m, h or d, evenly spaced, as in 10/m; none: no limit")
+
+
+def cmd_queue_rate(args) -> int:
+    name = parse_name(args.name, "a queue")
+    rate, every = parse_rate(args.rate)
+    with open_queue(args) as queue:
+        queue.set_queue(name, rate=rate, every=every, next_at=0)
+    out("queue %s: %s" % (name, "no rate" if rate is None else "at most %s, a start each %s" % (rate, seconds_text(every))))
+    return 0
+
+
+def args_batch_list(parser) -> None:
+    parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
+    add_json(parser)
+
+
+def cmd_batch_list(args) -> int:
+    limit = TERMINAL_ROWS if args.limit is None else parse_number(args.limit, "--limit", 0, 10**12, whole=True)
+    with open_queue(args) as queue:
+        rows = queue.batches(limit)
+    if args.json:
+        out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
+    elif rows:
+        now = time.time()
+        print_table(("ID", "LABEL", "DONE", "TOTAL", "AGE"), [
+            (row.id, row.label or "", row.total - row.unfinished, row.total, span(now - row.created_at)) for row in rows], ("LABEL",))
+    else:
+        talk("No batches: `%s enqueue --file` makes one" % invoked())
+    return 0
+
+
+def cmd_batch_show(args) -> int:
+    with open_queue(args) as queue:
+        batch = queue.batch(args.id)
+        counts = queue.batch_counts(batch.id)
+        bad = queue.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
+    if args.json:
+        out_json(dict(batch._asdict(), created_at=utc(batch.created_at), jobs=counts))
+        return 0
+    done = batch.total - batch.unfinished
+    out("batch %d, %s: %d of %d ended  [%s]" % (batch.id, batch.label or "", done, batch.total,
+                                               ("#" * int(24 * done / max(1, batch.total))).ljust(24, "-")))
+    out(", ".join("%d %s" % (counts[state], state) for state in STATES if counts[state]) or "its jobs are gone")
+    if bad:
+        print_jobs(bad)
+    return 0
+
+
+# -- schedules --
+
+def args_cron_add(parser) -> None:
+    parser.add_argument("--every", metavar="DURATION", help="instead of a cron line: so long between two runs")
+    parser.add_argument("--tz", metavar="ZONE", help="time zone of the cron line, such as Europe/Berlin or UTC (this machine's)")
+    parser.add_argument("--misfire", metavar="RULE", default="once", help="a time missed while nothing ran: once or skip (once)")
+    parser.add_argument("--no-overlap", action="store_true", help="skip a time while the last job still waits or runs")
+    add_job_options(parser)
+
+
+def cmd_cron_add(args) -> int:
+    words, command_words = list(args.lead), list(args.rest)
+    if not words:
+        raise UserError("what shall it be called? cron add NAME '*/5 * * * *' COMMAND")
+    name = parse_name(words.pop(0), "a schedule")
+    every = parse_duration(args.every, "--every", 1) if args.every is not None else None
+    if every is None:
+        if not words and not command_words:
+            raise UserError("when shall it run? cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
+        spec = words.pop(0) if words else command_words.pop(0)
+        parse_cron(spec)
+    else:
+        spec = None
+    if words or not command_words:
+        raise UserError("what shall it run? Give a command after the options")
+    options = job_options(args)
+    if "name" in options:
+        raise UserError("--name can't be given to every job of a schedule")
+    job = job_of_words(command_words, options)
+    parse_choice(args.misfire, "--misfire", ("once", "skip"))
+    with open_queue(args) as queue:
+        next_at = queue.add_schedule(name, spec, every, job, args.tz, args.misfire, args.no_overlap)
+    out("%s Schedule %s runs next at %s" % (paint("✔", "green", sys.stdout), name, local(next_at)))
+    return 0
+
+
+def cmd_cron_list(args) -> int:
+    import json
+    with open_queue(args) as queue:
+        rows = queue.schedules()
+    if args.json:
+        out_json([dict(json.loads(row.options), name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
+                       no_overlap=bool(row.no_overlap), paused=bool(row.paused), next_at=None if row.paused else utc(row.next_at),
+                       last_at=utc(row.last_at), last_job=row.last_job) for row in rows])
+    elif rows:
+        print_table(("NAME", "STATE", "WHEN", "NEXT", "LAST JOB", "COMMAND"), [
+            (row.name, "paused" if row.paused else "open", row.spec or "every " + duration_text(row.every),
+             "-" if row.paused else local(row.next_at), row.last_job or "-", command_text(json.loads(row.options)["command"]))
+            for row in rows], ("COMMAND", "NAME"), lambda row: "yellow" if row[1] == "paused" else "green")
+    else:
+        talk("No schedules: `%s cron add` makes one" % invoked())
+    return 0
+
+
+def command_text(command) -> str:
+    return command if isinstance(command, str) else OS.quote(command)
+
+
+def local(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def args_name(parser) -> None:
+    parser.add_argument("name", metavar="NAME")
+
+
+def cmd_cron_pause(args) -> int:
+    with open_queue(args) as queue:
+        queue.pause_schedule(args.name, True)
+    out("schedule %s is paused" % plain(args.name))
+    return 0
+
+
+def cmd_cron_resume(args) -> int:
+    with open_queue(args) as queue:
+        queue.pause_schedule(args.name, False)
+        out("schedule %s runs next at %s" % (plain(args.name), local(queue.schedule(args.name).next_at)))
+    return 0
+
+
+def cmd_cron_rm(args) -> int:
+    with open_queue(args) as queue:
+        queue.remove_schedule(args.name)
+    out("schedule %s is removed; jobs that it enqueued stay" % plain(args.name))
+    return 0
+
+
+def cmd_cron_run(args) -> int:
+    with open_queue(args) as queue:
+        out(str(queue.run_schedule(args.name)))
     return 0
 
 
@@ -3778,6 +4491,107 @@ def cmd_config_unset(args) -> int:
     return 0
 
 
+# -- backup, doctor --
+
+def args_backup(parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="where to put the copy; must not exist")
+
+
+def cmd_backup(args) -> int:
+    path = os.path.abspath(args.file)
+    if os.path.exists(path):
+        raise UserError("%s exists: give another name" % plain(path))
+    with open_queue(args) as queue:
+        queue.backup(path)
+    out("%s Copied the queue to %s (logs are not in it)" % (paint("✔", "green", sys.stdout), plain(path)))
+    return 0
+
+
+def args_doctor(parser) -> None:
+    parser.add_argument("--fix", action="store_true", help="mend what can be mended")
+    add_json(parser)
+
+
+def cmd_doctor(args) -> int:
+    path = os.path.abspath(find_database(args.db))
+    findings = examine(path, args.fix)
+    if args.json:
+        out_json([{"level": level, "about": about, "text": text} for level, about, text in findings])
+    else:
+        for level, about, text in findings:
+            colour = {"ok": "green", "fixed": "green", "warn": "yellow"}.get(level, "red")
+            out("%s  %s  %s" % (paint(level.ljust(5), colour, sys.stdout), about.ljust(10), plain(text)))
+    return 1 if any(level == "bad" for level, _, _ in findings) else 0
+
+
+def examine(path: str, fix: bool) -> list:
+    """(level, about, text) of each thing that `doctor` looks at."""
+    if not os.path.exists(path):
+        return [("warn", "database", "%s is not there yet: the first job makes it" % path)]
+    try:
+        with Queue(path) as queue:
+            return examine_database(queue, fix) + examine_workers(queue, fix) + examine_logs(queue, fix) + examine_disk(path)
+    except sqlite3.DatabaseError as error:
+        if is_busy(error):
+            raise
+        return [("bad", "database", "%s: %s. Stop all workers, copy the file and its -wal away, then restore a backup, or try "
+                 "`sqlite3 OLD .recover | sqlite3 NEW`" % (path, error))] + examine_disk(path)
+
+
+def examine_database(queue, fix: bool) -> list:
+    faults = queue.check()
+    if faults and fix and not any("***" in fault or "page" in fault.lower() for fault in faults):
+        queue.mend()
+        left = queue.check()
+        return [("bad" if fault in left else "fixed", "database", fault) for fault in faults]
+    return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % queue.path)]
+
+
+def examine_workers(queue, fix: bool) -> list:
+    found = []
+    for worker in queue.workers():
+        if not OS.is_held(queue.files.lock(worker.id)):
+            mended = fix and rescue(queue, worker, lambda event, **facts: None)
+            found.append(("fixed" if mended else "warn", "workers", "worker %d is dead%s%s" % (
+                worker.id, ", its job %d is not released yet" % worker.job if worker.job else "", "; " + worker.note if worker.note else "")))
+    listed = {worker.supervisor for worker in queue.workers()}
+    for supervisor in queue.supervisors():
+        if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
+            if fix and supervisor.id not in listed:
+                queue.remove_supervisor(supervisor.id)
+            found.append(("fixed" if fix and supervisor.id not in listed else "warn", "workers",
+                          "supervisor %d is dead: the next `worker start` releases what it left" % supervisor.id))
+    known = {str(w.id) for w in queue.workers()} | {"s%d" % s.id for s in queue.supervisors()}
+    for name in sorted(os.listdir(queue.files.workers) if os.path.isdir(queue.files.workers) else ()):
+        path = os.path.join(queue.files.workers, name)
+        if name.split(".")[0] not in known and not OS.is_held(path):
+            if fix:
+                remove(path)
+            found.append(("fixed" if fix else "warn", "workers", "%s belongs to no worker" % path))
+    return found or [("ok", "workers", "%d at work, no stale lock" % len(queue.workers()))]
+
+
+def examine_logs(queue, fix: bool) -> list:
+    orphans = queue.orphaned_logs()
+    if fix:
+        for path in orphans:
+            remove(path)
+    return [("fixed" if fix else "warn", "logs", "%d log%s without a job, such as %s" % (
+        len(orphans), "s" * (len(orphans) != 1), orphans[0]))] if orphans else [("ok", "logs", "each belongs to a job")]
+
+
+def examine_disk(path: str) -> list:
+    import shutil
+    found = []
+    kind = OS.network_disk(os.path.dirname(path))
+    if kind:
+        found.append(("bad", "disk", "a network file system (%s), where SQLite's locks can't be trusted: move the queue to a local disk" % kind))
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    if free < 64 * 2**20:
+        found.append(("warn", "disk", "only %d MiB are free" % (free // 2**20)))
+    return found or [("ok", "disk", "%d MiB are free, on a local file system" % (free // 2**20))]
+
+
 # -- install --
 
 def args_install(parser) -> None:
@@ -3813,11 +4627,12 @@ def write_program(path: str, text: str) -> None:
 
 
 # words: what the user types.  rest: whether what follows the options is a command of the user's, left as it is.
-Command = namedtuple("Command", "words run arguments purpose example rest")
+# lead: how many words of ours may stand before the options.
+Command = namedtuple("Command", "words run arguments purpose example rest lead")
 
 
-def command(words, run, arguments, purpose, example, rest=False):
-    return Command(tuple(words.split()), run, arguments, purpose, example, rest)
+def command(words, run, arguments, purpose, example, rest=False, lead=0):
+    return Command(tuple(words.split()), run, arguments, purpose, example, rest, lead)
 
 
 COMMANDS = (
@@ -3834,10 +4649,30 @@ COMMANDS = (
     command("dlq list", cmd_dlq_list, args_dlq_list, "show the dead jobs", "dlq list"),
     command("dlq retry", cmd_dlq_retry, args_ids_or_all, "send dead jobs back to pending", "dlq retry 12"),
     command("dlq purge", cmd_dlq_purge, args_ids_or_all, "remove dead jobs and their logs", "dlq purge --all"),
+    command("cancel", cmd_cancel, args_cancel, "cancel jobs, running ones too", "cancel 12 15-18"),
+    command("hold", cmd_hold, args_ids, "keep waiting jobs back", "hold 12"),
+    command("release", cmd_release, args_ids, "let held jobs go", "release 12"),
+    command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12"),
+    command("queue list", cmd_queue_list, add_json, "show the queues", "queue list"),
+    command("queue pause", cmd_queue_pause, args_queue_names, "start no more jobs of a queue", "queue pause mail"),
+    command("queue resume", cmd_queue_resume, args_queue_names, "let a paused queue go on", "queue resume --all"),
+    command("queue limit", cmd_queue_limit, args_queue_limit, "bound how many jobs of a queue run at once", "queue limit mail 2"),
+    command("queue rate", cmd_queue_rate, args_queue_rate, "bound how often jobs of a queue start", "queue rate mail 10/m"),
+    command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list"),
+    command("batch show", cmd_batch_show, args_show, "show the progress of a batch", "batch show 3"),
+    command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
+            "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
+    command("cron list", cmd_cron_list, add_json, "show the schedules, with their next run", "cron list"),
+    command("cron pause", cmd_cron_pause, args_name, "pause a schedule", "cron pause nightly"),
+    command("cron resume", cmd_cron_resume, args_name, "let a paused schedule go on", "cron resume nightly"),
+    command("cron rm", cmd_cron_rm, args_name, "remove a schedule", "cron rm nightly"),
+    command("cron run", cmd_cron_run, args_name, "enqueue a schedule's job now", "cron run nightly"),
     command("config list", cmd_config_list, add_json, "show all settings", "config list"),
     command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries"),
     command("config set", cmd_config_set, args_config_set, "change a setting, for jobs enqueued from now on", "config set max_retries 5"),
     command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
+    command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
+    command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix"),
     command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
     command("_worker", cmd__worker, args__worker, "", ""),
 )
@@ -3888,7 +4723,7 @@ def build_parser(found):
 
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
-                    usage="%%(prog)s [options] %s" % "COMMAND..." if found.rest else None)
+                    usage="%%(prog)s %s[options] COMMAND..." % ("NAME SPEC " if found.lead else "") if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     found.arguments(parser)
     return parser
@@ -3912,11 +4747,13 @@ def parse_words(words: list):
     if found is None:
         return print_help()
     parser = build_parser(found)
-    rest = []
+    lead, rest = [], []
+    while len(lead) < found.lead and words and not words[0].startswith("-"):
+        lead.append(words.pop(0))
     if found.rest:
         words, rest = split_rest(parser, words)
     args = parser.parse_args(words)
-    args.rest = rest
+    args.lead, args.rest = lead, rest
     args.run = found.run
     args.db = args.db if args.db is not None else db
     return args

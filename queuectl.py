@@ -168,7 +168,7 @@ CREATE TRIGGER schedule_deleted AFTER DELETE ON schedule BEGIN
 END;
 """
 
-# Steps from each version to the next, as (version, SQL); a fresh database gets SCHEMA at once.
+# Steps from each version to the next, as (version, statements); a fresh database gets SCHEMA at once.
 MIGRATIONS = ()
 
 JOB_COLUMNS = (
@@ -271,7 +271,7 @@ def parse_number(raw, what: str, low: float, high: float, whole: bool = False):
 def quoted(raw) -> str:
     """Any value of a user, short and harmless, for an error message."""
     text = plain(raw) if isinstance(raw, (str, bytes)) else plain(repr(raw))
-    return "'%s'" % (text if len(text) <= 60 else text[:57] + "...")
+    return "'%s'" % (text if len(text) <= 80 else text[:37] + "..." + text[-40:])
 
 
 def parse_duration(raw, what: str = "a duration", least: float = 0.0) -> float:
@@ -1034,7 +1034,7 @@ class Posix:
     def detach(self, argv: list, log: str):
         """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
         import subprocess
-        with open(log, "ab") as file:
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
                                        start_new_session=True, cwd="/")
         process.returncode = 0  # it is not ours to wait for
@@ -1348,17 +1348,6 @@ def is_busy(error) -> bool:
 def searchable(text: str):
     """A string that SQLite can be asked for, whatever bytes it was made of."""
     return text.encode("utf-8", "replace").decode()
-
-
-def split_statements(script: str) -> list:
-    """The statements of a script; sqlite3's executescript would commit an open transaction."""
-    statements, text = [], ""
-    for line in script.splitlines():
-        text += line + "\n"
-        if sqlite3.complete_statement(text):
-            statements.append(text)
-            text = ""
-    return statements
 
 
 class Transaction:
@@ -1703,13 +1692,12 @@ class Queue:
         with Transaction(self):
             version = self._version()
             if version == 0:
-                for statement in split_statements(SCHEMA):
-                    self._db.execute(statement)
+                for statement in SCHEMA.split("\nCREATE ")[1:]:  # executescript would commit the transaction
+                    self._db.execute("CREATE " + statement)
                 self._need_queue("default")
-            for step, script in MIGRATIONS:
-                if 0 < version <= step:
-                    for statement in split_statements(script):
-                        self._db.execute(statement)
+            for step, statements in MIGRATIONS:
+                for statement in statements if 0 < version <= step else ():
+                    self._db.execute(statement)
             self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
             self._db.execute("PRAGMA user_version=%d" % SCHEMA_VERSION)
 
@@ -3256,6 +3244,57 @@ def is_terminal(stream) -> bool:
         return False
 
 
+def explain_error(error, database=None) -> str:
+    """What went wrong with the machine or the database, in one line."""
+    text = plain(str(error))
+    where = plain(database) if database else "the database"
+    if isinstance(error, sqlite3.Error):
+        if is_busy(error):
+            return "%s is locked by another program: try again when that is done" % where
+        if "full" in text:
+            return "no space is left on the disk of %s: nothing was written" % where
+        if "readonly" in text:
+            return "%s is read-only for you: get the right to write, or give another --db" % where
+        if "unable to open" in text:
+            return "can't open %s: check that its directory exists and that you may write there" % where
+        if "not a database" in text:
+            return "%s is not a database: give another --db, or restore it from a backup" % where
+        return "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
+    if isinstance(error, OSError) and error.strerror:
+        return "%s%s" % (error.strerror, ": " + plain(error.filename) if error.filename else "")
+    return text
+
+
+def prepare_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace", **OS.stream_options)
+
+
+def flush() -> int:
+    sys.stdout.flush()
+    return 0
+
+
+def drop_stdout() -> int:
+    """The reader has gone, which is its right; Python must not find out again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
+
+
+def complain(text: str) -> int:
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop_stdout()
+    try:
+        sys.stderr.write("%s: error: %s\n" % (PROGRAM, " ".join(text.split())))
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+    return 2
+
+
 def paint(text: str, colour, stream) -> str:
     """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
     if not colour or os.environ.get("NO_COLOR") or not is_terminal(stream) or os.environ.get("TERM") in ("dumb", ""):
@@ -3268,7 +3307,7 @@ def terminal_width(stream) -> int:
     if not is_terminal(stream):
         return 0
     try:
-        return int(os.environ.get("COLUMNS", "")) or os.get_terminal_size(stream.fileno()).columns
+        return int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(stream.fileno()).columns
     except (ValueError, OSError):
         return 80
 
@@ -3571,9 +3610,9 @@ def job_options(args) -> dict:
 def cmd_enqueue(args) -> int:
     options = job_options(args)
     if args.file is not None:
-        if args.rest or options:
-            raise UserError("--file takes no command and no job options: say them in the file")
-        return enqueue_file(args)
+        if args.rest:
+            raise UserError("give a command or --file, not both")
+        return enqueue_file(args, options)
     if not args.rest:
         raise UserError("what shall it run? Give a command, as in: %s enqueue echo hello" % invoked())
     twins = []
@@ -3607,8 +3646,10 @@ def warn_if_stuck(queue, number: int) -> None:
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), job.queue))
 
 
-def enqueue_file(args) -> int:
+def enqueue_file(args, options: dict) -> int:
     items = read_items(args.file)
+    if options:
+        items = [with_options(item, options) for item in items]
     with open_queue(args) as queue:
         progress = Progress(len(items))
         ids = queue.enqueue_many(items, label=batch_label(args.file), progress=progress.show)
@@ -3734,8 +3775,9 @@ class Run:
         done, total = counts["completed"], sum(counts.values())
         bad = queue.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
         for job in bad:
-            out("%s job %d, %s, attempt %d: %s" % (paint("✘", "red", sys.stdout), job.id, plain(job.error or job.state),
-                                                  job.attempt, fit(plain(job.command), 200)))
+            out("%s job %d%s, %s, attempt %d: %s" % (
+                paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "", plain(job.error or job.state),
+                job.attempt, fit(plain(job.command), 200)))
             for line in last_lines(queue.files.log(job.id, job.attempt), 10):
                 out("    " + line)
         failed = counts["dead"] + counts["cancelled"]
@@ -4603,9 +4645,8 @@ def cmd_install(args) -> int:
     folder = OS.install_dir()
     name, text = OS.launcher(os.path.dirname(source))
     path = os.path.join(folder, name)
+    refuse_stranger(path, needed=args.uninstall)
     if args.uninstall:
-        if not os.path.exists(path):
-            raise UserError("%s is not there" % plain(path))
         os.unlink(path)
         out("Removed %s" % plain(path))
         return 0
@@ -4617,6 +4658,17 @@ def cmd_install(args) -> int:
     if folder not in os.environ.get("PATH", "").split(os.pathsep):
         talk("%s is not on your PATH: add it to use `%s`" % (plain(folder), PROGRAM))
     return 0
+
+
+def refuse_stranger(path: str, needed: bool) -> None:
+    """Only a launcher of ours may be replaced or taken away."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if "queuectl.main" not in file.read(4096):
+                raise UserError("%s is not from `install`: move it away first" % plain(path))
+    except FileNotFoundError:
+        if needed:
+            raise UserError("%s is not there" % plain(path)) from None
 
 
 def write_program(path: str, text: str) -> None:
@@ -4695,8 +4747,8 @@ def split_words(words: list) -> tuple:
     for found in COMMANDS:
         if tuple(words[:len(found.words)]) == found.words:
             return db, found, words[len(found.words):]
-    if words[0] in ("-h", "--help", "help"):
-        return db, None, words[1:]
+    if words[0] in ("-h", "--help", "help", "-V", "--version"):
+        return db, None, words
     raise UserError(unknown_command(words))
 
 
@@ -4745,7 +4797,7 @@ def parse_words(words: list):
     """The namespace to call a command with; None when help was asked for and given."""
     db, found, words = split_words(words)
     if found is None:
-        return print_help()
+        return print_help() if "elp" in words[0] or words[0] == "-h" else out("%s %s" % (PROGRAM, __version__))
     parser = build_parser(found)
     lead, rest = [], []
     while len(lead) < found.lead and words and not words[0].startswith("-"):
@@ -4772,37 +4824,12 @@ def print_help() -> None:
 # The one place where errors become a line and an exit status.
 # Calls Parser.
 
-def explain_error(error, database=None) -> str:
-    """What went wrong with the machine or the database, in one line."""
-    text = plain(str(error))
-    where = plain(database) if database else "the database"
-    if isinstance(error, sqlite3.Error):
-        if is_busy(error):
-            return "%s is locked by another program: try again when that is done" % where
-        if "full" in text:
-            return "no space is left on the disk of %s: nothing was written" % where
-        if "readonly" in text:
-            return "%s is read-only for you: get the right to write, or give another --db" % where
-        if "unable to open" in text:
-            return "can't open %s: check that its directory exists and that you may write there" % where
-        if "not a database" in text:
-            return "%s is not a database: give another --db, or restore it from a backup" % where
-        return "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
-    if isinstance(error, OSError) and error.strerror:
-        return "%s%s" % (error.strerror, ": " + plain(error.filename) if error.filename else "")
-    return text
-
-
 def main(argv=None) -> int:
     """Runs one command line; returns its exit status.  No traceback ever reaches a user."""
-    words = list(sys.argv[1:] if argv is None else argv)
     database = None
     try:
         prepare_streams()
-        if words[:1] in (["--version"], ["-V"]):
-            out("%s %s" % (PROGRAM, __version__))
-            return flush()
-        args = parse_words(words)
+        args = parse_words(list(sys.argv[1:] if argv is None else argv))
         if args is None:
             return flush()
         database = args.db or os.environ.get("QUEUECTL_DB")
@@ -4813,36 +4840,6 @@ def main(argv=None) -> int:
         return 130
     except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError) as error:
         return complain(explain_error(error, database))
-
-
-def prepare_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace", **OS.stream_options)
-
-
-def flush() -> int:
-    sys.stdout.flush()
-    return 0
-
-
-def drop_stdout() -> int:
-    """The reader has gone, which is its right; Python must not find out again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 0
-
-
-def complain(text: str) -> int:
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        drop_stdout()
-    try:
-        sys.stderr.write("%s: error: %s\n" % (PROGRAM, " ".join(text.split())))
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass
-    return 2
 
 
 if __name__ == "__main__":

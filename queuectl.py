@@ -315,6 +315,8 @@ def number_text(value: float) -> str:
 def span(seconds) -> str:
     """Seconds for people: about two figures, never longer than 6 characters."""
     seconds = max(0.0, seconds)
+    if seconds < 0.9995:
+        return "%dms" % round(seconds * 1000)
     if seconds < 10:
         return "%.1fs" % seconds
     for limit, unit, small in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h"), (FOREVER_S * 100, 86400, "d")):
@@ -1328,6 +1330,8 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
             "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "worker")}
         shown["unique"] = self.unique_key
         shown["held"] = bool(self.held)
+        if self.duration is not None:
+            shown["duration"] = round(self.duration, 6)
         for column in ("created_at", "run_at", "started_at", "finished_at", "expires_at"):
             shown[column] = utc(getattr(self, column))
         for column in ("command", "cwd", "error"):
@@ -4066,7 +4070,8 @@ def history_row(queue, job, attempt) -> dict:
         record = read_record(queue.files.lock(attempt.worker))
         if record and (record.job, record.attempt) == (job.id, attempt.attempt):
             row["pid"] = record.group
-    row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at))
+    row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at),
+               duration=attempt.duration and round(attempt.duration, 6))
     return row
 
 

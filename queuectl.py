@@ -70,6 +70,7 @@ CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
+NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
 SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
 
@@ -121,8 +122,8 @@ CREATE INDEX job_worker ON job(worker) WHERE worker IS NOT NULL;
 CREATE INDEX job_big ON job(worker, slots) WHERE worker IS NOT NULL AND slots>1;
 CREATE INDEX job_batch ON job(batch, state) WHERE batch IS NOT NULL;
 CREATE INDEX job_schedule ON job(schedule, id) WHERE schedule IS NOT NULL;
-CREATE TABLE history(                        -- a row for each attempt that has ended
-  seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER NOT NULL,
+CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
   outcome TEXT NOT NULL, exit_code INTEGER, error TEXT);
 CREATE INDEX history_job ON history(job);
@@ -141,7 +142,8 @@ CREATE TABLE queue(
 CREATE TABLE tally(queue TEXT, state TEXT, n INTEGER NOT NULL, PRIMARY KEY(queue, state)) WITHOUT ROWID;
 CREATE TABLE supervisor(
   id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, port INTEGER NOT NULL, token TEXT NOT NULL,
-  slots INTEGER NOT NULL, queues TEXT, stop INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL, started_at REAL NOT NULL);
+  slots INTEGER NOT NULL, queues TEXT, stop INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL, started_at REAL NOT NULL,
+  jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '');
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
   started_at REAL NOT NULL, note TEXT);
@@ -483,6 +485,8 @@ SETTINGS = {
                            "deaths of its worker that a job may see before it is dead"),
     "max_snoozes": Setting(100, lambda raw, what: parse_number(raw, what, 0, 10**6, whole=True), str,
                            "snoozes of a job before they count as failures"),
+    "on_dead": Setting("", lambda raw, what: encodable(str(raw), what), str, "command to enqueue when a job has died"),
+    "on_idle": Setting("", lambda raw, what: encodable(str(raw), what), str, "command to enqueue when nothing is left to do"),
     "sync": Setting("normal", lambda raw, what: parse_choice(raw, what, ("normal", "full")), str,
                     "`full`: workers sync each result to the disk too"),
 }
@@ -868,6 +872,9 @@ class Posix:
     def load(self) -> float:
         return os.getloadavg()[0]
 
+    def be_nice(self, niceness: int) -> None:
+        os.nice(niceness)
+
     def network_disk(self, path: str) -> str:
         """The kind of network file system that `path` is on; "" where it is none or can't be told."""
         return ""
@@ -1068,6 +1075,9 @@ class Posix:
     def terminal_colours(self, stream) -> bool:
         return True
 
+    def raw_terminal(self):
+        return PosixKeys()
+
 
 class Linux(Posix):
     """Linux: /proc tells which processes are ours; workers are forked, which keeps them small."""
@@ -1139,6 +1149,31 @@ class Linux(Posix):
         except (OSError, IndexError):
             return ""
         return kind if kind.startswith(("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs", "lustre")) else ""
+
+
+class PosixKeys:
+    """The terminal's keys one by one, for as long as it is entered; then the terminal is as it was."""
+
+    NAMES = {"\033[A": "up", "\033OA": "up", "\033[B": "down", "\033OB": "down"}
+
+    def __enter__(self):
+        import termios
+        import tty
+        self._before = termios.tcgetattr(0)
+        tty.setcbreak(0)
+        return self
+
+    def __exit__(self, *_) -> None:
+        import termios
+        termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+
+    def read(self, timeout: float) -> str:
+        """The next key, by name where it has one; "" at the timeout."""
+        import select
+        if not select.select([0], [], [], timeout)[0]:
+            return ""
+        text = os.read(0, 16).decode("utf-8", "replace")
+        return self.NAMES.get(text, text[:1])
 
 
 class PosixCrew:
@@ -1347,6 +1382,10 @@ Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at durat
 
 def is_busy(error) -> bool:
     return "locked" in str(error) or "busy" in str(error)
+
+
+def orphan_text(parent: int, state: str) -> str:
+    return "its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")
 
 
 def searchable(text: str):
@@ -1588,8 +1627,7 @@ class Plan:
             if state in FINAL and (any_end or state == "completed"):
                 queue._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
             elif state in FINAL:
-                queue._end(job, "cancel", now, cause=parent, error="its parent, job %d, %s" % (
-                    parent, "died" if state == "dead" else "was cancelled"))
+                queue._end(job, "cancel", now, cause=parent, error=orphan_text(parent, state))
                 return
         queue._regate(job, now)
 
@@ -1897,14 +1935,35 @@ class Queue:
         return self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
                                 "AND worker IS :_worker", changes).rowcount == 1
 
+    def _note(self, job, outcome: str, state: str, now: float, error=None) -> None:
+        """Writes down a change that no attempt made."""
+        self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) VALUES(?, ?, ?, ?, ?)",
+                         (job.id, outcome, state, now, error))
+
     def _end(self, job, event: str, now: float, **changes) -> bool:
         """Applies an event that ends a job for good, and all that follows from its end."""
         changes.setdefault("finished_at", now)
         if not self._move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes):
             return False
+        if job.state != "processing":
+            self._note(job, event, TRANSITIONS[event][job.state], now, changes.get("error"))
         if job.state not in FINAL:
             self._ended([(job, TRANSITIONS[event][job.state])], now)
+        if event == "bury":
+            self._notify("on_dead", job, now, error=changes.get("error"), exit_code=changes.get("exit_code"))
         return True
+
+    def _notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
+        """Enqueues the user's command for an event: a job of its own, so it is bounded, logged, and harms no other."""
+        command = self.setting(key)
+        if not command or job.schedule in ("on_dead", "on_idle"):
+            return
+        facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
+                 "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
+        data = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
+        plan = Plan(self, [{"command": command, "timeout": NOTIFY_S, "max_retries": 0, "env": {k: str(v) for k, v in facts.items()}}],
+                    pool=job.pool, schedule=key, cwd=job.cwd, base=data[0] if data else b"")
+        plan.store(now, None, lambda count: None)
 
     def _ended(self, ended: list, now: float) -> None:
         """Frees or cancels what waited for these (job, state); a list, since a chain of parents may be long."""
@@ -1931,7 +1990,8 @@ class Queue:
             if state == "completed" or any_end:
                 self._regate(job, now)
             elif self._move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None,
-                            error="its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")):
+                            error=orphan_text(parent, state)):
+                self._note(job, "cancel", "cancelled", now, orphan_text(parent, state))
                 ended.append((job, "cancelled"))
 
     def _revive(self, job, now: float) -> bool:
@@ -1942,6 +2002,7 @@ class Queue:
             if not self._move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
                               exit_code=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
                 return False
+            self._note(job, "retry", "pending", now)
             if job.batch is not None:
                 self._db.execute("UPDATE batch SET unfinished=unfinished+1 WHERE id=?", (job.batch,))
             self._regate(self._job(job.id), now)
@@ -1966,6 +2027,8 @@ class Queue:
                 return None
             job = self._claim_own(worker, own, now) if own else self._claim(worker, queues, slots, now)
             if job is None:
+                if outcome is not None and self.setting("on_idle") and not self.unfinished(own=own):
+                    self._notify("on_idle", outcome.job, now)
                 return None
             row = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
             return job, row[0] if row else b""
@@ -1989,10 +2052,10 @@ class Queue:
             kind, done = self._record_failure(job, kind, now, end)
         if done:
             self._db.execute(
-                "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error) "
-                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error, state) "
+                "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, state FROM job WHERE id=?",
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
-                 outcome.exit_code, end["error"]))
+                 outcome.exit_code, end["error"], job.id))
             if self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
                 self._tell(1)
         return done
@@ -2045,6 +2108,8 @@ class Queue:
                 continue
             if slots is not None and not self._fits(job, worker, slots):
                 return None
+            if not self._may_take(worker):
+                return None
             # Queues of the same priority take turns, so that a flood in one does not starve another.
             self._db.execute("UPDATE queue SET served=max(:now, served+0.000001), next_at=:next WHERE name=:name",
                              {"now": now, "next": now + (every or 0), "name": job.queue})
@@ -2075,13 +2140,25 @@ class Queue:
                                      "WHERE supervisor=(SELECT supervisor FROM worker WHERE id=?))", (worker,)).fetchone()
         return running + big + min(job.slots, slots) <= slots
 
+    def _may_take(self, worker: int) -> bool:
+        """Counts one of the jobs that a worker's supervisor may still take, where that is bounded (--max-jobs)."""
+        [left] = self._db.execute("SELECT jobs_left FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)",
+                                  (worker,)).fetchone() or [None]
+        if left is None:
+            return True
+        self._db.execute("UPDATE supervisor SET jobs_left=jobs_left-1 WHERE jobs_left>0 "
+                         "AND id=(SELECT supervisor FROM worker WHERE id=?)", (worker,))
+        if left <= 1:
+            self._tell()
+        return left > 0
+
     def cancel_asked(self, job) -> bool:
         rows = self._read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
         return bool(rows and rows[0][0])
 
     # -- workers and supervisors --
 
-    def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues) -> tuple:
+    def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues, max_jobs=None, arguments="") -> tuple:
         """Registers this process; returns (id, the descriptor that holds its lock).
 
         The lock is taken before the row is seen, so that no one takes us for dead.
@@ -2089,8 +2166,9 @@ class Queue:
         self.files.make()
         with Transaction(self) as now:
             identity = self._db.execute(
-                "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at) VALUES(?, ?, ?, ?, ?, ?, ?)",
-                (os.getpid(), port, token, slots, queues, kind, now)).lastrowid
+                "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (os.getpid(), port, token, slots, queues, kind, now, max_jobs, arguments)).lastrowid
             return identity, OS.hold(self.files.lock("s%d" % identity))
 
     def add_worker(self, supervisor: int) -> tuple:
@@ -2123,9 +2201,9 @@ class Queue:
         remove(self.files.lock("s%d" % supervisor))
 
     def supervisors(self) -> list:
-        Row = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at")
+        Row = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
         return [Row._make(row) for row in self._read(
-            "SELECT id, pid, port, token, slots, queues, stop, kind, started_at FROM supervisor ORDER BY id")]
+            "SELECT id, pid, port, token, slots, queues, stop, kind, started_at, jobs_left, arguments FROM supervisor ORDER BY id")]
 
     def workers(self) -> list:
         Row = namedtuple("WorkerRow", "id supervisor pid machine started_at note job")
@@ -2138,10 +2216,15 @@ class Queue:
             self._db.execute("UPDATE supervisor SET stop=max(stop, ?) WHERE id=?", (level, supervisor))
             self._tell()
 
-    def asked_to_stop(self, supervisor: int):
-        """The level that was asked for: 0 none, 1 after the jobs, 2 now; None when this supervisor is no longer listed."""
-        rows = self._read("SELECT stop FROM supervisor WHERE id=?", (supervisor,))
-        return rows[0][0] if rows else None
+    def ask_scale(self, supervisor: int, slots: int) -> None:
+        with Transaction(self):
+            self._db.execute("UPDATE supervisor SET slots=? WHERE id=?", (slots, supervisor))
+            self._tell()
+
+    def orders(self, supervisor: int) -> tuple:
+        """(level to stop at: 0 none, 1 after the jobs, 2 now; workers wanted; whether jobs may still be taken)."""
+        rows = self._read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
+        return rows[0] if rows else (2, 0, False)
 
     def to_cancel(self, supervisor: int) -> list:
         """Pids of its workers whose job shall be cancelled."""
@@ -2252,6 +2335,16 @@ class Queue:
     def ids_between(self, low: int, high: int) -> list:
         return [job for job, in self._read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
 
+    def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None) -> list:
+        """Ids of the jobs that match every filter given, oldest first; `name` is a glob, `before` a time of their end."""
+        rows = self._read(
+            "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
+            "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
+            "ORDER BY id", {"states": "/%s/" % "/".join(states) if states else None, "queue": queue, "name": name,
+                            "batch": batch, "before": before})
+        wanted = None if ids is None else set(ids)
+        return [job for job, in rows if wanted is None or job in wanted]
+
     def last_job(self):
         """The newest job; UserError when there is none."""
         jobs = self.jobs(limit=1)
@@ -2266,19 +2359,22 @@ class Queue:
             raise UserError("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
         return job
 
-    def jobs(self, states=(), limit: int = 0, before=None, batch=None, oldest: bool = False) -> list:
-        """Jobs, newest first, in pages: at most `limit` (0: 1,000) with ids below `before`."""
-        wanted = "/%s/" % "/".join(states) if states else None
-        values = {"limit": limit or 1000, "before": before if before is not None else 2**62, "states": wanted,
-                  "one": states[0] if len(states) == 1 else None, "batch": batch}
-        if batch is not None:
-            where = "WHERE job.batch=:batch AND (:states IS NULL OR instr(:states, '/'||state||'/')) AND id<:before"
-        elif len(states) == 1:
-            where = "INDEXED BY job_state WHERE state=:one AND id<:before"
-        else:
-            where = "WHERE id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/'))"
+    def jobs(self, states=(), limit: int = 0, before=None, batch=None, queue=None, name=None, since=None, sort=None) -> list:
+        """Jobs, newest first, at most `limit` (0: 1,000) with ids below `before`, that match every filter given.
+
+        `name` is a glob, `since` a time after which they were created, `sort` a column to order by instead.
+        """
+        values = {"limit": limit or 1000, "before": 2**62 if before is None else before, "batch": batch, "queue": queue,
+                  "name": name, "since": since, "states": "/%s/" % "/".join(states) if states else None,
+                  "one": states[0] if len(states) == 1 else None}
+        # One index is worth taking for each of these; the rest is filtered on the way.
+        where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
+                 "INDEXED BY job_state WHERE state=:one" if len(states) == 1 else "WHERE 1")
+        order = sort + ", id" if sort else "id DESC"
         return [Job.of(row) for row in self._read(
-            "SELECT " + JOB_SELECT + " FROM job " + where + " ORDER BY id DESC LIMIT :limit", values)]
+            "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
+            "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:since IS NULL OR created_at>=:since) "
+            "ORDER BY " + order + " LIMIT :limit", values)]
 
     def parents(self, ids: list) -> dict:
         """For each job that comes after others, their ids; a negative one is a batch."""
@@ -2313,7 +2409,7 @@ class Queue:
         """Every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
         attempts = [Attempt._make(row) for row in self._read(
             "SELECT attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error "
-            "FROM history WHERE job=? ORDER BY seq", (number,))]
+            "FROM history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (number,))]
         job = self.find(number)
         if job is not None and job.state == "processing":
             attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None))
@@ -2354,6 +2450,29 @@ class Queue:
             self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
             self._regate(job._replace(held=int(held)), now)
             return "held" if held else "released"
+        return self._each(ids, change)
+
+    def edit(self, ids, options: dict) -> list:
+        """(id, result): `edited`, or the state of a job that does not wait.  `options` as for enqueue, checked."""
+        columns = Plan(self, [dict({"command": "true"}, **options)]).items[0][1]
+        if "command" not in options:
+            del columns["command"]
+
+        def change(job, now):
+            if job.state not in WAITING:
+                return job.state
+            if "delay" in options or "at" in options:
+                delay = parse_duration(options["delay"]) if "delay" in options else None
+                columns.update(delay=delay, run_at=now + delay if delay is not None else parse_when(options["at"]))
+            if "queue" in columns:
+                self._need_queue(columns["queue"])
+            try:
+                self._db.execute("UPDATE job SET " + ", ".join("%s=:%s" % (c, c) for c in columns) + " WHERE id=:_id",
+                                 dict(columns, _id=job.id))
+            except sqlite3.IntegrityError:
+                raise UserError("there is a job named %s already: choose another name" % quoted(columns["name"])) from None
+            self._regate(self._job(job.id), now)
+            return "edited"
         return self._each(ids, change)
 
     def purge(self, ids) -> int:
@@ -2489,6 +2608,67 @@ class Queue:
             if ahead and job.gate == READY:
                 reasons.append(("behind", ahead))
         return reasons
+
+    # -- what has happened --
+
+    def events(self, after: int = 0, most: int = 1000) -> list:
+        """Changes of state with a number above `after`, in order, as dicts."""
+        names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "error", "started_at", "duration")
+        rows = self._read("SELECT seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration "
+                          "FROM history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
+        return [dict(zip(names, row), at=utc(row[1]), started_at=utc(row[9])) for row in rows]
+
+    def last_event(self) -> int:
+        return self._read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
+
+    def finished_since(self, since: float, most: int = 200000) -> list:
+        """(time of its end, outcome, duration, time waited, queue, command) of attempts since then, newest first."""
+        return self._read(
+            "SELECT history.finished_at, outcome, history.duration, CASE history.attempt WHEN 1 THEN history.started_at-job.run_at END, "
+            "job.queue, job.command FROM history JOIN job ON job.id=history.job WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
+            "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})
+
+    # -- out and in again --
+
+    TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule")
+
+    def export(self):
+        """Yields every row of every table that makes up the queue, as (table, row as a dict), from one moment."""
+        self._patiently(lambda: self._db.execute("BEGIN"))
+        try:
+            for table in self.TABLES:
+                cursor = self._db.execute("SELECT * FROM " + table)
+                names = [column[0] for column in cursor.description]
+                for row in cursor:
+                    yield table, dict(zip(names, row))
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def restore(self, rows) -> int:
+        """Writes what export gave into this queue, which must be empty; returns how many jobs.
+
+        What ran when it was exported is pending again, as after a shutdown.
+        """
+        with Transaction(self):
+            if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
+                raise UserError("the queue holds jobs already: import into a fresh one, with --db")
+            columns = {table: {row[1] for row in self._db.execute("PRAGMA table_info(%s)" % table)} for table in self.TABLES}
+            for where, table, row in rows:
+                if table not in self.TABLES or not row or not columns[table].issuperset(row):
+                    raise UserError("line %d: not from `%s export` of this version" % (where, PROGRAM))
+                try:
+                    self._db.execute("INSERT OR REPLACE INTO " + table + "(" + ", ".join(row) + ") VALUES(" +
+                                     ", ".join(":" + name for name in row) + ")", row)
+                except sqlite3.Error as error:
+                    raise UserError("line %d: %s" % (where, error)) from None
+            for name, in self._db.execute("SELECT DISTINCT queue FROM job UNION SELECT name FROM queue").fetchall():
+                self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,))
+                self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(name, s) for s in STATES])
+            self._db.execute("UPDATE job SET pool=NULL, gate=CASE gate WHEN 5 THEN 0 ELSE gate END WHERE pool IS NOT NULL")
+            self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, attempts=max(0, attempts-1) WHERE state='processing'")
+            self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
+            self._tell(1)
+            return self._db.execute("SELECT count(*) FROM job").fetchone()[0]
 
     # -- keeping it safe --
 
@@ -2786,7 +2966,15 @@ class Runner:
 # Calls Store, Runner and Platform differences; knows nothing of the command line or of printing.
 
 # What a worker is started with.  own: it belongs to a `run` and takes its jobs only.
-Post = namedtuple("Post", "database supervisor queues slots own")
+# load: no new job while the machine's load is above it; None: whatever the load.
+class Post(namedtuple("Post", "database supervisor queues slots own load")):
+    __slots__ = ()
+
+    def words(self) -> list:
+        """Itself, but the database, as arguments of a program."""
+        return [str(self.supervisor), self.queues or "-", str(self.slots), "1" if self.own else "0",
+                "-" if self.load is None else str(self.load)]
+
 
 
 def is_damage(error) -> bool:
@@ -2828,7 +3016,7 @@ class Worker:
         """Until told to stop: one commit a job records the last outcome and claims the next."""
         job = outcome = None
         while True:
-            claim = not self._bell.level and not self._bell.orphaned()
+            claim = not self._stopping() and not self._overloaded()
             taken = self._exchange(outcome, claim)
             if outcome is not None:
                 self._report(outcome)
@@ -2839,7 +3027,7 @@ class Worker:
                 self._say("running", job=job)
                 outcome = self._runner.run(job, env)
                 self._done += 1
-            elif not claim:
+            elif self._stopping():
                 break
             else:
                 self._rest()
@@ -2855,10 +3043,19 @@ class Worker:
         self._queue.close()
         os.close(self._lock)
 
+    def _stopping(self) -> bool:
+        return bool(self._bell.level) or self._bell.orphaned()
+
+    def _overloaded(self) -> bool:
+        return self._post.load is not None and OS.load() > self._post.load
+
     def _rest(self) -> None:
-        """Waits for work; what it shall look at while idle is whether its database is still there."""
+        """Waits for work, or for the machine's load to fall."""
         self._write_record(0, 0, 0, 0.0)
-        self._bell.wait_for_work()
+        if self._overloaded():
+            self._bell.pause(LOOK_S)
+        else:
+            self._bell.wait_for_work()
         self._bell.look = False
 
     def _exchange(self, outcome, claim: bool):
@@ -2991,7 +3188,8 @@ def end_attempt(queue, worker, job, record, group: int) -> bool:
 class Supervisor:
     """Keeps `count` workers at work.  `say(event, **facts)` takes what there is to tell."""
 
-    def __init__(self, database: str, kind: str, count: int, queues=None, drain: bool = False, say=None, argv=()):
+    def __init__(self, database: str, kind: str, count: int, queues=None, drain: bool = False, say=None, argv=(), load=None,
+                 max_jobs=None, idle_timeout=None, arguments=""):
         self.kind = kind
         self.count = count
         self.level = 0            # 1: every worker ends after its job; 2: now
@@ -3002,9 +3200,13 @@ class Supervisor:
         self.database = database
         self.queue = self._connect()
         self._listen()
-        self.id, self._lock = self.queue.add_supervisor(kind, self._port, self._token, count, queues)
+        self._load = load
+        self._idle_timeout = idle_timeout
+        self._busy_at = time.monotonic()
+        self._retiring = set()    # pids of workers told to end because fewer are wanted
+        self.id, self._lock = self.queue.add_supervisor(kind, self._port, self._token, count, queues, max_jobs, arguments)
         self._crew = OS.crew(self._token)
-        self._relayed = 0
+        self._told = self._relayed = 0
         self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
         self._seen = self._look_at = self._tidy_at = 0.0
         self._skew = time.time() - time.monotonic()
@@ -3138,11 +3340,13 @@ class Supervisor:
             self._rescue_strangers()
             self._tidy(now)
         changes = self.queue.changes()
+        self._check_idle(now)
         if not news and changes == self._seen and not self._drain:
             return
         self._seen = changes
-        asked = self.queue.asked_to_stop(self.id)
-        self.level = max(self.level, 2 if asked is None else asked)
+        stop, wanted, may_take = self.queue.orders(self.id)
+        self.level = max(self.level, stop, 0 if may_take else 1)
+        self._scale(wanted)
         for pid in self.queue.to_cancel(self.id):
             self._crew.signal(pid, "look")
         self._next = self.queue.next_time()
@@ -3151,6 +3355,28 @@ class Supervisor:
             if self._drain and not self.queue.unfinished(self._queues, self._own()):
                 self.level = 1
         self._relay()
+
+    def _check_idle(self, now: float) -> None:
+        """--idle-timeout: end when no worker has had a job for so long."""
+        if self._idle_timeout is not None and not self.level:
+            if any(worker.job for worker in self.queue.workers() if worker.supervisor == self.id):
+                self._busy_at = now
+            elif now - self._busy_at > self._idle_timeout:
+                self.level = 1
+
+    def _scale(self, wanted: int) -> None:
+        """More workers or fewer: idle ones go first."""
+        if self.level or wanted == self.count:
+            return
+        surplus = self.count - wanted
+        if surplus > 0:
+            mine = sorted((w for w in self.queue.workers() if w.supervisor == self.id and w.pid not in self._retiring),
+                          key=lambda worker: worker.job is not None)
+            for worker in mine[:surplus]:
+                self._retiring.add(worker.pid)
+                self._crew.signal(worker.pid, "stop")
+        self._say("started", text="scaled from %d to %d workers" % (self.count, wanted))
+        self.count = wanted
 
     def _own(self):
         return self.id if self.kind == "run" else None
@@ -3170,9 +3396,9 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         self.queue.close()  # a connection must not cross a fork
-        post = Post(self.database, self.id, self._queues, self.count, self.kind == "run")
+        post = Post(self.database, self.id, self._queues, self.count, self.kind == "run", self._load)
         try:
-            self._crew.start(lambda where: self._become_worker(post, where), self._argv)
+            self._crew.start(lambda where: self._become_worker(post, where), self._argv + post.words())
         finally:
             self.queue = self._connect()
 
@@ -3194,14 +3420,17 @@ class Supervisor:
         for lived in ended:  # no hot loop of workers that die as soon as they start
             self._delay = 0.0 if lived > 5 else min(5.0, self._delay * 2 + 0.05)
             self._start_at = now + (self._delay if lived < 1 else 0.0)
-        while len(self._crew.pids()) < self.count and now >= self._start_at:
+        self._retiring.intersection_update(self._crew.pids())
+        while len(self._crew.pids()) - len(self._retiring) < self.count and now >= self._start_at:
             self._say("replaced")
             self._start_worker()
 
     def _relay(self) -> None:
         """Passes on what this process was told: stop after the job, or now."""
-        if self.level > self._relayed:
+        if self.level > self._told:
             self._say("stopping" if self.level == 1 else "stopping now")
+            self._told = self.level
+        if self.level > self._relayed:
             for pid in self._crew.pids():
                 self._crew.signal(pid, "stop" if self.level == 1 else "now")
             self._relayed = self.level
@@ -3351,10 +3580,10 @@ def fit(text: str, width: int) -> str:
     return text + "…" if width > 0 else ""
 
 
-def print_table(titles, rows, flexible, colours=None) -> None:
+def print_table(titles, rows, flexible=(), colours=()) -> None:
     """Aligned columns as wide as the terminal: the columns named in `flexible` give way when it is narrow.
 
-    `colours(row)` gives the colour of the second column; numbers stand to the right.
+    `colours` has the colour of cells that hold a word such as a state; numbers stand to the right.
     """
     rows = [[plain(str(cell)) for cell in row] for row in rows]
     widths = [max([cell_width(title)] + [cell_width(row[i]) for row in rows]) for i, title in enumerate(titles)]
@@ -3368,19 +3597,16 @@ def print_table(titles, rows, flexible, colours=None) -> None:
     right = {i for i in range(len(titles)) if rows and all(row[i].replace("/", "").isdigit() for row in rows)}
     out(paint(_line(titles, widths, right).rstrip(), "dim", sys.stdout))
     for row in rows:
-        line = _line(row, widths, right)
-        if colours:
-            mark = fit(row[1], widths[1])
-            line = line.replace(mark, paint(mark, colours(row), sys.stdout), 1)
-        out(line.rstrip())
+        out(_line(row, widths, right, colours).rstrip())
 
 
-def _line(cells, widths, right) -> str:
+def _line(cells, widths, right, colours=()) -> str:
     parts = []
     for i, cell in enumerate(cells):
-        cell = fit(cell, widths[i])
-        space = " " * (widths[i] - cell_width(cell))
-        parts.append(space + cell if i in right else cell + space)
+        shown = fit(cell, widths[i])
+        space = " " * (widths[i] - cell_width(shown))
+        shown = paint(shown, colours[cell], sys.stdout) if cell in colours and i < 3 else shown
+        parts.append(space + shown if i in right else shown + space)
     return "  ".join(parts)
 
 
@@ -3393,13 +3619,32 @@ def when_text(job, now: float) -> str:
     return span(now - (job.finished_at or job.created_at)) + " ago"
 
 
-def print_jobs(jobs) -> None:
+# Columns of `list`: title, and the cell of a job at a time.
+COLUMNS = {
+    "id": ("ID", lambda job, now: job.id),
+    "name": ("NAME", lambda job, now: job.name or ""),
+    "state": ("STATE", lambda job, now: "held" if job.held and job.state in WAITING else job.state),
+    "tries": ("TRIES", lambda job, now: "%d/%d" % (job.attempts, job.max_retries + 1)),
+    "when": ("WHEN", lambda job, now: when_text(job, now)),
+    "queue": ("QUEUE", lambda job, now: job.queue),
+    "priority": ("PRIO", lambda job, now: job.priority),
+    "duration": ("DURATION", lambda job, now: "-" if job.duration is None else span(job.duration)),
+    "exit": ("EXIT", lambda job, now: "-" if job.exit_code is None else job.exit_code),
+    "batch": ("BATCH", lambda job, now: job.batch or "-"),
+    "created": ("CREATED", lambda job, now: utc(job.created_at)),
+    "started": ("STARTED", lambda job, now: utc(job.started_at) or "-"),
+    "finished": ("FINISHED", lambda job, now: utc(job.finished_at) or "-"),
+    "cwd": ("CWD", lambda job, now: job.cwd),
+    "command": ("COMMAND", lambda job, now: job.command if job.name is None else "%s: %s" % (job.name, job.command)),
+    "error": ("ERROR", lambda job, now: job.error or ""),
+}
+USUAL_COLUMNS = ("id", "state", "tries", "when", "command", "error")
+
+
+def print_jobs(jobs, columns=USUAL_COLUMNS) -> None:
     now = time.time()
-    rows = [(job.id, "held" if job.held and job.state in WAITING else job.state,
-             "%d/%d" % (job.attempts, job.max_retries + 1), when_text(job, now),
-             job.command if job.name is None else "%s: %s" % (job.name, job.command), job.error or "") for job in jobs]
-    print_table(("ID", "STATE", "TRIES", "WHEN", "COMMAND", "ERROR"), rows, ("COMMAND", "ERROR"),
-                lambda row: STATE_COLOURS.get(row[1]))
+    print_table([COLUMNS[c][0] for c in columns], [[COLUMNS[c][1](job, now) for c in columns] for job in jobs],
+                ("COMMAND", "ERROR", "CWD"), dict(STATE_COLOURS, held="dim"))
 
 
 def print_tree(jobs: list, parents: dict) -> None:
@@ -3427,7 +3672,7 @@ LOG_WORDS = {  # event -> colour and text
     "retry": ("yellow", "failed"), "dead": ("red", "dead"), "cancelled": ("yellow", "cancelled"),
     "released": ("yellow", "given back"), "crashed": ("red", "worker died"), "snoozed": ("yellow", "snoozed"),
     "stopping": ("bold", "stopping: each worker finishes its job"), "stopping now": ("bold", "stopping now: jobs are given back"),
-    "stopped": ("dim", "stopped"), "replaced": ("dim", "starting a worker in place of one that ended"),
+    "stopped": ("dim", "stopped"), "replaced": ("dim", "starting one more worker"),
     "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
 
 
@@ -3558,7 +3803,7 @@ def worker_facts(queue) -> list:
 def print_workers(facts) -> None:
     rows = [(f["id"], f["state"], f["pid"], f["job"] or "-", f["done"], span(f["uptime"]), f["note"] or "") for f in facts]
     print_table(("ID", "STATE", "PID", "JOB", "DONE", "UPTIME", "NOTE"), rows, ("NOTE",),
-                lambda row: {"busy": "blue", "idle": "green", "dead": "red"}.get(row[1], "yellow"))
+                {"busy": "blue", "idle": "green", "dead": "red", "stopping": "yellow"})
 
 
 # == Commands ==========================================================================
@@ -3590,8 +3835,9 @@ def args_enqueue(parser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="print the bare id on a terminal too")
 
 
-def add_job_options(parser) -> None:
-    for name, option in JOB_OPTIONS.items():
+def add_job_options(parser, names=tuple(JOB_OPTIONS)) -> None:
+    for name in names:
+        option = JOB_OPTIONS[name]
         flags = ["--" + name.replace("_", "-")] + {"name": ["--id"], "priority": ["-p"]}.get(name, [])
         if option.metavar is None:
             parser.add_argument(*flags, dest="job_" + name, action="store_true", default=None, help=option.meaning)
@@ -3669,8 +3915,8 @@ def batch_label(path: str) -> str:
     return "stdin" if path == "-" else plain(os.path.basename(path))
 
 
-def read_items(path: str) -> list:
-    """(line number, command or dict) of each job in a bulk file, all checked as far as the file goes."""
+def read_lines(path: str):
+    """The lines of a user's file (-: standard input), whatever bytes they hold; UserError where it can't be read."""
     try:
         if path == "-":
             lines = sys.stdin.buffer.read()
@@ -3680,8 +3926,13 @@ def read_items(path: str) -> list:
     except (OSError, ValueError) as error:
         raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
     text = lines.decode("utf-8", "surrogateescape")
+    return (text[1:] if text[:1] == "\ufeff" else text).split("\n")
+
+
+def read_items(path: str) -> list:
+    """(line number, command or dict) of each job in a bulk file, all checked as far as the file goes."""
     items = []
-    for number, line in enumerate((text[1:] if text[:1] == "\ufeff" else text).split("\n"), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             item = parse_line(line)
         except UserError as error:
@@ -3789,7 +4040,7 @@ class Run:
             out("  and %d more: %s dlq list" % (failed - len(bad), invoked()))
         if self._junit:
             with open(self._junit, "w", encoding="utf-8") as file:
-                jobs = [job for page in job_pages(queue, (), 0, self._batch) for job in page]
+                jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page]
                 file.write(junit(jobs[::-1], queue.files, took))
         mark = paint("✔", "green", sys.stdout) if done == total else paint("✘", "red", sys.stdout)
         left = total - done - failed
@@ -3813,12 +4064,11 @@ def args_worker_start(parser) -> None:
     parser.add_argument("--queue", metavar="NAMES", help="serve these queues only, separated by commas (all)")
     parser.add_argument("--foreground", action="store_true", help="stay in the terminal, with a log line per event")
     parser.add_argument("--drain", action="store_true", help="end when nothing is left that could still run")
-    parser.add_argument("--announce", action="store_true", help=argparse_suppress())
-
-
-def argparse_suppress():
-    import argparse
-    return argparse.SUPPRESS
+    parser.add_argument("--max-jobs", metavar="N", help="end after so many jobs, over all its workers")
+    parser.add_argument("--idle-timeout", metavar="DURATION", help="end when there has been no job for so long")
+    parser.add_argument("--nice", metavar="N", help="run jobs at this niceness, 0 to 19")
+    parser.add_argument("--load", metavar="MAX", help="take no new job while the machine's load is above MAX")
+    parser.add_argument("--announce", action="store_true", help="==SUPPRESS==")  # argparse.SUPPRESS
 
 
 def queue_list(names):
@@ -3831,13 +4081,17 @@ def queue_list(names):
 def cmd_worker_start(args) -> int:
     database = os.path.abspath(find_database(args.db))
     queues = queue_list(args.queue)
+    limits = worker_limits(args)
     if not args.foreground:
         return start_in_background(args, database)
     OS.close_strangers()
+    if args.nice is not None:
+        OS.be_nice(parse_number(args.nice, "--nice", 0, 19, whole=True))
     answer = take_answer_pipe() if args.announce else None
     boss = None
     try:
-        boss = Supervisor(database, "start", args.count, queues, args.drain, print_log, worker_argv(database))
+        boss = Supervisor(database, "start", args.count, queues, args.drain, print_log, worker_argv(database),
+                          arguments="\n".join(worker_options(args)), **limits)
         boss.start()
         print_log("started", text="%d worker%s, queue %s" % (args.count, "s" * (args.count > 1), plain(database)))
         announce(answer, "ready %d" % boss.id)
@@ -3848,6 +4102,23 @@ def cmd_worker_start(args) -> int:
         print_log("trouble", why=explain_error(error, database))
         return 2
     return 0
+
+
+def worker_limits(args) -> dict:
+    """The limits that a supervisor keeps, checked."""
+    return {
+        "load": parse_number(args.load, "--load", 0, 10**6) if args.load is not None else None,
+        "max_jobs": parse_number(args.max_jobs, "--max-jobs", 1, 10**12, whole=True) if args.max_jobs is not None else None,
+        "idle_timeout": parse_duration(args.idle_timeout, "--idle-timeout") if args.idle_timeout is not None else None}
+
+
+def worker_options(args) -> list:
+    """The options of a `worker start`, but --count, to start the same again."""
+    words = ["--drain"] if args.drain else []
+    for name in ("queue", "max_jobs", "idle_timeout", "nice", "load"):
+        if getattr(args, name) is not None:
+            words += ["--" + name.replace("_", "-"), getattr(args, name)]
+    return words
 
 
 def take_answer_pipe() -> int:
@@ -3867,23 +4138,29 @@ def announce(answer, line: str) -> None:
 
 
 def start_in_background(args, database: str) -> int:
-    with Queue(database) as queue:
-        queue.files.make()
-        log = os.path.join(queue.files.root, "workers.log")
-        rotate(log)
-    argv = program_argv() + ["worker", "start", "--foreground", "--announce", "--db", database, "--count", str(args.count)]
-    argv += ["--queue", args.queue] if args.queue else []
-    argv += ["--drain"] if args.drain else []
-    pid, answer = OS.detach(argv, log)
-    with answer:
-        word, _, text = answer.readline().decode("utf-8", "replace").strip().partition(" ")
-    if word != "ready":
-        raise UserError(text or "the workers did not start: see %s" % plain(log))
+    if args.nice is not None:
+        parse_number(args.nice, "--nice", 0, 19, whole=True)
+    pid, log = launch(database, args.count, worker_options(args))
     where = "" if args.db is None else " --db %s" % plain(args.db)
     out("%s Started %d worker%s (supervisor pid %d)" % (paint("✔", "green", sys.stdout), args.count, "s" * (args.count > 1), pid))
     out("  stop:  %s worker stop%s" % (invoked(), where))
     out("  log:   %s" % plain(log))
     return 0
+
+
+def launch(database: str, count: int, options: list) -> tuple:
+    """Starts a supervisor in the background; returns (its pid, its log) when its workers are ready."""
+    with Queue(database) as queue:
+        queue.files.make()
+        log = os.path.join(queue.files.root, "workers.log")
+        rotate(log)
+    pid, answer = OS.detach(program_argv() + ["worker", "start", "--foreground", "--announce", "--db", database,
+                                              "--count", str(count)] + options, log)
+    with answer:
+        word, _, text = answer.readline().decode("utf-8", "replace").strip().partition(" ")
+    if word != "ready":
+        raise UserError(text or "the workers did not start: see %s" % plain(log))
+    return pid, log
 
 
 def rotate(log: str) -> None:
@@ -3904,13 +4181,17 @@ def cmd_worker_stop(args) -> int:
     with open_queue(args) as queue:
         wanted = {s.id for s in queue.supervisors() if s.kind == "start"}
         workers = [w.id for w in queue.workers() if w.supervisor in wanted]
-        for supervisor in wanted:
-            queue.ask_stop(supervisor, level)
-        while wanted_left(queue, wanted, level):
-            time.sleep(0.01)
+        stop_supervisors(queue, wanted, level)
     out("%s Stopped %d worker%s" % (paint("✔", "green", sys.stdout), len(workers), "s" * (len(workers) != 1))
         if workers or wanted else "No workers are running")
     return 0
+
+
+def stop_supervisors(queue, wanted: set, level: int) -> None:
+    for supervisor in wanted:
+        queue.ask_stop(supervisor, level)
+    while wanted_left(queue, wanted, level):
+        time.sleep(0.01)
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
@@ -3932,6 +4213,35 @@ def wanted_left(queue, wanted: set, level: int) -> bool:
     return bool(left)
 
 
+def args_worker_scale(parser) -> None:
+    parser.add_argument("count", type=count_argument, metavar="N")
+
+
+def cmd_worker_scale(args) -> int:
+    with open_queue(args) as queue:
+        started = [s for s in queue.supervisors() if s.kind == "start" and OS.is_held(queue.files.lock("s%d" % s.id))]
+        if len(started) != 1:
+            raise UserError("%s: start workers with `%s worker start --count %d`" % (
+                "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),
+                invoked(), args.count))
+        queue.ask_scale(started[0].id, args.count)
+    out("%s Scaled from %d to %d workers" % (paint("✔", "green", sys.stdout), started[0].slots, args.count))
+    return 0
+
+
+def cmd_worker_restart(args) -> int:
+    """New workers first, from the file as it is now; then the old ones end, each after its job."""
+    with open_queue(args) as queue:
+        old = [s for s in queue.supervisors() if s.kind == "start"]
+        if not old:
+            raise UserError("no workers are running: start some with `%s worker start`" % invoked())
+        for supervisor in old:
+            launch(queue.path, supervisor.slots, supervisor.arguments.split("\n") if supervisor.arguments else [])
+        stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
+    out("%s Restarted %d workers" % (paint("✔", "green", sys.stdout), sum(s.slots for s in old)))
+    return 0
+
+
 def cmd_worker_list(args) -> int:
     with open_queue(args) as queue:
         facts = worker_facts(queue)
@@ -3945,66 +4255,100 @@ def cmd_worker_list(args) -> int:
 
 
 def args__worker(parser) -> None:
-    for name in ("supervisor", "queues", "slots", "own", "where"):
+    for name in ("supervisor", "queues", "slots", "own", "load", "where"):
         parser.add_argument(name)
 
 
 def cmd__worker(args) -> int:
     """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
     post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
-                int(args.slots), args.own == "1")
+                int(args.slots), args.own == "1", None if args.load == "-" else float(args.load))
     work(post, OS.bell(args.where), print_log)
     return 0
 
 
 # -- looking --
 
-def args_list(parser) -> None:
-    parser.add_argument("--state", action="append", metavar="S", help="only these states (may be repeated): " + ", ".join(STATES))
+SORTS = {"id": "id", "priority": "priority DESC", "created": "created_at", "started": "started_at", "finished": "finished_at",
+         "duration": "duration DESC", "state": "state", "queue": "queue", "tries": "attempts DESC", "command": "command"}
+
+
+def add_limit(parser) -> None:
     parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
+
+
+def limit_asked(args) -> int:
+    return TERMINAL_ROWS if args.limit is None else parse_number(args.limit, "--limit", 0, 10**12, whole=True)
+
+
+def args_list(parser) -> None:
+    add_filters(parser)
+    add_limit(parser)
+    parser.add_argument("--since", metavar="DURATION", help="created so long ago at most")
+    parser.add_argument("--sort", metavar="KEY", help="order by " + ", ".join(SORTS))
+    parser.add_argument("--columns", metavar="LIST", help="which columns, separated by commas: " + ", ".join(COLUMNS))
     parser.add_argument("--tree", action="store_true", help="draw which job comes after which")
+    parser.add_argument("--watch", action="store_true", help="draw it again each second, until Ctrl-C")
     add_json(parser)
 
 
 def cmd_list(args) -> int:
-    states = [parse_choice(state, "--state", STATES) for word in args.state or () for state in word.split(",")]
-    limit = TERMINAL_ROWS if args.limit is None else parse_number(args.limit, "--limit", 0, 10**12, whole=True)
-    return list_jobs(args, states, limit)
+    if not args.watch:
+        return list_once(args)
+    while True:
+        sys.stdout.write("\033[H\033[2J" if is_terminal(sys.stdout) else "")
+        list_once(args)
+        sys.stdout.flush()
+        time.sleep(1)
 
 
-def list_jobs(args, states: list, limit: int) -> int:
+def list_once(args) -> int:
+    states, limit = states_asked(args), limit_asked(args)
+    columns = [parse_choice(c.strip(), "--columns", tuple(COLUMNS)) for c in args.columns.split(",")] if args.columns else USUAL_COLUMNS
+    filters = {"queue": args.queue, "name": args.name, "sort": SORTS[parse_choice(args.sort, "--sort", tuple(SORTS))] if args.sort else None,
+               "since": time.time() - parse_duration(args.since, "--since") if args.since is not None else None}
     with open_queue(args) as queue:
-        total = sum(n for state, n in queue.counts().items() if not states or state in states)
-        pages = job_pages(queue, states, limit)
+        filters["batch"] = queue.batch(args.batch).id if args.batch else None
+        narrowed = any(value is not None for key, value in filters.items() if key != "sort")
+        total = None if narrowed else sum(n for state, n in queue.counts().items() if not states or state in states)
+        pages = job_pages(queue, states, limit, filters)
         if args.json:
             return print_json_pages(pages, limit, total)
-        if getattr(args, "tree", False):
+        if args.tree:
             jobs = [job for page in pages for job in page][::-1]
             print_tree(jobs, queue.parents([job.id for job in jobs]))
             return 0
         shown = 0
         for page in pages:
-            print_jobs(page)
+            print_jobs(page, columns)
             shown += len(page)
     if not shown:
-        talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else ""))
-    elif limit and total > shown:
-        talk("%d more: --limit 0 shows all" % (total - shown))
+        talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else " that match" if narrowed else ""))
+    say_more(limit, total, shown)
     return 0
 
 
-def job_pages(queue, states, limit: int, batch=None):
+def say_more(limit: int, total, shown: int) -> None:
+    if limit and (total or 0) > shown:
+        talk("%d more: --limit 0 shows all" % (total - shown))
+    elif limit and total is None and shown == limit:
+        talk("there may be more: --limit 0 shows all")
+
+
+def job_pages(queue, states, limit: int, filters=None):
     """Jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
-    before, left = None, limit or 2**62
+    before, left, filters = None, limit or 2**62, filters or {}
     while left > 0:
-        page = queue.jobs(states, min(left, 1000), before, batch)
+        page = queue.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
         if not page:
             return
         yield page
+        if filters.get("sort"):
+            return  # another order has no place to go on from
         before, left = page[-1].id, left - len(page)
 
 
-def print_json_pages(pages, limit: int, total: int) -> int:
+def print_json_pages(pages, limit: int, total) -> int:
     import json
     shown = 0
     sys.stdout.write("[")
@@ -4013,8 +4357,7 @@ def print_json_pages(pages, limit: int, total: int) -> int:
             sys.stdout.write(("," if shown else "") + "\n  " + json.dumps(job.to_dict()))
             shown += 1
     out("\n]" if shown else "]")
-    if limit and total > shown:
-        talk("%d more: --limit 0 shows all" % (total - shown))
+    say_more(limit, total, shown)
     return 0
 
 
@@ -4076,28 +4419,31 @@ def history_row(queue, job, attempt) -> dict:
 
 
 def args_logs(parser) -> None:
-    parser.add_argument("id", metavar="ID", help="id or name of a job")
+    parser.add_argument("ids", metavar="ID", nargs="+", help="ids, names, ranges such as 5-8, or `last`")
     parser.add_argument("--attempt", metavar="N", help="of this attempt (the latest)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    parser.add_argument("--all-attempts", action="store_true", help="of every attempt, one after the other")
+    parser.add_argument("-n", "--lines", metavar="N", help="the last N lines only")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the jobs end, across their retries")
 
 
 def cmd_logs(args) -> int:
+    lines = parse_number(args.lines, "--lines", 0, 10**9, whole=True) if args.lines is not None else None
     with open_queue(args) as queue:
-        job = queue.job(args.id)
-        attempt = job.attempt
-        if args.attempt is not None:
-            attempt = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
-        if not args.follow:
-            LogReader(queue, job.id, attempt).read(write_bytes)
-            return 0
-        while True:
-            reader = LogReader(queue, job.id, max(attempt, 1))
-            while reader.read(write_bytes):
+        ids = ids_named(queue, args.ids)
+        readers = []
+        for job in [queue.job(number) for number in ids]:
+            first = last = max(1, job.attempt)
+            if args.attempt is not None:
+                first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
+            prefix = "%d | " % job.id if len(ids) > 1 else ""
+            for attempt in range(1 if args.all_attempts else first, last + 1):
+                readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
+                readers[-1].skip_to_last(lines)
+        while readers:
+            readers = [reader for reader in readers if reader.read(write_bytes) and args.follow]
+            if readers:
                 time.sleep(0.05)
-            job = queue.job(job.id)
-            if job.state in FINAL or args.attempt is not None:
-                return 0
-            attempt = max(attempt, 1) + 1
+    return 0
 
 
 def write_bytes(data: bytes) -> None:
@@ -4110,28 +4456,66 @@ def write_bytes(data: bytes) -> None:
 
 
 class LogReader:
-    """Reads the output of one attempt, running or ended."""
+    """Reads the output of one attempt, running or ended; with `onward`, then that of the next ones.
 
-    def __init__(self, queue, job: int, attempt: int):
+    With a prefix it passes on whole lines, so that those of several jobs don't mix.
+    """
+
+    def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False):
         self._queue = queue
         self._job = job
         self._attempt = attempt
+        self._prefix = prefix.encode()
+        self._onward = onward
         self._offset = 0
+        self._rest = b""
 
     def read(self, write) -> bool:
         """Passes on what has come since; returns whether more may come."""
-        job = self._queue.job(self._job)
+        job = self._queue.find(self._job)
+        if job is None:
+            return False
         if job.state == "processing" and job.attempt == self._attempt:
             data = self._part(self._queue.files.output(job.worker))
-            again = self._queue.job(self._job)
-            if (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
+            again = self._queue.find(self._job)
+            if again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
                 self._pass(data, write)  # the file was this attempt's, before and after it was read
                 return True
         data = self._part(self._queue.files.log(self._job, self._attempt))
         while data:
             self._pass(data, write)
             data = self._part(self._queue.files.log(self._job, self._attempt))
-        return job.attempt < self._attempt and job.state not in FINAL
+        if job.attempt < self._attempt:
+            return job.state not in FINAL
+        self._flush(write)
+        if self._onward and (job.state not in FINAL or job.attempt > self._attempt):
+            self._attempt, self._offset = self._attempt + 1, 0
+            return True
+        return False
+
+    def skip_to_last(self, lines) -> None:
+        """Starts at the last so many lines of what is there now; None: at the beginning."""
+        job = self._queue.find(self._job)
+        if lines is None or job is None:
+            return
+        running = job.state == "processing" and job.attempt == self._attempt
+        path = self._queue.files.output(job.worker) if running else self._queue.files.log(self._job, self._attempt)
+        try:
+            with open(path, "rb") as file:
+                place, found = file.seek(0, os.SEEK_END), 0
+                while place > 0 and found <= lines:
+                    step = min(place, 2**16)
+                    place -= step
+                    file.seek(place)
+                    block = file.read(step)
+                    found += block.count(b"\n")
+                file.seek(place)
+                tail = file.read()
+        except FileNotFoundError:
+            return
+        ends = tail[:-1] if tail.endswith(b"\n") else tail
+        kept = ends.split(b"\n")[-lines:] if lines else []
+        self._offset = place + len(tail) - (len(b"\n".join(kept)) + len(tail) - len(ends) if kept else 0)
 
     def _part(self, path: str) -> bytes:
         try:
@@ -4142,17 +4526,248 @@ class LogReader:
             return b""
 
     def _pass(self, data: bytes, write) -> None:
+        self._offset += len(data)
+        if self._prefix and data:
+            lines = (self._rest + data).split(b"\n")
+            self._rest = lines.pop()
+            data = b"".join(self._prefix + line + b"\n" for line in lines)
         if data:
             write(data)
-            self._offset += len(data)
+
+    def _flush(self, write) -> None:
+        if self._rest:
+            write(self._prefix + self._rest + b"\n")
+            self._rest = b""
+
+
+# -- stats --
+
+def args_stats(parser) -> None:
+    parser.add_argument("--since", metavar="DURATION", default="1d", help="attempts that ended so long ago at most (1d)")
+    add_json(parser)
+
+
+def cmd_stats(args) -> int:
+    window = parse_duration(args.since, "--since", 1)
+    now = time.time()
+    with open_queue(args) as queue:
+        rows = queue.finished_since(now - window)
+    facts = {"since": utc(now - window), "throughput": throughput(rows, now),
+             "queues": group_stats(rows, lambda row: row[4]), "commands": group_stats(rows, lambda row: command_name(row[5]))}
+    if args.json:
+        out_json(facts)
+        return 0
+    ends = [row[0] for row in rows]
+    for title, seconds in (("minute", 60), ("hour", 3600), ("day", 86400)):
+        out("last %-7s %6d ended  %s" % (title, facts["throughput"][title], sparkline(ends, now, seconds)))
+    for title, key in (("QUEUE", "queues"), ("PROGRAM", "commands")):
+        out("")
+        print_table((title, "COUNT", "OK", "RETRIES", "P50", "P95", "MAX", "WAITED"), [
+            (name, f["count"], "%.0f%%" % (100 * f["success_rate"]), f["retries"], span(f["p50"]), span(f["p95"]), span(f["max"]),
+             "-" if f["waited_p50"] is None else span(f["waited_p50"])) for name, f in facts[key].items()], (title,))
+    return 0
+
+
+def throughput(rows, now: float) -> dict:
+    return {name: sum(row[0] >= now - seconds for row in rows) for name, seconds in (("minute", 60), ("hour", 3600), ("day", 86400))}
+
+
+def command_name(command) -> str:
+    """The program of a shell command, as far as its first word tells."""
+    words = (os.fsdecode(command) if isinstance(command, bytes) else command).split()
+    words = [word for word in words if "=" not in word] or words
+    return plain(os.path.basename(words[0].strip("'\"()"))) if words else ""
+
+
+def group_stats(rows, key) -> dict:
+    """Count, success rate, retries, durations and waiting time of attempts by a key, the most frequent first."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return {name: attempt_stats(group) for name, group in sorted(groups.items(), key=lambda item: -len(item[1]))[:50]}
+
+
+def attempt_stats(group) -> dict:
+    durations = sorted(row[2] or 0.0 for row in group)
+    waited = sorted(row[3] for row in group if row[3] is not None)
+    good = sum(row[1] == "completed" for row in group)
+    return {"count": len(group), "success_rate": round(good / len(group), 4),
+            "retries": sum(row[1] in ("failed", "timeout") for row in group),
+            "p50": percentile(durations, 0.5), "p95": percentile(durations, 0.95), "max": round(durations[-1], 6),
+            "waited_p50": percentile(waited, 0.5) if waited else None}
+
+
+def percentile(ordered, share: float) -> float:
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 6)
+
+
+def sparkline(times, now: float, window: float, width: int = 30) -> str:
+    """How many of `times` fall into each of `width` parts of the window up to now, as a line of bars."""
+    counts = [0] * width
+    for moment in times:
+        place = int((moment - now + window) / window * width)
+        if 0 <= place < width:
+            counts[place] += 1
+    return bars(counts)
+
+
+def bars(counts) -> str:
+    most = max(counts, default=0)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // most) if most else 0] for count in counts)
+
+
+# -- events --
+
+def args_events(parser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as they happen")
+    parser.add_argument("--after", metavar="SEQ", help="only events with a higher number (all; with -f: from now on)")
+
+
+def cmd_events(args) -> int:
+    import json
+    with open_queue(args) as queue:
+        if args.after is not None:
+            after = parse_number(args.after, "--after", 0, 2**62, whole=True)
+        else:
+            after = queue.last_event() if args.follow else 0
+        seen = None
+        while True:
+            events = queue.events(after)
+            for event in events:
+                out(json.dumps(event))
+                after = event["seq"]
+            sys.stdout.flush()
+            if not events and not args.follow:
+                return 0
+            while not events and seen == queue.changes():
+                time.sleep(0.02)
+            seen = queue.changes()
+
+
+# -- top --
+
+def args_top(parser) -> None:
+    parser.add_argument("--once", action="store_true", help="draw one screen and end")
+
+
+def cmd_top(args) -> int:
+    with open_queue(args) as queue:
+        screen = Top(queue)
+        if args.once or not is_terminal(sys.stdout) or not is_terminal(sys.stdin):
+            out("\n".join(screen.lines(terminal_width(sys.stdout) or 80, 24)))
+            return 0
+        with OS.raw_terminal() as keys:
+            sys.stdout.write("\033[?1049h\033[?25l")  # the other screen, no cursor
+            try:
+                while screen.alive:
+                    screen.draw()
+                    screen.press(keys.read(1.0))
+            finally:
+                sys.stdout.write("\033[?25h\033[?1049l")
+                sys.stdout.flush()
+    return 0
+
+
+class Top:
+    """The live view: what it shows, and what its keys do."""
+
+    KEYS = "↑↓ move  f filter  enter log  e explain  c cancel  r retry  p pause/resume  q quit"
+    FILTERS = ((), ("processing",), ("pending", "failed"), ("dead",), ("completed",))
+
+    def __init__(self, queue):
+        self.alive = True
+        self._queue = queue
+        self._filter = 0
+        self._place = 0
+        self._jobs = []
+        self._note = ""
+        self._log = None         # the job whose log is shown instead
+        self._ends = []          # numbers of ended attempts, a second each: the chart
+        self._last = None
+
+    def draw(self) -> None:
+        size = os.get_terminal_size(sys.stdout.fileno())
+        lines = self.lines(size.columns, size.lines)
+        sys.stdout.write("\033[H" + "\033[K\r\n".join(lines[:size.lines]) + "\033[K\033[J")
+        sys.stdout.flush()
+
+    def lines(self, width: int, height: int) -> list:
+        if self._log is not None:
+            return self._log_lines(width, height)
+        head = self._head(width)
+        states = self.FILTERS[self._filter]
+        rows = max(3, height - len(head) - 3)
+        self._jobs = self._queue.jobs(states, rows)
+        self._place = max(0, min(self._place, len(self._jobs) - 1))
+        body = [fit("  %6s %-10s %-6s %-9s %s" % ("ID", "STATE", "TRIES", "WHEN", "COMMAND   (%s)" % (", ".join(states) or "all")), width)]
+        now = time.time()
+        for i, job in enumerate(self._jobs):
+            line = fit("%s %6d %-10s %-6s %-9s %s" % (">" if i == self._place else " ", job.id, job.state, "%d/%d" % (
+                job.attempts, job.max_retries + 1), when_text(job, now), plain(job.command) + (
+                "   (%s)" % plain(job.error) if job.error else "")), width)
+            body.append(paint(line, "bold" if i == self._place else STATE_COLOURS[job.state], sys.stdout))
+        body += [""] * (rows + 1 - len(body))
+        return head + body + [fit(plain(self._note), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
+
+    def _head(self, width: int) -> list:
+        counts = self._queue.counts()
+        last = self._queue.last_event()
+        if self._last is not None:
+            self._ends = (self._ends + [last - self._last])[-max(10, width - 30):]
+        self._last = last
+        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
+                 fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
+                 fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
+        for row in self._queue.queues()[:4]:
+            lines.append(fit("queue %-12s %s  %d waiting, %d running%s" % (
+                row.name, "paused" if row.paused else "open  ", row.jobs["pending"] + row.jobs["failed"], row.jobs["processing"],
+                ", limit %d" % row.max_running if row.max_running is not None else ""), width))
+        for worker in worker_facts(self._queue)[:8]:
+            job = self._queue.find(worker["job"]) if worker["job"] else None
+            lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
+                             "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
+        return lines
+
+    def _log_lines(self, width: int, height: int) -> list:
+        job = self._queue.find(self._log)
+        if job is None:
+            return ["the job is gone"]
+        running = job.state == "processing"
+        path = self._queue.files.output(job.worker) if running else self._queue.files.log(job.id, job.attempt)
+        lines = [fit("log of job %d, attempt %d, %s   (any key: back)" % (job.id, job.attempt, job.state), width)]
+        return lines + [fit(line, width) for line in last_lines(path, height - 2)]
+
+    def press(self, key: str) -> None:
+        """Does what a key stands for; "" is none."""
+        if self._log is not None and key:
+            self._log = None
+            return
+        job = self._jobs[self._place] if self._jobs else None
+        if key in ("q", "\x03", "\x1b"):
+            self.alive = False
+        elif key in ("k", "up", "j", "down"):
+            self._place += -1 if key in ("k", "up") else 1
+        elif key == "f":
+            self._filter, self._place = (self._filter + 1) % len(self.FILTERS), 0
+        elif key == "p":
+            self._pause(job.queue if job else "default")
+        elif job is not None and key in ("\r", "\n"):
+            self._log = job.id
+        elif job is not None and key == "c":
+            self._note = "job %d: %s" % self._queue.cancel([job.id])[0]
+        elif job is not None and key == "r":
+            self._note = "job %d: %s" % self._queue.retry([job.id])[0]
+        elif job is not None and key == "e":
+            why = self._queue.why_waiting(job) if job.state in WAITING else []
+            self._note = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
+
+    def _pause(self, name: str) -> None:
+        paused = not self._queue.is_paused(name)
+        self._queue.set_queue(name, paused=int(paused))
+        self._note = "queue %s is %s" % (name, "paused" if paused else "open")
 
 
 # -- the dead letter queue --
-
-def args_dlq_list(parser) -> None:
-    parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
-    add_json(parser)
-
 
 def cmd_dlq_list(args) -> int:
     args.state = ["dead"]
@@ -4160,18 +4775,34 @@ def cmd_dlq_list(args) -> int:
 
 
 def args_ids(parser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="*", help="ids or names of jobs")
+    """Jobs by id or by filter: the same words for every command that takes several."""
+    parser.add_argument("ids", metavar="ID", nargs="*", help="ids, names, ranges such as 5-8, or `last`")
+    parser.add_argument("--all", action="store_true", help="all that the command can be used on")
+    add_filters(parser)
 
 
-def args_ids_or_all(parser) -> None:
+def add_filters(parser) -> None:
+    parser.add_argument("--state", action="append", metavar="S", help="in these states (may be repeated): " + ", ".join(STATES))
+    parser.add_argument("--queue", metavar="NAME", help="in this queue")
+    parser.add_argument("--name", metavar="GLOB", help="whose name matches, as in 'nightly-*'")
+    parser.add_argument("--batch", metavar="B", help="of this batch")
+
+
+def add_dry_run(parser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="only show which jobs it would be")
+
+
+def args_ids_dry(parser) -> None:
     args_ids(parser)
-    parser.add_argument("--all", action="store_true", help="all of them")
+    add_dry_run(parser)
+
+
+def states_asked(args) -> list:
+    return [parse_choice(state, "--state", STATES) for word in args.state or () for state in word.split(",")]
 
 
 def ids_named(queue, refs) -> list:
     """The ids of the jobs named by id, name, range (5-8) or `last`; all looked up before anything is done."""
-    if not refs:
-        raise UserError("which job? Give an id or a name")
     ids = []
     for ref in refs:
         low, dash, high = ref.partition("-")
@@ -4185,17 +4816,20 @@ def ids_named(queue, refs) -> list:
     return list(dict.fromkeys(ids))
 
 
-def dead_ids(queue, args) -> list:
-    """The ids of the dead jobs that were named, or of all."""
-    if bool(args.all) == bool(args.ids):
-        raise UserError("which job? Give ids or names, or --all")
-    if args.all:
-        return [job.id for page in job_pages(queue, ["dead"], 0) for job in page]
-    ids = ids_named(queue, args.ids)
-    for number in ids:
-        state = queue.job(number).state
-        if state != "dead":
-            raise UserError("job %d is not in the dead letter queue: it is %s" % (number, state))
+def select_ids(queue, args, states, before=None) -> list:
+    """The ids that a command is for.  By a filter or --all it gets those in `states`, which it can be used on."""
+    asked = states_asked(args)
+    filtered = bool(asked or args.queue or args.name or args.batch or before)
+    if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
+        raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
+    ids = ids_named(queue, args.ids) if args.ids else None
+    if filtered or ids is None:
+        batch = queue.batch(args.batch).id if args.batch else None
+        ids = queue.select([state for state in asked or states if state in states], args.queue, args.name, batch, ids, before)
+    if getattr(args, "dry_run", False):
+        for number in ids:
+            out("would be: %d %s" % (number, plain(queue.job(number).command)))
+        return []
     return ids
 
 
@@ -4205,8 +4839,20 @@ def report_each(word: str, results: list, good: tuple) -> int:
         if result not in good:
             talk("job %d is %s: nothing was changed" % (number, result))
     done = [number for number, result in results if result in good]
+    if not results:
+        talk("nothing was changed")
+        return 0
     out("%s %s %d job%s" % (paint("✔" if done else "✘", "green" if done else "red", sys.stdout), word, len(done), "s" * (len(done) != 1)))
     return 0 if len(done) == len(results) else 1
+
+
+def dead_ids(queue, args) -> list:
+    ids = select_ids(queue, args, ("dead",))
+    for number in ids:
+        state = queue.job(number).state
+        if state != "dead":
+            raise UserError("job %d is not in the dead letter queue: it is %s" % (number, state))
+    return ids
 
 
 def cmd_dlq_retry(args) -> int:
@@ -4216,38 +4862,124 @@ def cmd_dlq_retry(args) -> int:
 
 def cmd_dlq_purge(args) -> int:
     with open_queue(args) as queue:
-        count = queue.purge(dead_ids(queue, args))
+        return report_removed(queue.purge(dead_ids(queue, args)))
+
+
+def cmd_retry(args) -> int:
+    with open_queue(args) as queue:
+        return report_each("Back to pending:", queue.retry(select_ids(queue, args, FINAL)), ("pending",))
+
+
+# -- remove --
+
+def args_rm(parser) -> None:
+    args_ids_dry(parser)
+    parser.add_argument("--older-than", metavar="DURATION", help="that ended longer ago than this")
+
+
+def cmd_rm(args) -> int:
+    age = parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
+    with open_queue(args) as queue:
+        ids = select_ids(queue, args, FINAL, None if age is None else time.time() - age)
+        for number in ids:
+            state = queue.job(number).state
+            if state not in FINAL:
+                raise UserError("job %d is %s: cancel it first" % (number, state))
+        return report_removed(queue.purge(ids))
+
+
+def report_removed(count: int) -> int:
+    if not count:
+        talk("nothing was removed")
+        return 0
     out("%s Removed %d job%s" % (paint("✔", "green", sys.stdout), count, "s" * (count != 1)))
     return 0
 
 
-# -- cancel, hold, release --
+# -- edit --
 
-def args_cancel(parser) -> None:
+EDITABLE = ("name", "queue", "priority", "delay", "at", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
+            "retry_on", "dead_on", "snooze_on", "snooze", "slots", "cwd")
+
+
+def args_edit(parser) -> None:
+    parser.add_argument("ids", metavar="ID", nargs="+", help="ids, names, ranges such as 5-8, or `last`")
+    parser.add_argument("--command", metavar="COMMAND", help="the shell command to run")
+    add_job_options(parser, EDITABLE)
+
+
+def cmd_edit(args) -> int:
+    options = job_options(args)
+    if args.command is not None:
+        options["command"] = args.command
+    if not options:
+        raise UserError("what shall be changed? Give an option such as --command or --priority")
+    with open_queue(args) as queue:
+        return report_each("Edited", queue.edit(ids_named(queue, args.ids), options), ("edited",))
+
+
+# -- wait --
+
+def args_wait(parser) -> None:
     args_ids(parser)
-    parser.add_argument("--batch", metavar="B", help="all unfinished jobs of this batch")
+    parser.add_argument("--timeout", metavar="DURATION", help="give up after this, with exit status 124")
 
+
+def cmd_wait(args) -> int:
+    timeout = parse_duration(args.timeout, "--timeout") if args.timeout is not None else None
+    with open_queue(args) as queue:
+        ids = select_ids(queue, args, STATES if args.ids or args.batch else WAITING + ("processing",))
+        if not wait_for(queue, ids, timeout):
+            talk("still unfinished after %s" % span(timeout))
+            return 124
+        jobs = [queue.find(number) for number in ids]
+        bad = [job for job in jobs if job is not None and job.state != "completed"]
+        for job in bad[:20]:
+            talk("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
+        if len(args.ids) == len(ids) == 1 and bad:
+            return bad[0].exit_code or 1
+        return 1 if bad else 0
+
+
+def wait_for(queue, ids: list, timeout) -> bool:
+    """Waits until all jobs are final; False at the timeout.  Looks at the database only when others have written to it."""
+    left, progress = list(reversed(ids)), Progress(len(ids))
+    limit = None if timeout is None else time.monotonic() + timeout
+    seen = None
+    while left:
+        changes = queue.changes()
+        if changes != seen:
+            seen = changes
+            while left:
+                job = queue.find(left[-1])
+                if job is not None and job.state not in FINAL:
+                    break
+                left.pop()
+            progress.show(len(ids) - len(left))
+            continue
+        if limit is not None and time.monotonic() >= limit:
+            break
+        time.sleep(0.01)
+    progress.clear()
+    return not left
+
+
+# -- cancel, hold, release --
 
 def cmd_cancel(args) -> int:
     with open_queue(args) as queue:
-        if args.batch is None:
-            ids = ids_named(queue, args.ids)
-        elif args.ids:
-            raise UserError("give ids or --batch, not both")
-        else:
-            batch = queue.batch(args.batch).id
-            ids = [job.id for page in job_pages(queue, WAITING + ("processing",), 0, batch) for job in page]
+        ids = select_ids(queue, args, WAITING + ("processing",))
         return report_each("Cancelled", queue.cancel(ids), ("cancelled", "asked"))
 
 
 def cmd_hold(args) -> int:
     with open_queue(args) as queue:
-        return report_each("Held", queue.hold(ids_named(queue, args.ids)), ("held",))
+        return report_each("Held", queue.hold(select_ids(queue, args, WAITING)), ("held",))
 
 
 def cmd_release(args) -> int:
     with open_queue(args) as queue:
-        return report_each("Released", queue.hold(ids_named(queue, args.ids), False), ("released",))
+        return report_each("Released", queue.hold(select_ids(queue, args, WAITING), False), ("released",))
 
 
 # -- explain --
@@ -4305,7 +5037,7 @@ def cmd_queue_list(args) -> int:
     print_table(("QUEUE", "STATE", "LIMIT", "RATE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "DEAD"),
                 [(row.name, "paused" if row.paused else "open", row.max_running or "-" if row.max_running != 0 else 0, row.rate or "-",
                   row.jobs["pending"], row.jobs["processing"], row.jobs["completed"], row.jobs["failed"], row.jobs["dead"])
-                 for row in rows], ("QUEUE",), lambda row: "yellow" if row[1] == "paused" else "green")
+                 for row in rows], ("QUEUE",), {"paused": "yellow", "open": "green"})
     return 0
 
 
@@ -4362,14 +5094,13 @@ def cmd_queue_rate(args) -> int:
 
 
 def args_batch_list(parser) -> None:
-    parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
+    add_limit(parser)
     add_json(parser)
 
 
 def cmd_batch_list(args) -> int:
-    limit = TERMINAL_ROWS if args.limit is None else parse_number(args.limit, "--limit", 0, 10**12, whole=True)
     with open_queue(args) as queue:
-        rows = queue.batches(limit)
+        rows = queue.batches(limit_asked(args))
     if args.json:
         out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
     elif rows:
@@ -4446,7 +5177,7 @@ def cmd_cron_list(args) -> int:
         print_table(("NAME", "STATE", "WHEN", "NEXT", "LAST JOB", "COMMAND"), [
             (row.name, "paused" if row.paused else "open", row.spec or "every " + duration_text(row.every),
              "-" if row.paused else local(row.next_at), row.last_job or "-", command_text(json.loads(row.options)["command"]))
-            for row in rows], ("COMMAND", "NAME"), lambda row: "yellow" if row[1] == "paused" else "green")
+            for row in rows], ("COMMAND", "NAME"), {"paused": "yellow", "open": "green"})
     else:
         talk("No schedules: `%s cron add` makes one" % invoked())
     return 0
@@ -4639,6 +5370,167 @@ def examine_disk(path: str) -> list:
     return found or [("ok", "disk", "%d MiB are free, on a local file system" % (free // 2**20))]
 
 
+# -- export, import --
+
+def cmd_export(args) -> int:
+    import json
+    import tempfile
+    with open_queue(args) as queue, tempfile.TemporaryFile("w+") as file:
+        for table, row in queue.export():  # to a file first: a slow reader must not keep the transaction open
+            row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
+            file.write(json.dumps({"table": table, "row": row}) + "\n")
+        file.seek(0)
+        for line in file:
+            sys.stdout.write(line)
+    return 0
+
+
+def args_import(parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="what `export` printed (-: standard input)")
+
+
+def cmd_import(args) -> int:
+    with open_queue(args) as queue:
+        count = queue.restore(import_rows(args.file))
+    out("%s Imported %d job%s" % (paint("✔", "green", sys.stdout), count, "s" * (count != 1)))
+    return 0
+
+
+def import_rows(path: str):
+    """Yields (line number, table, row) from a file of export."""
+    import json
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+                row = {key: bytes.fromhex(cell["hex"]) if isinstance(cell, dict) else cell for key, cell in value["row"].items()}
+                if not all(key.isidentifier() for key in row):
+                    raise ValueError
+                yield number, value["table"], row
+            except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+                raise UserError("line %d: not from `%s export`" % (number, PROGRAM)) from None
+
+
+# -- completion --
+
+COMPLETIONS = {
+    "bash": """_queuectl() {
+  local IFS=$'\\n'
+  COMPREPLY=($(queuectl _complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o default -F _queuectl queuectl
+""",
+    "zsh": """#compdef queuectl
+_queuectl() {
+  local -a found
+  found=("${(@f)$(queuectl _complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+  found=(${found:#})
+  (( $#found )) && compadd -a found || _files
+}
+compdef _queuectl queuectl
+""",
+    "fish": """complete -c queuectl -f -a '(queuectl _complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+""",
+    "powershell": """Register-ArgumentCompleter -Native -CommandName queuectl -ScriptBlock {
+  param($word, $ast, $position)
+  $words = @($ast.CommandElements | Select-Object -Skip 1 | ForEach-Object { $_.ToString() })
+  if (-not $word) { $words += '' }
+  queuectl _complete @words | ForEach-Object { [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_) }
+}
+""",
+}
+
+
+def args_completion(parser) -> None:
+    parser.add_argument("shell", metavar="SHELL", help="bash, zsh, fish or powershell")
+
+
+def cmd_completion(args) -> int:
+    sys.stdout.write(COMPLETIONS[parse_choice(args.shell, "the shell", tuple(COMPLETIONS))])
+    return 0
+
+
+def args__complete(parser) -> None:
+    """The words typed so far come as the rest."""
+
+
+def cmd__complete(args) -> int:
+    """Prints what the last of the words typed so far may become: commands, options, states, ids and names."""
+    *before, word = args.rest or [""]
+    found = next((c for c in COMMANDS if c.purpose and tuple(before[:len(c.words)]) == c.words), None)
+    if found is None:
+        choices = {c.words[len(before)] for c in COMMANDS if c.purpose and len(c.words) > len(before)
+                   and list(c.words[:len(before)]) == before}
+    elif word.startswith("-"):
+        choices = [flag for action in build_parser(found)._actions for flag in action.option_strings]
+    else:
+        choices = value_choices(args, found, before[-1])
+    for choice in sorted(set(map(str, choices))):
+        if choice.startswith(word):
+            out(choice)
+    return 0
+
+
+def value_choices(args, found, last: str) -> list:
+    """What may stand after a word of a command, from the live queue."""
+    if last == "--state":
+        return list(STATES)
+    if found.words[0] == "config":
+        return list(SETTINGS)
+    with open_queue(args) as queue:
+        if last == "--queue" or found.words[0] == "queue":
+            return [row.name for row in queue.queues()]
+        if last == "--batch" or found.words[0] == "batch":
+            return [row.id for row in queue.batches()]
+        if found.words[0] == "cron":
+            return [row.name for row in queue.schedules()]
+        jobs = queue.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
+        return [job.id for job in jobs] + [job.name for job in jobs if job.name]
+
+
+# -- service --
+
+def args_service(parser) -> None:
+    parser.add_argument("kind", metavar="KIND", help="systemd (of this user), systemd-system, launchd or windows")
+    parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes (1)")
+
+
+def cmd_service(args) -> int:
+    kind = parse_choice(args.kind, "the kind", ("systemd", "systemd-system", "launchd", "windows"))
+    database = os.path.abspath(find_database(args.db))
+    words = program_argv() + ["worker", "start", "--foreground", "--count", str(args.count), "--db", database]
+    out({"launchd": launchd_plist, "windows": windows_task}.get(kind, lambda w: systemd_unit(w, kind))(words).rstrip("\n"))
+    talk({"systemd": "into ~/.config/systemd/user/queuectl.service, then: systemctl --user enable --now queuectl; loginctl enable-linger",
+          "systemd-system": "into /etc/systemd/system/queuectl.service, then: systemctl enable --now queuectl",
+          "launchd": "into ~/Library/LaunchAgents/queuectl.plist, then: launchctl load -w ~/Library/LaunchAgents/queuectl.plist",
+          "windows": "save it as queuectl.xml, then: schtasks /Create /TN queuectl /XML queuectl.xml"}[kind])
+    return 0
+
+
+def systemd_unit(words: list, kind: str) -> str:
+    """KillMode=mixed: TERM goes to the supervisor alone, which lets each job end; what is left after that is killed."""
+    quoted_words = " ".join('"%s"' % word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") for word in words)
+    return ("[Unit]\nDescription=queuectl workers\nAfter=%s\n\n[Service]\nExecStart=%s\nKillMode=mixed\nTimeoutStopSec=infinity\n"
+            "Restart=on-failure\n\n[Install]\nWantedBy=%s\n" % (("default.target", quoted_words, "default.target") if kind == "systemd"
+                                                               else ("local-fs.target", quoted_words, "multi-user.target")))
+
+
+def launchd_plist(words: list) -> str:
+    arguments = "".join("    <string>%s</string>\n" % xml_text(word) for word in words)
+    return ('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" '
+            '"http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n<plist version="1.0">\n<dict>\n  <key>Label</key><string>queuectl</string>\n'
+            '  <key>ProgramArguments</key>\n  <array>\n%s  </array>\n  <key>RunAtLoad</key><true/>\n  <key>KeepAlive</key>'
+            '<dict><key>SuccessfulExit</key><false/></dict>\n  <key>ExitTimeOut</key><integer>3600</integer>\n</dict>\n</plist>\n' % arguments)
+
+
+def windows_task(words: list) -> str:
+    import subprocess
+    return ('<?xml version="1.0"?>\n<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">\n'
+            '  <Triggers><LogonTrigger/></Triggers>\n  <Settings><ExecutionTimeLimit>PT0S</ExecutionTimeLimit>'
+            '<DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries></Settings>\n  <Actions><Exec><Command>%s</Command>'
+            '<Arguments>%s</Arguments></Exec></Actions>\n</Task>\n' % (xml_text(words[0]), xml_text(subprocess.list2cmdline(words[1:]))))
+
+
 # -- install --
 
 def args_install(parser) -> None:
@@ -4698,17 +5590,27 @@ COMMANDS = (
             "run --count 4 --file commands.txt", True),
     command("worker start", cmd_worker_start, args_worker_start, "start worker processes", "worker start --count 4"),
     command("worker stop", cmd_worker_stop, args_worker_stop, "stop all workers and wait until they are gone", "worker stop"),
+    command("worker scale", cmd_worker_scale, args_worker_scale, "have more workers or fewer", "worker scale 8"),
+    command("worker restart", cmd_worker_restart, lambda parser: None, "replace the workers by new ones, each after its job", "worker restart"),
     command("worker list", cmd_worker_list, add_json, "show the workers", "worker list"),
     command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json"),
     command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10"),
     command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12"),
-    command("logs", cmd_logs, args_logs, "print the output of a job", "logs 12 -f"),
-    command("dlq list", cmd_dlq_list, args_dlq_list, "show the dead jobs", "dlq list"),
-    command("dlq retry", cmd_dlq_retry, args_ids_or_all, "send dead jobs back to pending", "dlq retry 12"),
-    command("dlq purge", cmd_dlq_purge, args_ids_or_all, "remove dead jobs and their logs", "dlq purge --all"),
-    command("cancel", cmd_cancel, args_cancel, "cancel jobs, running ones too", "cancel 12 15-18"),
-    command("hold", cmd_hold, args_ids, "keep waiting jobs back", "hold 12"),
-    command("release", cmd_release, args_ids, "let held jobs go", "release 12"),
+    command("logs", cmd_logs, args_logs, "print the output of jobs", "logs 12 -f"),
+    command("wait", cmd_wait, args_wait, "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
+    command("retry", cmd_retry, args_ids_dry, "run finished jobs again", "retry 12"),
+    command("edit", cmd_edit, args_edit, "change waiting jobs", "edit 12 --priority 5"),
+    command("rm", cmd_rm, args_rm, "remove finished jobs and their logs", "rm 12"),
+    command("prune", cmd_rm, args_rm, "the same, meant for filters", "prune --older-than 7d --state completed"),
+    command("stats", cmd_stats, args_stats, "show rates, durations and waiting times, by queue and by program", "stats --since 1h"),
+    command("top", cmd_top, args_top, "watch queues, workers and jobs live, and act on them", "top"),
+    command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f"),
+    command("dlq list", cmd_dlq_list, args_list, "show the dead jobs", "dlq list"),
+    command("dlq retry", cmd_dlq_retry, args_ids_dry, "send dead jobs back to pending", "dlq retry 12"),
+    command("dlq purge", cmd_dlq_purge, args_ids_dry, "remove dead jobs and their logs", "dlq purge --all"),
+    command("cancel", cmd_cancel, args_ids_dry, "cancel jobs, running ones too", "cancel 12 15-18"),
+    command("hold", cmd_hold, args_ids_dry, "keep waiting jobs back", "hold 12"),
+    command("release", cmd_release, args_ids_dry, "let held jobs go", "release 12"),
     command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12"),
     command("queue list", cmd_queue_list, add_json, "show the queues", "queue list"),
     command("queue pause", cmd_queue_pause, args_queue_names, "start no more jobs of a queue", "queue pause mail"),
@@ -4730,8 +5632,13 @@ COMMANDS = (
     command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
     command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
     command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix"),
+    command("export", cmd_export, lambda parser: None, "print the whole queue as JSON Lines", "export > queue.jsonl"),
+    command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
+    command("completion", cmd_completion, args_completion, "print completion for a shell", "completion bash > ~/.queuectl-completion"),
+    command("service", cmd_service, args_service, "print a service that runs the workers: systemd, launchd or Windows", "service systemd --count 4"),
     command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
     command("_worker", cmd__worker, args__worker, "", ""),
+    command("_complete", cmd__complete, args__complete, "", "", True),
 )
 
 
@@ -4807,7 +5714,9 @@ def parse_words(words: list):
     lead, rest = [], []
     while len(lead) < found.lead and words and not words[0].startswith("-"):
         lead.append(words.pop(0))
-    if found.rest:
+    if found.run is cmd__complete:
+        words, rest = [], words
+    elif found.rest:
         words, rest = split_rest(parser, words)
     args = parser.parse_args(words)
     args.lead, args.rest = lead, rest

@@ -781,15 +781,15 @@ class Files:
         return os.path.join(self.logs, str(job // 1000), "%d.%d.log" % (job, attempt))
 
     def make(self) -> None:
-        for path in (self.root, self.workers, self.logs):
-            os.makedirs(path, 0o700, exist_ok=True)
+        for path in (self.workers, self.logs):
+            make_directory(path)
 
     def keep(self, worker, job: int, attempt: int, even_empty: bool = False) -> None:
         """Makes the output of an ended attempt its log; without output there is none, unless `even_empty`."""
         path, log = self.output(worker), self.log(job, attempt)
         try:
             if even_empty or os.stat(path).st_size:
-                os.makedirs(os.path.dirname(log), 0o700, exist_ok=True)
+                make_directory(os.path.dirname(log))
                 os.replace(path, log)
         except FileNotFoundError:
             pass  # kept already, before a crash
@@ -807,6 +807,16 @@ class Files:
                 os.rmdir(folder)
             except OSError:
                 pass  # other jobs' logs are in it
+
+
+def make_directory(path: str) -> None:
+    """Makes a directory and those above it that are missing, for this user only (os.makedirs leaves those to the umask)."""
+    if not os.path.isdir(path):
+        make_directory(os.path.dirname(path))
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass  # another process was first
 
 
 def remove(path: str) -> None:
@@ -1061,6 +1071,14 @@ class Posix:
     def crew(self, token: str):
         return PosixCrew(self.forks)
 
+    def signal_worker(self, pid: int, word: str) -> None:
+        """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
+        import signal
+        try:
+            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGUSR2}[word])
+        except (ProcessLookupError, PermissionError):
+            pass  # it has ended
+
     def bell(self, where: str):
         return PosixBell(int(where))
 
@@ -1217,14 +1235,6 @@ class PosixCrew:
         try:
             os.write(self._token, b"w" * max(0, min(count, len(self._children)) - waiting))
         except BlockingIOError:
-            pass
-
-    def signal(self, pid: int, word: str) -> None:
-        """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
-        import signal
-        try:
-            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGUSR2}[word])
-        except ProcessLookupError:
             pass
 
     def pids(self) -> list:
@@ -1657,12 +1667,13 @@ class Queue:
     """A queue in one database file; safe to use from any number of processes.
 
     `patience` is how long, in seconds, a call waits for another program's lock; `sync` whether a commit
-    is on the disk when it returns (SQLite's synchronous=FULL) or may be lost in a power cut, though never torn.
+    is on the disk when it returns (SQLite's synchronous=FULL) or may be lost in a power cut, though never torn;
+    `create` whether a database that is not there is made.
     """
 
     # -- opening --
 
-    def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time):
+    def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time, create: bool = True):
         self.path = os.path.abspath(find_database(path))
         self.files = Files(self.path)
         self.patience = patience
@@ -1671,7 +1682,7 @@ class Queue:
         self._socket = None
         self._db = None
         try:
-            self._open(sync)
+            self._open(sync, create)
         except BaseException:
             self.close()
             raise
@@ -1687,9 +1698,10 @@ class Queue:
             self._db.close()
             self._db = None
 
-    def _open(self, sync: bool) -> None:
-        fresh = not os.path.exists(self.path)
-        if fresh:
+    def _open(self, sync: bool, create: bool) -> None:
+        if not os.path.exists(self.path):
+            if not create:
+                raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
         self._db = sqlite3.connect(self.path, timeout=self.patience, isolation_level=None)
         stat = os.stat(self.path)
@@ -1706,8 +1718,7 @@ class Queue:
 
     def _make_file(self) -> None:
         folder = os.path.dirname(self.path)
-        if not os.path.isdir(folder):
-            os.makedirs(folder, 0o700, exist_ok=True)
+        make_directory(folder)
         kind = OS.network_disk(folder)
         if kind:
             raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
@@ -2801,7 +2812,7 @@ class Runner:
 
         No process, memory, descriptor or disk to be had is not the job's failure: wait and try again.
         """
-        pause, told = 0.05, False
+        pause = 0.05
         while self._bell.level < 2:
             try:
                 self._ready_output()
@@ -2809,9 +2820,7 @@ class Runner:
             except OSError as error:
                 if isinstance(error, FileNotFoundError):
                     self._files.make()
-                if not told:
-                    self._say("trouble", job=job, why="can't start it yet: %s" % (error.strerror or error))
-                told = True
+                self._say("trouble", why="can't start job %d yet: %s" % (job.id, error.strerror or error))
             self._bell.pause(pause)
             if self._bell.look:
                 self._bell.look = False
@@ -2917,7 +2926,19 @@ class Runner:
         An empty file is used again, unless something that the job left behind still holds it: such a
         stranger's later output must not get into another job's log.
         """
-        try:
+        pause = 0.05
+        while True:
+            try:
+                return self._try_to_keep(job)
+            except OSError as error:
+                self._say("trouble", why="can't keep the output of a job yet: %s" % (error.strerror or error))
+            if self._bell.level >= 2:
+                return
+            self._bell.pause(pause)
+            pause = min(pause * 2, 5.0)
+
+    def _try_to_keep(self, job) -> None:
+        if self._output is not None:
             self._limit_output()
             if self._dropped:
                 self._join_tail()
@@ -2930,9 +2951,7 @@ class Runner:
                     return
                 except BlockingIOError:
                     pass
-            self._files.keep(self._worker, job.id, job.attempt, even_empty=True)
-        except OSError as error:
-            self._say("trouble", job=job, why="can't keep its output: %s" % (error.strerror or error))
+        self._files.keep(self._worker, job.id, job.attempt, even_empty=True)
 
     def _join_tail(self) -> None:
         """Head, a line that says what is missing, tail."""
@@ -2952,6 +2971,7 @@ class Runner:
             copy_bytes(new, output, 2 ** 50)
         remove(self._path + ".new")
         remove(self._path + ".tail")
+        self._dropped = 0
 
     def close(self) -> None:
         if self._output is not None:
@@ -3002,12 +3022,13 @@ class Worker:
         self._post = post
         self._bell = bell
         self._tell = say
-        self._queue = Queue(post.database, patience=5.0, sync=False)
+        self._queue = Queue(post.database, patience=5.0, sync=False, create=False)
         if self._queue.setting("sync") == "full":
             self._queue.close()
-            self._queue = Queue(post.database, patience=5.0, sync=True)
+            self._queue = Queue(post.database, patience=5.0, sync=True, create=False)
         self.id, self._lock = self._queue.add_worker(post.supervisor)
         self._done = 0
+        self._trouble = None
         self._machine = OS.machine()
         self._write_record(0, 0, 0, 0.0)
         self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record)
@@ -3060,7 +3081,7 @@ class Worker:
 
     def _exchange(self, outcome, claim: bool):
         """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure."""
-        pause, told = 0.05, False
+        pause = 0.05
         while True:
             try:
                 return self._queue.exchange(self.id, outcome, claim, self._post.queues,
@@ -3068,9 +3089,7 @@ class Worker:
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
-                if not told:
-                    self._say("trouble", why="can't write to the database yet: %s" % error)
-                told = True
+                self._say("trouble", why="can't write to the database yet: %s" % error)
                 if outcome is None and self._bell.level:
                     return None
             self._bell.pause(pause)
@@ -3080,10 +3099,13 @@ class Worker:
     def _keep_lock(self) -> None:
         """Takes the lock anew where someone has deleted its file."""
         path = self._queue.files.lock(self.id)
-        if not os.path.exists(path):
-            self._queue.files.make()
-            old, self._lock = self._lock, OS.hold(path)
-            os.close(old)
+        try:
+            if not os.path.exists(path):
+                self._queue.files.make()
+                old, self._lock = self._lock, OS.hold(path)
+                os.close(old)
+        except OSError as error:
+            self._say("trouble", why="can't make its lock file again: %s" % (error.strerror or error))
 
     def _asked(self, job) -> bool:
         try:
@@ -3102,13 +3124,16 @@ class Worker:
 
     def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
         """What a rescuer needs: whose group to end, and what not to take for it."""
-        OS.write_record(self._lock, "%d %d %d %d %.2f %d %s" % (
-            os.getpid(), job, attempt, group, born, self._done, self._machine))
+        try:
+            OS.write_record(self._lock, "%d %d %d %d %.2f %d %s" % (
+                os.getpid(), job, attempt, group, born, self._done, self._machine))
+        except OSError:
+            pass  # without it a rescuer signals nobody, and waits for the attempt's lock
 
     def _report(self, outcome) -> None:
         job = outcome.job
         if outcome.kind in ("failed", "timeout"):
-            after = self._queue.find(job.id)
+            after = self._find(job.id)
             if after is not None and after.attempt == job.attempt and after.state == "failed":
                 self._say("retry", job=job, why=outcome.error, wait=max(0.0, after.delay or 0.0))
             elif after is not None and after.state == "pending":
@@ -3118,8 +3143,18 @@ class Worker:
         else:
             self._say(outcome.kind, job=job, duration=outcome.duration, why=outcome.error)
 
+    def _find(self, number: int):
+        try:
+            return self._queue.find(number)
+        except sqlite3.Error:
+            return None  # only the log line has less to say
+
     def _say(self, event: str, **facts) -> None:
-        self._tell(event, worker=self.id, **facts)
+        """Tells what happens; the same trouble once, however long it lasts."""
+        trouble = facts.get("why") if event == "trouble" else None
+        if trouble is None or trouble != self._trouble:
+            self._tell(event, worker=self.id, **facts)
+        self._trouble = trouble
 
 
 # == Supervisor ========================================================================
@@ -3168,7 +3203,7 @@ def take_from_dead(path: str, worker):
     except FileNotFoundError:
         # Its directory was deleted.  Only on its own machine does a pid tell whether it lives.
         if worker.machine == OS.machine() and worker.machine and worker.pid not in [p.pid for p in OS.processes()]:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            make_directory(os.path.dirname(path))
             return OS.hold(path)
         return None
 
@@ -3215,8 +3250,8 @@ class Supervisor:
 
     # -- setting up --
 
-    def _connect(self):
-        return Queue(self.database, patience=5.0)
+    def _connect(self, create: bool = True):
+        return Queue(self.database, patience=5.0, create=create)
 
     def _listen(self) -> None:
         """Opens the port for hints, and the pair by which signals end a wait."""
@@ -3269,13 +3304,17 @@ class Supervisor:
 
     def run(self, each=None) -> None:
         """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
+        told = ""
         while True:
             try:
                 self._turn()
+                told = ""
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
-                self._say("trouble", why="can't read the database yet: %s" % error)
+                if str(error) != told:
+                    told = str(error)
+                    self._say("trouble", why="%s; trying again" % error)
                 self._wait(1.0)
             if each is not None:
                 each()
@@ -3348,7 +3387,7 @@ class Supervisor:
         self.level = max(self.level, stop, 0 if may_take else 1)
         self._scale(wanted)
         for pid in self.queue.to_cancel(self.id):
-            self._crew.signal(pid, "look")
+            OS.signal_worker(pid, "look")
         self._next = self.queue.next_time()
         if not self.level:
             self._crew.wake(self.queue.ready(self.count, self._queues, self._own()))
@@ -3374,7 +3413,7 @@ class Supervisor:
                           key=lambda worker: worker.job is not None)
             for worker in mine[:surplus]:
                 self._retiring.add(worker.pid)
-                self._crew.signal(worker.pid, "stop")
+                OS.signal_worker(worker.pid, "stop")
         self._say("started", text="scaled from %d to %d workers" % (self.count, wanted))
         self.count = wanted
 
@@ -3395,12 +3434,22 @@ class Supervisor:
     # -- workers --
 
     def _start_worker(self) -> None:
+        self.queue.check_file()
         self.queue.close()  # a connection must not cross a fork
         post = Post(self.database, self.id, self._queues, self.count, self.kind == "run", self._load)
         try:
             self._crew.start(lambda where: self._become_worker(post, where), self._argv + post.words())
         finally:
-            self.queue = self._connect()
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        while True:
+            try:
+                self.queue = self._connect(create=False)
+                return
+            except (sqlite3.OperationalError, OSError) as error:
+                self._say("trouble", why="can't open the database yet: %s" % error)
+                self._wait(1.0)
 
     def _become_worker(self, post, where: str) -> None:
         """In the forked child: let go of all that is the supervisor's, and work."""
@@ -3432,7 +3481,7 @@ class Supervisor:
             self._told = self.level
         if self.level > self._relayed:
             for pid in self._crew.pids():
-                self._crew.signal(pid, "stop" if self.level == 1 else "now")
+                OS.signal_worker(pid, "stop" if self.level == 1 else "now")
             self._relayed = self.level
 
     # -- rescue --
@@ -4195,21 +4244,17 @@ def stop_supervisors(queue, wanted: set, level: int) -> None:
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
-    """Whether any of these supervisors or their workers are left; what dead ones left is released on the way."""
+    """Whether any of these supervisors is left; the workers of a dead one are waited for, and their jobs released."""
     left = [s for s in queue.supervisors() if s.id in wanted]
-    workers = queue.workers()
     for supervisor in left:
-        if OS.is_held(queue.files.lock("s%d" % supervisor.id)):
-            continue
-        orphans = [worker for worker in workers if worker.supervisor == supervisor.id]
-        for worker in orphans:
-            record = read_record(queue.files.lock(worker.id))
-            if level == 2 and record and record.machine == OS.machine() and OS.is_held(queue.files.lock(worker.id)):
-                OS.crew("").signal(record.pid, "now")
-            elif rescue(queue, worker, lambda event, **facts: None):
-                orphans = orphans[1:]
-        if not [w for w in queue.workers() if w.supervisor == supervisor.id]:
-            queue.remove_supervisor(supervisor.id)
+        if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
+            orphans = [worker for worker in queue.workers() if worker.supervisor == supervisor.id]
+            for worker in orphans:
+                alive = OS.is_held(queue.files.lock(worker.id))
+                if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine():
+                    OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
+            if not orphans:
+                queue.remove_supervisor(supervisor.id)
     return bool(left)
 
 

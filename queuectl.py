@@ -1988,8 +1988,6 @@ class Queue:
                 if left <= 0:
                     self._release_children(-job.batch, "completed", now, ended)
                     self._tell()
-            if job.pool is not None:
-                self._tell()
 
     def _release_children(self, parent: int, state: str, now: float, ended: list) -> None:
         for child, any_end in self._db.execute("SELECT child, any FROM dep WHERE parent=? AND done=0", (parent,)).fetchall():
@@ -2024,19 +2022,21 @@ class Queue:
 
     # -- claims and outcomes --
 
-    def exchange(self, worker: int, outcome=None, claim: bool = True, queues=None, own=None, slots=None):
+    def exchange(self, worker: int, outcome=None, claim: bool = True, queues=None, own=None, again: bool = False):
         """Records a worker's last outcome and claims its next job, in one transaction.
 
         Returns the Job claimed, with the environment it is to run in, as (job, env data), or None.
         `queues` is a list of names between slashes, None for all; `own` the supervisor id of a `run`,
-        which takes the jobs kept for it; `slots` the size of the worker's pool.
+        which takes the jobs kept for it; `again` that an earlier try failed: its commit may have got through.
         """
         with Transaction(self) as now:
             if outcome is not None:
                 self._record(worker, outcome, now)
             if not claim:
                 return None
-            job = self._claim_own(worker, own, now) if own else self._claim(worker, queues, slots, now)
+            job = self.job_of_worker(worker) if again else None
+            if job is None:
+                job = self._claim_own(worker, own, now) if own else self._claim(worker, queues, now)
             if job is None:
                 if outcome is not None and self.setting("on_idle") and not self.unfinished(own=own):
                     self._notify("on_idle", outcome.job, now)
@@ -2099,7 +2099,7 @@ class Queue:
         pause = 0.0 if crashes == 1 else backoff_delay(job._replace(attempts=crashes - 1), 0.0)
         return self._put_back(job, "crash", now, now + pause, end)
 
-    def _claim(self, worker: int, queues, slots, now: float):
+    def _claim(self, worker: int, queues, now: float):
         self._promote(now)
         for _ in range(CLAIM_LIMIT):
             row = self._db.execute(
@@ -2117,9 +2117,7 @@ class Queue:
             if job.expires_at is not None and job.expires_at <= now:
                 self._end(job, "expire", now, error="expired")
                 continue
-            if slots is not None and not self._fits(job, worker, slots):
-                return None
-            if not self._may_take(worker):
+            if not self._may_take(job, worker):
                 return None
             # Queues of the same priority take turns, so that a flood in one does not starve another.
             self._db.execute("UPDATE queue SET served=max(:now, served+0.000001), next_at=:next WHERE name=:name",
@@ -2140,28 +2138,26 @@ class Queue:
         self._move(job, "claim", **claim)
         return job._replace(state="processing", gate=None, **claim)
 
-    def _fits(self, job, worker: int, slots: int) -> bool:
-        """Whether a job finds its slots free in the worker's pool.  The first in line is waited for, so big jobs don't starve."""
-        big = self._db.execute("SELECT coalesce(sum(min(slots, :slots)-1), 0) FROM job INDEXED BY job_big WHERE worker IS NOT NULL "
-                               "AND slots>1 AND worker IN (SELECT id FROM worker WHERE supervisor="
-                               "(SELECT supervisor FROM worker WHERE id=:worker))", {"slots": slots, "worker": worker}).fetchone()[0]
-        if job.slots == 1 and not big:
-            return True
-        [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_worker WHERE worker IN (SELECT id FROM worker "
-                                     "WHERE supervisor=(SELECT supervisor FROM worker WHERE id=?))", (worker,)).fetchone()
-        return running + big + min(job.slots, slots) <= slots
+    def _may_take(self, job, worker: int) -> bool:
+        """Whether the worker's pool has the slots free, and may still take jobs (--max-jobs, which this counts).
 
-    def _may_take(self, worker: int) -> bool:
-        """Counts one of the jobs that a worker's supervisor may still take, where that is bounded (--max-jobs)."""
-        [left] = self._db.execute("SELECT jobs_left FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)",
-                                  (worker,)).fetchone() or [None]
-        if left is None:
-            return True
-        self._db.execute("UPDATE supervisor SET jobs_left=jobs_left-1 WHERE jobs_left>0 "
-                         "AND id=(SELECT supervisor FROM worker WHERE id=?)", (worker,))
-        if left <= 1:
-            self._tell()
-        return left > 0
+        The job that is first in line is waited for, so big ones don't starve; one that asks for more than
+        the pool has takes all of it.
+        """
+        pool, slots, left = self._db.execute("SELECT id, slots, jobs_left FROM supervisor WHERE id=("
+                                             "SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None)
+        [big] = self._db.execute("SELECT sum(min(slots, ?)-1) FROM job INDEXED BY job_big WHERE worker IS NOT NULL AND slots>1 "
+                                 "AND worker IN (SELECT id FROM worker WHERE supervisor=?)", (slots, pool)).fetchone()
+        if job.slots > 1 or big:
+            [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_worker WHERE worker IN ("
+                                         "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()
+            if running + (big or 0) + min(job.slots, slots) > slots:
+                return False
+        if left is not None:
+            self._db.execute("UPDATE supervisor SET jobs_left=jobs_left-1 WHERE id=? AND jobs_left>0", (pool,))
+            if left <= 1:
+                self._tell()
+        return left is None or left > 0
 
     def cancel_asked(self, job) -> bool:
         rows = self._read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
@@ -2793,7 +2789,7 @@ class Runner:
         duration = time.monotonic() - begun
         if code or ending:
             self._clear(pid)
-        self._keep_output(job)
+        self._keep_output(job, spare=not (code or ending))
         return self._judge(job, pid, code, ending, started, duration)
 
     def _judge(self, job, pid: int, code: int, ending, started: float, duration: float):
@@ -2866,8 +2862,9 @@ class Runner:
             if code is not None:
                 return code, ending
             now = time.monotonic()
+            look, self._bell.look = self._bell.look, False  # else the next wait would return at once
             if ending is None:
-                ending = self._reason(job, deadline, now)
+                ending = self._reason(job, deadline, now, look)
                 if ending:
                     OS.signal_group(pid, hard=False)
                     deadline, kill_at = None, now + self._setting("kill_grace")
@@ -2878,14 +2875,12 @@ class Runner:
                 self._limit_output()
                 check_at = now + self.CHECK_S
 
-    def _reason(self, job, deadline, now: float):
+    def _reason(self, job, deadline, now: float, look: bool):
         """Why a running attempt shall end now, or None."""
         if self._bell.level >= 2:
             return "released"
-        if self._bell.look:
-            self._bell.look = False
-            if self._asked(job):
-                return "cancelled"
+        if look and self._asked(job):
+            return "cancelled"
         return "timeout" if deadline is not None and now >= deadline else None
 
     def _clear(self, group: int) -> None:
@@ -2920,16 +2915,17 @@ class Runner:
     def _limit(self) -> int:
         return self._setting("log_limit")
 
-    def _keep_output(self, job) -> None:
+    def _keep_output(self, job, spare: bool) -> None:
         """Makes an ended attempt's output its log, and has a fresh one ready for the next.
 
         An empty file is used again, unless something that the job left behind still holds it: such a
-        stranger's later output must not get into another job's log.
+        stranger's later output must not get into another job's log.  What a successful attempt left
+        behind is spared; of another nothing may meet the next attempt, even what left its group.
         """
         pause = 0.05
         while True:
             try:
-                return self._try_to_keep(job)
+                return self._try_to_keep(job, spare)
             except OSError as error:
                 self._say("trouble", why="can't keep the output of a job yet: %s" % (error.strerror or error))
             if self._bell.level >= 2:
@@ -2937,7 +2933,7 @@ class Runner:
             self._bell.pause(pause)
             pause = min(pause * 2, 5.0)
 
-    def _try_to_keep(self, job) -> None:
+    def _try_to_keep(self, job, spare: bool) -> None:
         if self._output is not None:
             self._limit_output()
             if self._dropped:
@@ -2945,6 +2941,8 @@ class Runner:
             size = os.fstat(self._output).st_size
             os.close(self._output)
             self._output = None
+            if not spare and OS.is_held(self._path):
+                OS.end_orphans(0, 0.0, self._path)
             if not size:
                 try:
                     self._output = OS.open_output(self._path)
@@ -2987,14 +2985,12 @@ class Runner:
 
 # What a worker is started with.  own: it belongs to a `run` and takes its jobs only.
 # load: no new job while the machine's load is above it; None: whatever the load.
-class Post(namedtuple("Post", "database supervisor queues slots own load")):
+class Post(namedtuple("Post", "database supervisor queues own load")):
     __slots__ = ()
 
     def words(self) -> list:
         """Itself, but the database, as arguments of a program."""
-        return [str(self.supervisor), self.queues or "-", str(self.slots), "1" if self.own else "0",
-                "-" if self.load is None else str(self.load)]
-
+        return [str(self.supervisor), self.queues or "-", "1" if self.own else "0", "-" if self.load is None else str(self.load)]
 
 
 def is_damage(error) -> bool:
@@ -3081,11 +3077,11 @@ class Worker:
 
     def _exchange(self, outcome, claim: bool):
         """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure."""
-        pause = 0.05
+        pause, again = 0.05, False
         while True:
             try:
                 return self._queue.exchange(self.id, outcome, claim, self._post.queues,
-                                            self._post.supervisor if self._post.own else None, self._post.slots)
+                                            self._post.supervisor if self._post.own else None, again)
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
@@ -3093,8 +3089,8 @@ class Worker:
                 if outcome is None and self._bell.level:
                     return None
             self._bell.pause(pause)
-            pause = min(pause * 2, 2.0)
-            claim = claim and not self._bell.level
+            pause, again = min(pause * 2, 2.0), True
+            claim = claim and not self._stopping()
 
     def _keep_lock(self) -> None:
         """Takes the lock anew where someone has deleted its file."""
@@ -3327,7 +3323,7 @@ class Supervisor:
         if self._next is not None:
             pause = min(pause, self._next - time.time())
         if self._dead:
-            pause = min(pause, 0.1)
+            pause = min(pause, 0.25)
         if each is not None:
             pause = min(pause, 0.1)
         return max(0.0, pause)
@@ -3436,7 +3432,7 @@ class Supervisor:
     def _start_worker(self) -> None:
         self.queue.check_file()
         self.queue.close()  # a connection must not cross a fork
-        post = Post(self.database, self.id, self._queues, self.count, self.kind == "run", self._load)
+        post = Post(self.database, self.id, self._queues, self.kind == "run", self._load)
         try:
             self._crew.start(lambda where: self._become_worker(post, where), self._argv + post.words())
         finally:
@@ -3493,13 +3489,12 @@ class Supervisor:
 
     def _rescue_strangers(self) -> None:
         """Takes over from supervisors that have died: releases their workers' jobs, or waits for the workers to end."""
-        held = self.queue.files.lock
-        dead = [s.id for s in self.queue.supervisors() if s.id != self.id and not OS.is_held(held("s%d" % s.id))]
-        if not dead:
-            return
+        lock = self.queue.files.lock
+        listed = [supervisor.id for supervisor in self.queue.supervisors()]
+        living = {number for number in listed if number == self.id or OS.is_held(lock("s%d" % number))}
         waiting = {worker.supervisor for worker in self.queue.workers()
-                   if worker.supervisor in dead and not rescue(self.queue, worker, self._say)}
-        for supervisor in set(dead) - waiting:
+                   if worker.supervisor not in living and not rescue(self.queue, worker, self._say)}
+        for supervisor in set(listed) - living - waiting:
             self.queue.remove_supervisor(supervisor)
 
     def close(self) -> None:
@@ -3762,19 +3757,23 @@ class Progress:
         self._begun = time.monotonic()
         self._shown_at = self._begun if not self._bar else 0.0
 
-    def show(self, done: int, note: str = "", last: bool = False) -> None:
+    def due(self) -> bool:
+        """Whether there is something to show again."""
+        return (self._bar or self._lines) and time.monotonic() - self._shown_at >= (0.1 if self._bar else 5.0)
+
+    def show(self, done: int, note: str = "") -> None:
         now = time.monotonic()
-        if not (self._bar or self._lines) or not last and now - self._shown_at < (0.1 if self._bar else 5.0):
+        if not self.due():
             return
         self._shown_at = now
         rate = done / max(now - self._begun, 0.001)
         left = (self._total - done) / rate if rate else 0
         text = "%d/%d%s  %.*f/s%s" % (done, self._total, note, 1 if rate < 10 else 0, rate,
-                                      "  %s left" % span(left) if done and not last else "")
+                                      "  %s left" % span(left) if done else "")
         if self._bar:
             share = done / max(1, self._total)
             bar = "[" + ("#" * int(24 * share)).ljust(24, "-") + "] "
-            text = "\r\033[K" + fit(bar + text, terminal_width(sys.stderr) - 1) + ("\n" if last else "")
+            text = "\r\033[K" + fit(bar + text, terminal_width(sys.stderr) - 1)
         else:
             text += "\n"
         sys.stderr.write(text)
@@ -4065,6 +4064,8 @@ class Run:
             return self._sum_up(queue)
 
     def _show(self) -> None:
+        if not self._progress.due():
+            return
         counts = self._boss.queue.batch_counts(self._batch)
         done = sum(counts[state] for state in FINAL)
         failed = counts["dead"]
@@ -4300,14 +4301,14 @@ def cmd_worker_list(args) -> int:
 
 
 def args__worker(parser) -> None:
-    for name in ("supervisor", "queues", "slots", "own", "load", "where"):
+    for name in ("supervisor", "queues", "own", "load", "where"):
         parser.add_argument(name)
 
 
 def cmd__worker(args) -> int:
     """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
     post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
-                int(args.slots), args.own == "1", None if args.load == "-" else float(args.load))
+                args.own == "1", None if args.load == "-" else float(args.load))
     work(post, OS.bell(args.where), print_log)
     return 0
 

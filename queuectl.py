@@ -1177,6 +1177,7 @@ class PosixKeys:
     def __enter__(self):
         import termios
         import tty
+        self._typed = []  # keys that were read and not yet given
         self._before = termios.tcgetattr(0)
         tty.setcbreak(0)
         return self
@@ -1187,11 +1188,13 @@ class PosixKeys:
 
     def read(self, timeout: float) -> str:
         """The next key, by name where it has one; "" at the timeout."""
+        import re
         import select
-        if not select.select([0], [], [], timeout)[0]:
-            return ""
-        text = os.read(0, 16).decode("utf-8", "replace")
-        return self.NAMES.get(text, text[:1])
+        if not self._typed and select.select([0], [], [], timeout)[0]:
+            text = os.read(0, 1024).decode("utf-8", "replace")
+            self._typed = re.findall(r"\033[\[O][0-9;]*[A-Za-z~]|.", text, re.S)
+        key = self._typed.pop(0) if self._typed else ""
+        return self.NAMES.get(key, key)
 
 
 class PosixCrew:
@@ -2482,13 +2485,14 @@ class Queue:
             return "edited"
         return self._each(ids, change)
 
-    def purge(self, ids) -> int:
-        """Removes finished jobs and their logs; returns how many."""
-        ids = list(ids)
+    def purge(self, ids) -> list:
+        """Removes finished jobs and their logs; (id, result): `removed`, or its state where it is not finished."""
+        ids, results = list(ids), []
         for start in range(0, len(ids), 500):
-            jobs = [self.find(number) for number in ids[start:start + 500]]
-            self._delete([(job.id, job.attempt) for job in jobs if job is not None and job.state in FINAL])
-        return len(ids)
+            jobs = [job for job in map(self.find, ids[start:start + 500]) if job is not None]
+            self._delete([(job.id, job.attempt) for job in jobs if job.state in FINAL])
+            results += [(job.id, "removed" if job.state in FINAL else job.state) for job in jobs]
+        return results
 
     # -- queues and batches --
 
@@ -2629,10 +2633,10 @@ class Queue:
         return self._read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
 
     def finished_since(self, since: float, most: int = 200000) -> list:
-        """(time of its end, outcome, duration, time waited, queue, command) of attempts since then, newest first."""
+        """(time of its end, outcome, duration, time waited, queue, command, state after) of attempts since then, newest first."""
         return self._read(
             "SELECT history.finished_at, outcome, history.duration, CASE history.attempt WHEN 1 THEN history.started_at-job.run_at END, "
-            "job.queue, job.command FROM history JOIN job ON job.id=history.job WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
+            "job.queue, job.command, history.state FROM history JOIN job ON job.id=history.job WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})
 
     # -- out and in again --
@@ -4331,7 +4335,7 @@ def args_list(parser) -> None:
     add_filters(parser)
     add_limit(parser)
     parser.add_argument("--since", metavar="DURATION", help="created so long ago at most")
-    parser.add_argument("--sort", metavar="KEY", help="order by " + ", ".join(SORTS))
+    parser.add_argument("--sort", metavar="SORT", help="order by " + ", ".join(SORTS))
     parser.add_argument("--columns", metavar="LIST", help="which columns, separated by commas: " + ", ".join(COLUMNS))
     parser.add_argument("--tree", action="store_true", help="draw which job comes after which")
     parser.add_argument("--watch", action="store_true", help="draw it again each second, until Ctrl-C")
@@ -4426,13 +4430,17 @@ def cmd_status(args) -> int:
 
 
 def args_show(parser) -> None:
-    parser.add_argument("id", metavar="ID", help="id or name of a job")
+    parser.add_argument("id", metavar="ID", help="id or name of a job, or `last`")
     add_json(parser)
+
+
+def one_job(queue, ref: str):
+    return queue.last_job() if ref == "last" else queue.job(ref)
 
 
 def cmd_show(args) -> int:
     with open_queue(args) as queue:
-        job = queue.job(args.id)
+        job = one_job(queue, args.id)
         history = [history_row(queue, job, attempt) for attempt in queue.history(job.id)]
         note = [worker.note for worker in queue.workers() if worker.id == job.worker and worker.note]
     if args.json:
@@ -4465,7 +4473,7 @@ def history_row(queue, job, attempt) -> dict:
 
 
 def args_logs(parser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="+", help="ids, names, ranges such as 5-8, or `last`")
+    args_ids(parser)
     parser.add_argument("--attempt", metavar="N", help="of this attempt (the latest)")
     parser.add_argument("--all-attempts", action="store_true", help="of every attempt, one after the other")
     parser.add_argument("-n", "--lines", metavar="N", help="the last N lines only")
@@ -4475,7 +4483,7 @@ def args_logs(parser) -> None:
 def cmd_logs(args) -> int:
     lines = parse_number(args.lines, "--lines", 0, 10**9, whole=True) if args.lines is not None else None
     with open_queue(args) as queue:
-        ids = ids_named(queue, args.ids)
+        ids = select_ids(queue, args, STATES)
         readers = []
         for job in [queue.job(number) for number in ids]:
             first = last = max(1, job.attempt)
@@ -4486,7 +4494,7 @@ def cmd_logs(args) -> int:
                 readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
                 readers[-1].skip_to_last(lines)
         while readers:
-            readers = [reader for reader in readers if reader.read(write_bytes) and args.follow]
+            readers = [reader for reader in readers if reader.read(write_bytes, args.follow)]
             if readers:
                 time.sleep(0.05)
     return 0
@@ -4516,8 +4524,8 @@ class LogReader:
         self._offset = 0
         self._rest = b""
 
-    def read(self, write) -> bool:
-        """Passes on what has come since; returns whether more may come."""
+    def read(self, write, follow: bool) -> bool:
+        """Passes on what has come since; returns whether to come again: more may follow, or not all was read."""
         job = self._queue.find(self._job)
         if job is None:
             return False
@@ -4526,13 +4534,15 @@ class LogReader:
             again = self._queue.find(self._job)
             if again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
                 self._pass(data, write)  # the file was this attempt's, before and after it was read
-                return True
+                if not data and not follow:
+                    self._flush(write)
+                return follow or bool(data)
         data = self._part(self._queue.files.log(self._job, self._attempt))
         while data:
             self._pass(data, write)
             data = self._part(self._queue.files.log(self._job, self._attempt))
         if job.attempt < self._attempt:
-            return job.state not in FINAL
+            return follow and job.state not in FINAL
         self._flush(write)
         if self._onward and (job.state not in FINAL or job.attempt > self._attempt):
             self._attempt, self._offset = self._attempt + 1, 0
@@ -4597,9 +4607,10 @@ def cmd_stats(args) -> int:
     window = parse_duration(args.since, "--since", 1)
     now = time.time()
     with open_queue(args) as queue:
-        rows = queue.finished_since(now - window)
+        rows = queue.finished_since(now - max(window, 86400))
+    recent = [row for row in rows if row[0] >= now - window]
     facts = {"since": utc(now - window), "throughput": throughput(rows, now),
-             "queues": group_stats(rows, lambda row: row[4]), "commands": group_stats(rows, lambda row: command_name(row[5]))}
+             "queues": group_stats(recent, lambda row: row[4]), "commands": group_stats(recent, lambda row: command_name(row[5]))}
     if args.json:
         out_json(facts)
         return 0
@@ -4638,7 +4649,7 @@ def attempt_stats(group) -> dict:
     waited = sorted(row[3] for row in group if row[3] is not None)
     good = sum(row[1] == "completed" for row in group)
     return {"count": len(group), "success_rate": round(good / len(group), 4),
-            "retries": sum(row[1] in ("failed", "timeout") for row in group),
+            "retries": sum(row[6] == "failed" for row in group),
             "p50": percentile(durations, 0.5), "p95": percentile(durations, 0.95), "max": round(durations[-1], 6),
             "waited_p50": percentile(waited, 0.5) if waited else None}
 
@@ -4724,7 +4735,8 @@ class Top:
         self.alive = True
         self._queue = queue
         self._filter = 0
-        self._place = 0
+        self._marked = None      # the id of the job that the keys act on
+        self._place = 0          # and its row
         self._jobs = []
         self._note = ""
         self._log = None         # the job whose log is shown instead
@@ -4744,7 +4756,9 @@ class Top:
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
         self._jobs = self._queue.jobs(states, rows)
-        self._place = max(0, min(self._place, len(self._jobs) - 1))
+        ids = [job.id for job in self._jobs]
+        self._place = ids.index(self._marked) if self._marked in ids else max(0, min(self._place, len(ids) - 1))
+        self._marked = ids[self._place] if ids else None
         body = [fit("  %6s %-10s %-6s %-9s %s" % ("ID", "STATE", "TRIES", "WHEN", "COMMAND   (%s)" % (", ".join(states) or "all")), width)]
         now = time.time()
         for i, job in enumerate(self._jobs):
@@ -4792,9 +4806,10 @@ class Top:
         if key in ("q", "\x03", "\x1b"):
             self.alive = False
         elif key in ("k", "up", "j", "down"):
-            self._place += -1 if key in ("k", "up") else 1
+            place = self._place + (-1 if key in ("k", "up") else 1)
+            self._marked = self._jobs[max(0, min(place, len(self._jobs) - 1))].id if self._jobs else None
         elif key == "f":
-            self._filter, self._place = (self._filter + 1) % len(self.FILTERS), 0
+            self._filter, self._place, self._marked = (self._filter + 1) % len(self.FILTERS), 0, None
         elif key == "p":
             self._pause(job.queue if job else "default")
         elif job is not None and key in ("\r", "\n"):
@@ -4858,7 +4873,7 @@ def ids_named(queue, refs) -> list:
                 raise UserError("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
             ids.extend(found)
         else:
-            ids.append(queue.last_job().id if ref == "last" else queue.job(ref).id)
+            ids.append(one_job(queue, ref).id)
     return list(dict.fromkeys(ids))
 
 
@@ -4868,15 +4883,34 @@ def select_ids(queue, args, states, before=None) -> list:
     filtered = bool(asked or args.queue or args.name or args.batch or before)
     if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
         raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
+    wanted = [state for state in asked or states if state in states]
+    if not wanted:
+        raise UserError("this can be used on jobs that are %s" % ", ".join(states))
     ids = ids_named(queue, args.ids) if args.ids else None
     if filtered or ids is None:
         batch = queue.batch(args.batch).id if args.batch else None
-        ids = queue.select([state for state in asked or states if state in states], args.queue, args.name, batch, ids, before)
-    if getattr(args, "dry_run", False):
-        for number in ids:
-            out("would be: %d %s" % (number, plain(queue.job(number).command)))
-        return []
+        ids = queue.select(wanted, args.queue, args.name, batch, ids, before)
     return ids
+
+
+def act(args, states, verb: str, done: str, change, good, strict: bool = False, before=None) -> int:
+    """What every command does that changes several jobs: pick them, change them (or only say so), report.
+
+    `change(queue, ids)` gives (id, result) pairs, of which those in `good` went well; `strict` refuses the
+    whole call where one of the jobs is in a state that it can't be used on.
+    """
+    with open_queue(args) as queue:
+        ids = select_ids(queue, args, states, before)
+        jobs = [queue.job(number) for number in ids] if strict or args.dry_run else []
+        for job in jobs:
+            if strict and job.state not in states:
+                raise UserError("job %d is %s: only %s can be used" % (job.id, job.state, ", ".join(states)))
+        if not args.dry_run:
+            return report_each(done, change(queue, ids), good)
+        for job in jobs:
+            if job.state in states:
+                out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
+    return 0
 
 
 def report_each(word: str, results: list, good: tuple) -> int:
@@ -4892,31 +4926,17 @@ def report_each(word: str, results: list, good: tuple) -> int:
     return 0 if len(done) == len(results) else 1
 
 
-def dead_ids(queue, args) -> list:
-    ids = select_ids(queue, args, ("dead",))
-    for number in ids:
-        state = queue.job(number).state
-        if state != "dead":
-            raise UserError("job %d is not in the dead letter queue: it is %s" % (number, state))
-    return ids
-
-
 def cmd_dlq_retry(args) -> int:
-    with open_queue(args) as queue:
-        return report_each("Back to pending:", queue.retry(dead_ids(queue, args)), ("pending",))
-
-
-def cmd_dlq_purge(args) -> int:
-    with open_queue(args) as queue:
-        return report_removed(queue.purge(dead_ids(queue, args)))
+    return act(args, ("dead",), "retry", "Back to pending:", Queue.retry, ("pending",), strict=True)
 
 
 def cmd_retry(args) -> int:
-    with open_queue(args) as queue:
-        return report_each("Back to pending:", queue.retry(select_ids(queue, args, FINAL)), ("pending",))
+    return act(args, FINAL, "retry", "Back to pending:", Queue.retry, ("pending",))
 
 
-# -- remove --
+def cmd_dlq_purge(args) -> int:
+    return act(args, ("dead",), "remove", "Removed", Queue.purge, ("removed",), strict=True)
+
 
 def args_rm(parser) -> None:
     args_ids_dry(parser)
@@ -4924,32 +4944,18 @@ def args_rm(parser) -> None:
 
 
 def cmd_rm(args) -> int:
-    age = parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
-    with open_queue(args) as queue:
-        ids = select_ids(queue, args, FINAL, None if age is None else time.time() - age)
-        for number in ids:
-            state = queue.job(number).state
-            if state not in FINAL:
-                raise UserError("job %d is %s: cancel it first" % (number, state))
-        return report_removed(queue.purge(ids))
-
-
-def report_removed(count: int) -> int:
-    if not count:
-        talk("nothing was removed")
-        return 0
-    out("%s Removed %d job%s" % (paint("✔", "green", sys.stdout), count, "s" * (count != 1)))
-    return 0
+    before = time.time() - parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
+    return act(args, FINAL, "remove", "Removed", Queue.purge, ("removed",), strict=True, before=before)
 
 
 # -- edit --
 
-EDITABLE = ("name", "queue", "priority", "delay", "at", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
+EDITABLE = ("priority", "delay", "at", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
             "retry_on", "dead_on", "snooze_on", "snooze", "slots", "cwd")
 
 
 def args_edit(parser) -> None:
-    parser.add_argument("ids", metavar="ID", nargs="+", help="ids, names, ranges such as 5-8, or `last`")
+    args_ids_dry(parser)
     parser.add_argument("--command", metavar="COMMAND", help="the shell command to run")
     add_job_options(parser, EDITABLE)
 
@@ -4960,8 +4966,7 @@ def cmd_edit(args) -> int:
         options["command"] = args.command
     if not options:
         raise UserError("what shall be changed? Give an option such as --command or --priority")
-    with open_queue(args) as queue:
-        return report_each("Edited", queue.edit(ids_named(queue, args.ids), options), ("edited",))
+    return act(args, WAITING, "edit", "Edited", lambda queue, ids: queue.edit(ids, options), ("edited",))
 
 
 # -- wait --
@@ -5013,26 +5018,22 @@ def wait_for(queue, ids: list, timeout) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(args) -> int:
-    with open_queue(args) as queue:
-        ids = select_ids(queue, args, WAITING + ("processing",))
-        return report_each("Cancelled", queue.cancel(ids), ("cancelled", "asked"))
+    return act(args, WAITING + ("processing",), "cancel", "Cancelled", Queue.cancel, ("cancelled", "asked"))
 
 
 def cmd_hold(args) -> int:
-    with open_queue(args) as queue:
-        return report_each("Held", queue.hold(select_ids(queue, args, WAITING)), ("held",))
+    return act(args, WAITING, "hold", "Held", Queue.hold, ("held",))
 
 
 def cmd_release(args) -> int:
-    with open_queue(args) as queue:
-        return report_each("Released", queue.hold(select_ids(queue, args, WAITING), False), ("released",))
+    return act(args, WAITING, "release", "Released", lambda queue, ids: queue.hold(ids, False), ("released",))
 
 
 # -- explain --
 
 def cmd_explain(args) -> int:
     with open_queue(args) as queue:
-        job = queue.job(args.id)
+        job = one_job(queue, args.id)
         reasons = queue.why_waiting(job) if job.state in WAITING else []
         if job.state in WAITING and not serving(queue, job):
             reasons.append(("no worker", job.queue))
@@ -5156,6 +5157,11 @@ def cmd_batch_list(args) -> int:
     else:
         talk("No batches: `%s enqueue --file` makes one" % invoked())
     return 0
+
+
+def args_batch_show(parser) -> None:
+    parser.add_argument("id", metavar="B", help="number of a batch")
+    add_json(parser)
 
 
 def cmd_batch_show(args) -> int:
@@ -5503,46 +5509,61 @@ def args__complete(parser) -> None:
 def cmd__complete(args) -> int:
     """Prints what the last of the words typed so far may become: commands, options, states, ids and names."""
     *before, word = args.rest or [""]
+    for i, flag in enumerate(before[:-1]):
+        if flag == "--db":
+            args.db = before[i + 1]
+    while before[:1] == ["--db"]:
+        before = before[2:]
     found = next((c for c in COMMANDS if c.purpose and tuple(before[:len(c.words)]) == c.words), None)
     if found is None:
-        choices = {c.words[len(before)] for c in COMMANDS if c.purpose and len(c.words) > len(before)
-                   and list(c.words[:len(before)]) == before}
-    elif word.startswith("-"):
-        choices = [flag for action in build_parser(found)._actions for flag in action.option_strings]
+        choices = {c.words[len(before)] for c in COMMANDS if c.purpose and list(c.words[:len(before)]) == before < list(c.words)}
     else:
-        choices = value_choices(args, found, before[-1])
+        actions = build_parser(found)._actions
+        if word.startswith("-"):
+            choices = [flag for action in actions for flag in action.option_strings]
+        else:
+            choices = value_choices(args, found, actions, before[-1])
     for choice in sorted(set(map(str, choices))):
         if choice.startswith(word):
             out(choice)
     return 0
 
 
-def value_choices(args, found, last: str) -> list:
-    """What may stand after a word of a command, from the live queue."""
-    if last == "--state":
-        return list(STATES)
-    if found.words[0] == "config":
-        return list(SETTINGS)
+def value_choices(args, found, actions, last: str) -> list:
+    """What may stand after the word `last` of a command; nothing where a shell's own file names are better."""
+    option = [action for action in actions if last in action.option_strings and action.nargs != 0]
+    place = (option or [action for action in actions if not action.option_strings] or [None])[0]
+    if place is None or found.rest and not option:
+        return []
+    fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": ("once", "skip"),
+             "KIND": ("exponential", "linear", "constant"), "KEY": SETTINGS if found.words[0] == "config" else ()}
+    if place.metavar in fixed:
+        return list(fixed[place.metavar])
+    if not os.path.exists(find_database(args.db)):
+        return []  # looking must not make a queue
     with open_queue(args) as queue:
-        if last == "--queue" or found.words[0] == "queue":
-            return [row.name for row in queue.queues()]
-        if last == "--batch" or found.words[0] == "batch":
+        if place.metavar == "ID":
+            jobs = queue.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
+            return [job.id for job in jobs] + [job.name for job in jobs if job.name]
+        if place.metavar in ("B", "BATCH"):
             return [row.id for row in queue.batches()]
-        if found.words[0] == "cron":
-            return [row.name for row in queue.schedules()]
-        jobs = queue.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
-        return [job.id for job in jobs] + [job.name for job in jobs if job.name]
+        if place.dest in ("queue", "job_queue") or found.words[0] == "queue":
+            return [row.name for row in queue.queues()]
+        return [row.name for row in queue.schedules()] if found.words[0] == "cron" else []
 
 
 # -- service --
 
+SERVICES = ("systemd", "systemd-system", "launchd", "windows")
+
+
 def args_service(parser) -> None:
-    parser.add_argument("kind", metavar="KIND", help="systemd (of this user), systemd-system, launchd or windows")
+    parser.add_argument("kind", metavar="SERVICE", help="systemd (of this user), systemd-system, launchd or windows")
     parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes (1)")
 
 
 def cmd_service(args) -> int:
-    kind = parse_choice(args.kind, "the kind", ("systemd", "systemd-system", "launchd", "windows"))
+    kind = parse_choice(args.kind, "the kind", SERVICES)
     database = os.path.abspath(find_database(args.db))
     words = program_argv() + ["worker", "start", "--foreground", "--count", str(args.count), "--db", database]
     out({"launchd": launchd_plist, "windows": windows_task}.get(kind, lambda w: systemd_unit(w, kind))(words).rstrip("\n"))
@@ -5664,7 +5685,7 @@ COMMANDS = (
     command("queue limit", cmd_queue_limit, args_queue_limit, "bound how many jobs of a queue run at once", "queue limit mail 2"),
     command("queue rate", cmd_queue_rate, args_queue_rate, "bound how often jobs of a queue start", "queue rate mail 10/m"),
     command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list"),
-    command("batch show", cmd_batch_show, args_show, "show the progress of a batch", "batch show 3"),
+    command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3"),
     command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
             "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
     command("cron list", cmd_cron_list, add_json, "show the schedules, with their next run", "cron list"),

@@ -113,17 +113,16 @@ CREATE INDEX job_due ON job(run_at) WHERE gate=1;
 CREATE INDEX job_keyed ON job(key, priority DESC, id) WHERE gate=4;
 CREATE INDEX job_own ON job(pool, priority DESC, id) WHERE gate=5;
 CREATE INDEX job_pool ON job(pool) WHERE pool IS NOT NULL;
-CREATE INDEX job_state ON job(state);
+CREATE INDEX job_running ON job(worker) WHERE state='processing';
+CREATE INDEX job_settled ON job(state) WHERE state IN ('completed','failed','dead','cancelled');
 CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL;
 CREATE INDEX job_unique ON job(unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX job_finished ON job(finished_at) WHERE state IN ('completed','cancelled');
-CREATE INDEX job_worker ON job(worker) WHERE worker IS NOT NULL;
-CREATE INDEX job_big ON job(worker, slots) WHERE worker IS NOT NULL AND slots>1;
+CREATE INDEX job_big ON job(worker, slots) WHERE state='processing' AND slots>1;
 CREATE INDEX job_batch ON job(batch, state) WHERE batch IS NOT NULL;
 CREATE INDEX job_schedule ON job(schedule, id) WHERE schedule IS NOT NULL;
 CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
-  seq INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
+  seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
   outcome TEXT NOT NULL, exit_code INTEGER, error TEXT);
 CREATE INDEX history_job ON history(job);
@@ -160,7 +159,7 @@ CREATE TRIGGER job_deleted AFTER DELETE ON job BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
   UPDATE env SET uses=uses-1 WHERE id=old.env;
   DELETE FROM env WHERE id=old.env AND uses<=0;
-  DELETE FROM history WHERE job=old.id;
+  DELETE FROM history WHERE job=old.id AND seq<(SELECT max(seq) FROM history);  -- so that no number is given twice
   DELETE FROM dep WHERE parent=old.id;
   DELETE FROM dep WHERE child=old.id;
 END;
@@ -769,6 +768,7 @@ class Files:
         self.root = self.database + ".d"
         self.workers = os.path.join(self.root, "workers")
         self.logs = os.path.join(self.root, "logs")
+        self.gate = os.path.join(self.root, "gate")
 
     def lock(self, worker) -> str:
         return os.path.join(self.workers, "%s.lock" % worker)
@@ -869,9 +869,10 @@ class Posix:
 
     def job_environment(self, data: bytes, more: dict) -> dict:
         """What `environment` stored, and `more`, in the form that spawn takes."""
-        env = dict(entry.split(b"=", 1) for entry in data.split(b"\0") if b"=" in entry)
-        env.update((os.fsencode(key), os.fsencode(value)) for key, value in more.items())
-        return env
+        return self.with_variables(dict(entry.split(b"=", 1) for entry in data.split(b"\0") if b"=" in entry), more)
+
+    def with_variables(self, env: dict, more: dict) -> dict:
+        return {**env, **{os.fsencode(key): os.fsencode(value) for key, value in more.items()}}
 
     def cores(self) -> int:
         try:
@@ -907,6 +908,41 @@ class Posix:
         except BlockingIOError:
             return False
 
+    def open_gate(self, path: str):
+        """A descriptor for wait_at_gate, or None where there can be none."""
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return None
+
+    def wait_at_gate(self, fd: int, seconds: float) -> bool:
+        """Locks an open gate, waiting in the kernel's queue; False at the timeout."""
+        import fcntl
+        if self.try_lock(fd):
+            return True
+        import signal
+
+        def expire(*_):
+            raise Rung
+
+        try:
+            before = signal.signal(signal.SIGALRM, expire)
+        except ValueError:
+            return False  # not the main thread: no alarm can end the wait, so don't begin it
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            return True
+        except Rung:
+            return self.try_lock(fd)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def leave_gate(self, fd: int) -> None:
+        import fcntl
+        fcntl.flock(fd, fcntl.LOCK_UN)  # no child ever has this one
+
     def seize(self, path: str):
         """A descriptor that holds the lock of an existing file; None where another holds it."""
         fd = os.open(path, os.O_RDWR)
@@ -926,8 +962,7 @@ class Posix:
 
     def write_record(self, fd: int, text: str) -> None:
         """Puts one line of at most 200 characters at the start of a lock file."""
-        os.lseek(fd, 0, os.SEEK_SET)
-        os.write(fd, text.ljust(200).encode() + b"\n")
+        os.pwrite(fd, text.ljust(200).encode() + b"\n", 0)
 
 
     # -- which machine, boot and process this is --
@@ -1409,8 +1444,11 @@ def searchable(text: str):
 class Transaction:
     """One short BEGIN IMMEDIATE transaction of a Queue; entering gives the time of it.
 
-    Busy: sleep a random part of a time that doubles from 2 to 10 ms.  With SQLite's own busy handler one
-    process of 64 waited 8 s, with this 0.7 s.  After the commit the supervisors get their hints.
+    Writers queue at a gate, a lock file in which the kernel keeps the order: 64 workers that poll SQLite's
+    lock instead get half as much done, and their snapshots keep the WAL from being begun anew.  The gate is
+    only manners: whoever does not get it in time, or at all, tries BEGIN all the same, again and again, after
+    a random part of 2 to 10 ms (with SQLite's own busy handler one process of 64 waited 8 s, so 0.7 s).
+    After the commit the supervisors get their hints.
     """
 
     def __init__(self, queue):
@@ -1421,20 +1459,42 @@ class Transaction:
         if queue._db.in_transaction:
             raise RuntimeError("transactions do not nest")
         queue.check_file()
-        queue._patiently(lambda: queue._db.execute("BEGIN IMMEDIATE"))
+        if queue._gate is None:
+            queue._gate = OS.open_gate(queue.files.gate)
+        self._inside = queue._gate is not None and OS.wait_at_gate(queue._gate, queue.patience)
+        try:
+            self._begin(queue)
+        except BaseException:
+            self._leave()
+            raise
         queue._ring = None
         return queue._clock()
 
+    def _begin(self, queue) -> None:
+        try:
+            queue._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            self._leave()  # somebody holds the database who does not know the gate
+            queue._patiently(lambda: queue._db.execute("BEGIN IMMEDIATE"))
+
+    def _leave(self) -> None:
+        if self._inside:
+            self._inside = False
+            OS.leave_gate(self._queue._gate)
+
     def __exit__(self, kind, *_) -> None:
         queue, db = self._queue, self._queue._db
+        listeners = ()
         try:
-            if kind is not None:
-                return
-            listeners = queue._listeners() if queue._ring is not None else ()
-            db.execute("COMMIT")
+            if kind is None:
+                listeners = queue._listeners() if queue._ring is not None else ()
+                db.execute("COMMIT")
         finally:
             if db.in_transaction:
                 db.execute("ROLLBACK")
+            self._leave()
         if listeners:
             queue._send(listeners, queue._ring)
 
@@ -1683,6 +1743,7 @@ class Queue:
         self._clock = clock
         self._ring = None     # how many jobs became ready in this transaction; None: nothing to tell
         self._socket = None
+        self._gate = None
         self._db = None
         try:
             self._open(sync, create)
@@ -1700,6 +1761,9 @@ class Queue:
         if self._db is not None:
             self._db.close()
             self._db = None
+        if self._gate is not None:
+            os.close(self._gate)
+            self._gate = None
 
     def _open(self, sync: bool, create: bool) -> None:
         if not os.path.exists(self.path):
@@ -1726,6 +1790,7 @@ class Queue:
         if kind:
             raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
                             "keep the queue on a local disk with --db PATH or QUEUECTL_DB" % (plain(folder), kind))
+        self.files.make()
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
@@ -2106,7 +2171,7 @@ class Queue:
         self._promote(now)
         for _ in range(CLAIM_LIMIT):
             row = self._db.execute(
-                "SELECT " + JOB_SELECT + ", queue.every, queue.served FROM queue JOIN job ON job.id=("
+                "SELECT " + JOB_SELECT + ", queue.every, (SELECT count(*)>1 FROM queue) FROM queue JOIN job ON job.id=("
                 " SELECT id FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0"
                 " ORDER BY priority DESC, id LIMIT 1) "
                 "WHERE queue.paused=0 AND (queue.every IS NULL OR queue.next_at<=:now OR queue.next_at>:now+queue.every) "
@@ -2116,15 +2181,16 @@ class Queue:
                 "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues}).fetchone()
             if row is None:
                 return None
-            job, every = Job.of(row[:-2]), row[-2]
+            job, every, several = Job.of(row[:-2]), row[-2], row[-1]
             if job.expires_at is not None and job.expires_at <= now:
                 self._end(job, "expire", now, error="expired")
                 continue
             if not self._may_take(job, worker):
                 return None
-            # Queues of the same priority take turns, so that a flood in one does not starve another.
-            self._db.execute("UPDATE queue SET served=max(:now, served+0.000001), next_at=:next WHERE name=:name",
-                             {"now": now, "next": now + (every or 0), "name": job.queue})
+            if several or every is not None:
+                # Queues of the same priority take turns, so that a flood in one does not starve another.
+                self._db.execute("UPDATE queue SET served=max(:now, served+0.000001), next_at=:next WHERE name=:name",
+                                 {"now": now, "next": now + (every or 0), "name": job.queue})
             return self._take(job, worker, now)
         return None
 
@@ -2149,10 +2215,10 @@ class Queue:
         """
         pool, slots, left = self._db.execute("SELECT id, slots, jobs_left FROM supervisor WHERE id=("
                                              "SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None)
-        [big] = self._db.execute("SELECT sum(min(slots, ?)-1) FROM job INDEXED BY job_big WHERE worker IS NOT NULL AND slots>1 "
+        [big] = self._db.execute("SELECT sum(min(slots, ?)-1) FROM job INDEXED BY job_big WHERE state='processing' AND slots>1 "
                                  "AND worker IN (SELECT id FROM worker WHERE supervisor=?)", (slots, pool)).fetchone()
         if job.slots > 1 or big:
-            [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_worker WHERE worker IN ("
+            [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
                                          "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()
             if running + (big or 0) + min(job.slots, slots) > slots:
                 return False
@@ -2218,8 +2284,8 @@ class Queue:
     def workers(self) -> list:
         Row = namedtuple("WorkerRow", "id supervisor pid machine started_at note job")
         return [Row._make(row) for row in self._read(
-            "SELECT id, supervisor, pid, machine, started_at, note, (SELECT job.id FROM job INDEXED BY job_worker "
-            "WHERE job.worker=worker.id) FROM worker ORDER BY id")]
+            "SELECT id, supervisor, pid, machine, started_at, note, (SELECT job.id FROM job INDEXED BY job_running "
+            "WHERE state='processing' AND job.worker=worker.id) FROM worker ORDER BY id")]
 
     def ask_stop(self, supervisor: int, level: int) -> None:
         with Transaction(self):
@@ -2239,11 +2305,11 @@ class Queue:
     def to_cancel(self, supervisor: int) -> list:
         """Pids of its workers whose job shall be cancelled."""
         return [pid for pid, in self._read(
-            "SELECT worker.pid FROM job INDEXED BY job_worker JOIN worker ON worker.id=job.worker "
-            "WHERE job.worker IS NOT NULL AND job.cancel=1 AND worker.supervisor=?", (supervisor,))]
+            "SELECT worker.pid FROM job INDEXED BY job_running JOIN worker ON worker.id=job.worker "
+            "WHERE state='processing' AND job.cancel=1 AND worker.supervisor=?", (supervisor,))]
 
     def job_of_worker(self, worker: int):
-        rows = self._read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_worker WHERE worker=?", (worker,))
+        rows = self._read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
         return Job.of(rows[0]) if rows else None
 
     def note_worker(self, worker: int, note: str) -> None:
@@ -2288,7 +2354,7 @@ class Queue:
         if own:
             return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate<>2) LIMIT 1", (own,)))
         return bool(self._read(
-            "SELECT 1 FROM job INDEXED BY job_worker WHERE worker IS NOT NULL UNION ALL "
+            "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' UNION ALL "
             "SELECT 1 FROM job JOIN queue ON queue.name=job.queue WHERE job.state IN ('pending','failed') "
             "AND job.gate IN (0, 1, 4) AND queue.paused=0 AND (queue.max_running IS NULL OR queue.max_running>0) "
             "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) LIMIT 1", {"queues": queues}))
@@ -2307,15 +2373,21 @@ class Queue:
                              {"now": now})
             self._tell()
 
-    def tidy(self, most: int = 200) -> int:
-        """Removes some finished jobs that are older than keep_finished, logs first; returns how many."""
+    def tidy(self, after: int, most: int = 500) -> int:
+        """Removes finished jobs that are older than keep_finished, logs first, of some rows of the history.
+
+        Every job that ended has its row there, in the order of their ends; `after` is the last one looked at.
+        Returns the number to go on from, which is `after` when there is nothing to do.
+        """
         keep = self.setting("keep_finished")
         if keep is None:
-            return 0
-        rows = self._read("SELECT id, attempt FROM job INDEXED BY job_finished WHERE state IN ('completed','cancelled') "
-                          "AND finished_at<? ORDER BY finished_at LIMIT ?", (self._clock() - keep, most))
-        self._delete(rows)
-        return len(rows)
+            return after
+        rows = self._read("SELECT seq, job.id, job.attempt, job.state, job.finished_at FROM history LEFT JOIN job ON job.id=history.job "
+                          "WHERE seq>? AND history.finished_at<? ORDER BY seq LIMIT ?", (after, self._clock() - keep, most))
+        old = {(job, attempt) for _, job, attempt, state, finished_at in rows
+               if state in ("completed", "cancelled") and finished_at < self._clock() - keep}
+        self._delete(sorted(old))
+        return rows[-1][0] if rows else after
 
     def _delete(self, rows: list) -> None:
         """Removes finished jobs, given as (id, attempts begun), with their logs."""
@@ -2374,12 +2446,15 @@ class Queue:
 
         `name` is a glob, `since` a time after which they were created, `sort` a column to order by instead.
         """
+        states = list(states)
         values = {"limit": limit or 1000, "before": 2**62 if before is None else before, "batch": batch, "queue": queue,
                   "name": name, "since": since, "states": "/%s/" % "/".join(states) if states else None,
                   "one": states[0] if len(states) == 1 else None}
         # One index is worth taking for each of these; the rest is filtered on the way.
         where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
-                 "INDEXED BY job_state WHERE state=:one" if len(states) == 1 else "WHERE 1")
+                 "INDEXED BY job_running WHERE state='processing'" if states == ["processing"] else
+                 "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
+                 if len(states) == 1 and states[0] != "pending" else "WHERE 1")
         order = sort + ", id" if sort else "id DESC"
         return [Job.of(row) for row in self._read(
             "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
@@ -2410,10 +2485,16 @@ class Queue:
         return bool(self._read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
 
     def oldest_waiting(self):
-        """The job that has waited longest though it could run, or None."""
-        rows = self._read("SELECT " + JOB_SELECT + " FROM job WHERE id=(SELECT min(id) FROM job INDEXED BY job_state "
-                          "WHERE state='pending')")
-        return Job.of(rows[0]) if rows else None
+        """Of the jobs that could run, the one that has waited longest; None where there is none."""
+        ids, places = [], [(name, 2**62) for name, in self._read("SELECT name FROM queue")]
+        while places:  # in each queue and priority the first has waited longest
+            name, above = places.pop()
+            rows = self._read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
+                              "ORDER BY priority DESC, id LIMIT 1", (name, above))
+            for number, priority in rows:
+                ids.append(number)
+                places.append((name, priority))
+        return self.find(min(ids)) if ids else None
 
     def history(self, number: int) -> list:
         """Every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
@@ -2775,6 +2856,7 @@ class Runner:
         self._say = say
         self._record = record
         self._output = None
+        self._env = (None, {})   # the environment parsed last: jobs mostly share one
         self._path = files.output(worker)
         self._dropped = 0
 
@@ -2843,9 +2925,11 @@ class Runner:
         except OSError as error:
             raise JobFailure("can't enter the directory %s: %s" % (plain(job.cwd), error.strerror)) from None
         more = {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": self._files.database}
+        if env != self._env[0]:
+            self._env = (env, OS.job_environment(env, {}))
         born = OS.born()
         try:
-            pid = OS.spawn(job.command, OS.job_environment(env, more), self._output, self._path + ".sh")
+            pid = OS.spawn(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".sh")
         except OSError as error:
             if error.errno in OS.job_faults:
                 raise JobFailure("can't be started: %s" % error.strerror) from None
@@ -3244,6 +3328,7 @@ class Supervisor:
         self._told = self._relayed = 0
         self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
         self._seen = self._look_at = self._tidy_at = 0.0
+        self._tidied = 0          # the row of the history up to which old jobs have gone
         self._skew = time.time() - time.monotonic()
         self._next = None
         self._dead = set()        # own workers that died, while something of their attempt lives
@@ -3429,7 +3514,8 @@ class Supervisor:
 
     def _tidy(self, now: float) -> None:
         if now >= self._tidy_at:
-            self._tidy_at = now + (1.0 if self.queue.tidy() else 30.0)
+            before, self._tidied = self._tidied, self.queue.tidy(self._tidied)
+            self._tidy_at = now + (1.0 if self._tidied > before else 30.0)
 
     # -- workers --
 
@@ -3724,10 +3810,18 @@ LOG_WORDS = {  # event -> colour and text
     "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
 
 
+def clock_text(second: int, known={}) -> str:
+    """Local time for a log; made once a second, for workers that end thousands of jobs in one."""
+    if second not in known:
+        known.clear()
+        known[second] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+    return known[second]
+
+
 def log_line(event: str, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
     """One line of a supervisor's log, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s: true`."""
     colour, word = LOG_WORDS[event]
-    line = "%s  %s" % (time.strftime("%Y-%m-%d %H:%M:%S"), ("worker %d" % worker if worker else "supervisor").ljust(10))
+    line = "%s  %s" % (clock_text(int(time.time())), ("worker %d" % worker if worker else "supervisor").ljust(10))
     line = "%s  %s" % (paint(line, "dim", sys.stdout), paint(word, colour, sys.stdout))
     if job is not None:
         line += " job %d" % job.id

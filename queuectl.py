@@ -1128,8 +1128,8 @@ class Posix:
     def terminal_colours(self, stream) -> bool:
         return True
 
-    def raw_terminal(self):
-        return PosixKeys()
+    def raw_terminal(self, on_end):
+        return PosixKeys(on_end)
 
 
 class Linux(Posix):
@@ -1207,15 +1207,28 @@ class Linux(Posix):
 class PosixKeys:
     """The terminal's keys one by one, for as long as it is entered; then the terminal is as it was."""
 
-    NAMES = {"\033[A": "up", "\033OA": "up", "\033[B": "down", "\033OB": "down"}
+    NAMES = {"\033[A": "up", "\033OA": "up", "\033[B": "down", "\033OB": "down", "\033[5~": "page up", "\033[6~": "page down"}
+
+    def __init__(self, on_end):
+        self._on_end = on_end  # called by TERM and HUP, after which read returns
+        self._typed = []       # keys that were read and not yet given
 
     def __enter__(self):
+        import signal
         import termios
         import tty
-        self._typed = []  # keys that were read and not yet given
+        for name in ("SIGTERM", "SIGHUP"):
+            signal.signal(getattr(signal, name), self._end)
         self._before = termios.tcgetattr(0)
         tty.setcbreak(0)
+        mode = termios.tcgetattr(0)
+        mode[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the terminal as it is now
+        termios.tcsetattr(0, termios.TCSADRAIN, mode)
         return self
+
+    def _end(self, *_) -> None:
+        self._on_end()
+        raise Rung
 
     def __exit__(self, *_) -> None:
         import termios
@@ -1225,7 +1238,11 @@ class PosixKeys:
         """The next key, by name where it has one; "" at the timeout."""
         import re
         import select
-        if not self._typed and select.select([0], [], [], timeout)[0]:
+        try:
+            ready = not self._typed and select.select([0], [], [], timeout)[0]
+        except Rung:
+            return ""
+        if ready:
             text = os.read(0, 1024).decode("utf-8", "replace")
             self._typed = re.findall(r"\033[\[O][0-9;]*[A-Za-z~]|.", text, re.S)
         key = self._typed.pop(0) if self._typed else ""
@@ -2035,12 +2052,12 @@ class Queue:
     def _notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
         """Enqueues the user's command for an event: a job of its own, so it is bounded, logged, and harms no other."""
         command = self.setting(key)
-        if not command or job.schedule in ("on_dead", "on_idle"):
+        if not command or job.schedule == "on_idle" or job.schedule == key:
             return
         facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
                  "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
         data = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
-        plan = Plan(self, [{"command": command, "timeout": NOTIFY_S, "max_retries": 0, "env": {k: str(v) for k, v in facts.items()}}],
+        plan = Plan(self, [{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0, "env": {k: str(v) for k, v in facts.items()}}],
                     pool=job.pool, schedule=key, cwd=job.cwd, base=data[0] if data else b"")
         plan.store(now, None, lambda count: None)
 
@@ -2716,23 +2733,26 @@ class Queue:
     def finished_since(self, since: float, most: int = 200000) -> list:
         """(time of its end, outcome, duration, time waited, queue, command, state after) of attempts since then, newest first."""
         return self._read(
-            "SELECT history.finished_at, outcome, history.duration, CASE history.attempt WHEN 1 THEN history.started_at-job.run_at END, "
+            "SELECT history.finished_at, outcome, history.duration, CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END, "
             "job.queue, job.command, history.state FROM history JOIN job ON job.id=history.job WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})
 
     # -- out and in again --
 
-    TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule")
+    TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "sqlite_sequence")
 
     def export(self):
         """Yields every row of every table that makes up the queue, as (table, row as a dict), from one moment."""
         self._patiently(lambda: self._db.execute("BEGIN"))
         try:
+            count = 0
             for table in self.TABLES:
                 cursor = self._db.execute("SELECT * FROM " + table)
                 names = [column[0] for column in cursor.description]
                 for row in cursor:
+                    count += 1
                     yield table, dict(zip(names, row))
+            yield "end", {"rows": count}  # without it the file was cut short
         finally:
             self._db.execute("ROLLBACK")
 
@@ -2744,15 +2764,10 @@ class Queue:
         with Transaction(self):
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
                 raise UserError("the queue holds jobs already: import into a fresh one, with --db")
-            columns = {table: {row[1] for row in self._db.execute("PRAGMA table_info(%s)" % table)} for table in self.TABLES}
-            for where, table, row in rows:
-                if table not in self.TABLES or not row or not columns[table].issuperset(row):
-                    raise UserError("line %d: not from `%s export` of this version" % (where, PROGRAM))
-                try:
-                    self._db.execute("INSERT OR REPLACE INTO " + table + "(" + ", ".join(row) + ") VALUES(" +
-                                     ", ".join(":" + name for name in row) + ")", row)
-                except sqlite3.Error as error:
-                    raise UserError("line %d: %s" % (where, error)) from None
+            self._restore_rows(rows)
+            for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job"):
+                if Job.of(row).gate not in (None, READY, DUE, HELD, PARENTS, KEYED, OWN):
+                    raise UserError("job %d has an unknown gate: not from `%s export`" % (row[0], PROGRAM))
             for name, in self._db.execute("SELECT DISTINCT queue FROM job UNION SELECT name FROM queue").fetchall():
                 self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,))
                 self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(name, s) for s in STATES])
@@ -2761,6 +2776,26 @@ class Queue:
             self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
             self._tell(1)
             return self._db.execute("SELECT count(*) FROM job").fetchone()[0]
+
+    def _restore_rows(self, rows) -> None:
+        columns = {table: {row[1] for row in self._db.execute("PRAGMA table_info(%s)" % table)} for table in self.TABLES}
+        count = end = 0
+        for where, table, row in rows:
+            if table == "end":
+                end = row.get("rows")
+                continue
+            if table not in self.TABLES or not row or not columns[table].issuperset(row):
+                raise UserError("line %d: not from `%s export` of this version" % (where, PROGRAM))
+            count += 1
+            try:
+                if table == "sqlite_sequence":  # the inserts above have made one
+                    self._db.execute("DELETE FROM sqlite_sequence WHERE name=:name", row)
+                self._db.execute("INSERT OR REPLACE INTO " + table + "(" + ", ".join(row) + ") VALUES(" +
+                                 ", ".join(":" + name for name in row) + ")", row)
+            except (sqlite3.Error, OverflowError) as error:
+                raise UserError("line %d: %s" % (where, error)) from None
+        if end != count:
+            raise UserError("the file is cut short: it has %d rows, and no end that says so" % count)
 
     # -- keeping it safe --
 
@@ -3714,24 +3749,31 @@ def fit(text: str, width: int) -> str:
     return text + "…" if width > 0 else ""
 
 
-def print_table(titles, rows, flexible=(), colours=()) -> None:
+def print_table(titles, rows, flexible=(), colours=(), widths=None) -> list:
     """Aligned columns as wide as the terminal: the columns named in `flexible` give way when it is narrow.
 
     `colours` has the colour of cells that hold a word such as a state; numbers stand to the right.
+    Returns the widths, with which the next page of the same table goes on without titles.
     """
     rows = [[plain(str(cell)) for cell in row] for row in rows]
-    widths = [max([cell_width(title)] + [cell_width(row[i]) for row in rows]) for i, title in enumerate(titles)]
+    onward = widths is not None
+    widths = widths or [max([cell_width(title)] + [cell_width(row[i]) for row in rows]) for i, title in enumerate(titles)]
     limit = terminal_width(sys.stdout)
     soft = [i for i, title in enumerate(titles) if title in flexible]
-    while limit and sum(widths) + 2 * (len(widths) - 1) > limit and soft:
-        widest = max(soft, key=lambda i: widths[i])
-        if widths[widest] <= 8:
+    while limit and sum(widths) + 2 * (len(widths) - 1) > limit:
+        widest = max(soft or range(len(widths)), key=lambda i: widths[i])
+        if soft and widths[widest] <= 8:
+            soft = []  # a very narrow terminal: all of them give way
+        elif widths[widest] <= 1:
             break
-        widths[widest] -= 1
+        else:
+            widths[widest] -= 1
     right = {i for i in range(len(titles)) if rows and all(row[i].replace("/", "").isdigit() for row in rows)}
-    out(paint(_line(titles, widths, right).rstrip(), "dim", sys.stdout))
+    if not onward:
+        out(paint(_line(titles, widths, right).rstrip(), "dim", sys.stdout))
     for row in rows:
         out(_line(row, widths, right, colours).rstrip())
+    return widths
 
 
 def _line(cells, widths, right, colours=()) -> str:
@@ -3775,10 +3817,10 @@ COLUMNS = {
 USUAL_COLUMNS = ("id", "state", "tries", "when", "command", "error")
 
 
-def print_jobs(jobs, columns=USUAL_COLUMNS) -> None:
+def print_jobs(jobs, columns=USUAL_COLUMNS, widths=None) -> list:
     now = time.time()
-    print_table([COLUMNS[c][0] for c in columns], [[COLUMNS[c][1](job, now) for c in columns] for job in jobs],
-                ("COMMAND", "ERROR", "CWD"), dict(STATE_COLOURS, held="dim"))
+    return print_table([COLUMNS[c][0] for c in columns], [[COLUMNS[c][1](job, now) for c in columns] for job in jobs],
+                       ("COMMAND", "ERROR", "CWD"), dict(STATE_COLOURS, held="dim"), widths)
 
 
 def print_tree(jobs: list, parents: dict) -> None:
@@ -4462,9 +4504,9 @@ def list_once(args) -> int:
             jobs = [job for page in pages for job in page][::-1]
             print_tree(jobs, queue.parents([job.id for job in jobs]))
             return 0
-        shown = 0
+        shown, widths = 0, None
         for page in pages:
-            print_jobs(page, columns)
+            widths = print_jobs(page, columns, widths)
             shown += len(page)
     if not shown:
         talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else " that match" if narrowed else ""))
@@ -4587,6 +4629,8 @@ def cmd_logs(args) -> int:
             for attempt in range(1 if args.all_attempts else first, last + 1):
                 readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
                 readers[-1].skip_to_last(lines)
+            if job.attempt == 0 and not args.follow:
+                talk("job %d has not run yet" % job.id)
         while readers:
             readers = [reader for reader in readers if reader.read(write_bytes, args.follow)]
             if readers:
@@ -4670,13 +4714,18 @@ class LogReader:
     def _part(self, path: str) -> bytes:
         try:
             with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                if size < self._offset:  # the output passed log_limit, and was cut to its head
+                    self._offset = size
+                    return b"\n[queuectl: output is being dropped here: log_limit]\n"
                 file.seek(self._offset)
                 return file.read(2**20)
         except FileNotFoundError:
             return b""
 
     def _pass(self, data: bytes, write) -> None:
-        self._offset += len(data)
+        if not data.startswith(b"\n[queuectl: output is being dropped"):
+            self._offset += len(data)
         if self._prefix and data:
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()
@@ -4807,7 +4856,7 @@ def cmd_top(args) -> int:
         if args.once or not is_terminal(sys.stdout) or not is_terminal(sys.stdin):
             out("\n".join(screen.lines(terminal_width(sys.stdout) or 80, 24)))
             return 0
-        with OS.raw_terminal() as keys:
+        with OS.raw_terminal(screen.end) as keys:
             sys.stdout.write("\033[?1049h\033[?25l")  # the other screen, no cursor
             try:
                 while screen.alive:
@@ -4823,6 +4872,7 @@ class Top:
     """The live view: what it shows, and what its keys do."""
 
     KEYS = "↑↓ move  f filter  enter log  e explain  c cancel  r retry  p pause/resume  q quit"
+    MOVES = {"k": -1, "up": -1, "j": 1, "down": 1, "page up": -1, "page down": 1}
     FILTERS = ((), ("processing",), ("pending", "failed"), ("dead",), ("completed",))
 
     def __init__(self, queue):
@@ -4832,10 +4882,16 @@ class Top:
         self._marked = None      # the id of the job that the keys act on
         self._place = 0          # and its row
         self._jobs = []
+        self._page = 1
+        self._asked = None       # the job that `c` was pressed for, until y
         self._note = ""
         self._log = None         # the job whose log is shown instead
         self._ends = []          # numbers of ended attempts, a second each: the chart
         self._last = None
+        self._sampled = 0.0
+
+    def end(self) -> None:
+        self.alive = False
 
     def draw(self) -> None:
         size = os.get_terminal_size(sys.stdout.fileno())
@@ -4846,16 +4902,18 @@ class Top:
     def lines(self, width: int, height: int) -> list:
         if self._log is not None:
             return self._log_lines(width, height)
-        head = self._head(width)
+        head = self._head(width, height)
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
-        self._jobs = self._queue.jobs(states, rows)
+        self._jobs = self._queue.jobs(states, 1000)
         ids = [job.id for job in self._jobs]
         self._place = ids.index(self._marked) if self._marked in ids else max(0, min(self._place, len(ids) - 1))
         self._marked = ids[self._place] if ids else None
+        self._page = rows
+        top = max(0, min(self._place - rows // 2, len(ids) - rows))
         body = [fit("  %6s %-10s %-6s %-9s %s" % ("ID", "STATE", "TRIES", "WHEN", "COMMAND   (%s)" % (", ".join(states) or "all")), width)]
         now = time.time()
-        for i, job in enumerate(self._jobs):
+        for i, job in list(enumerate(self._jobs))[top:top + rows]:
             line = fit("%s %6d %-10s %-6s %-9s %s" % (">" if i == self._place else " ", job.id, job.state, "%d/%d" % (
                 job.attempts, job.max_retries + 1), when_text(job, now), plain(job.command) + (
                 "   (%s)" % plain(job.error) if job.error else "")), width)
@@ -4863,12 +4921,12 @@ class Top:
         body += [""] * (rows + 1 - len(body))
         return head + body + [fit(plain(self._note), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
 
-    def _head(self, width: int) -> list:
+    def _head(self, width: int, height: int) -> list:
         counts = self._queue.counts()
-        last = self._queue.last_event()
-        if self._last is not None:
-            self._ends = (self._ends + [last - self._last])[-max(10, width - 30):]
-        self._last = last
+        if time.monotonic() - self._sampled >= 0.95:
+            self._sampled, last = time.monotonic(), self._queue.last_event()
+            self._ends = (self._ends + [max(0, last - self._last)])[-max(10, width - 30):] if self._last is not None else []
+            self._last = last
         lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
                  fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
                  fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
@@ -4880,6 +4938,9 @@ class Top:
             job = self._queue.find(worker["job"]) if worker["job"] else None
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
                              "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
+        for job in self._queue.jobs(("dead",), 2) if height > 20 else ():
+            lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(job.error or ""),
+                                                               plain(job.command)), width), "red", sys.stdout))
         return lines
 
     def _log_lines(self, width: int, height: int) -> list:
@@ -4897,10 +4958,12 @@ class Top:
             self._log = None
             return
         job = self._jobs[self._place] if self._jobs else None
-        if key in ("q", "\x03", "\x1b"):
+        if self._asked is not None:
+            self._answer(key)
+        elif key in ("q", "\x03", "\x1b"):
             self.alive = False
-        elif key in ("k", "up", "j", "down"):
-            place = self._place + (-1 if key in ("k", "up") else 1)
+        elif key in self.MOVES:
+            place = self._place + self.MOVES[key] * (self._page if "page" in key else 1)
             self._marked = self._jobs[max(0, min(place, len(self._jobs) - 1))].id if self._jobs else None
         elif key == "f":
             self._filter, self._place, self._marked = (self._filter + 1) % len(self.FILTERS), 0, None
@@ -4909,12 +4972,18 @@ class Top:
         elif job is not None and key in ("\r", "\n"):
             self._log = job.id
         elif job is not None and key == "c":
-            self._note = "job %d: %s" % self._queue.cancel([job.id])[0]
+            self._asked = job.id
+            self._note = "cancel job %d? y cancels it, any other key does not" % job.id
         elif job is not None and key == "r":
             self._note = "job %d: %s" % self._queue.retry([job.id])[0]
         elif job is not None and key == "e":
             why = self._queue.why_waiting(job) if job.state in WAITING else []
             self._note = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
+
+    def _answer(self, key: str) -> None:
+        if key:
+            self._note = "job %d: %s" % self._queue.cancel([self._asked])[0] if key == "y" else ""
+            self._asked = None
 
     def _pause(self, name: str) -> None:
         paused = not self._queue.is_paused(name)
@@ -5074,6 +5143,9 @@ def cmd_wait(args) -> int:
     timeout = parse_duration(args.timeout, "--timeout") if args.timeout is not None else None
     with open_queue(args) as queue:
         ids = select_ids(queue, args, STATES if args.ids or args.batch else WAITING + ("processing",))
+        waiting = [job for job in map(queue.find, ids[:1]) if job is not None and job.state in WAITING]
+        if waiting:
+            warn_if_stuck(queue, waiting[0].id)
         if not wait_for(queue, ids, timeout):
             talk("still unfinished after %s" % span(timeout))
             return 124
@@ -5082,8 +5154,14 @@ def cmd_wait(args) -> int:
         for job in bad[:20]:
             talk("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
         if len(args.ids) == len(ids) == 1 and bad:
-            return bad[0].exit_code or 1
+            return bad[0].exit_code or signal_status(bad[0].error or "")
         return 1 if bad else 0
+
+
+def signal_status(error: str) -> int:
+    """The exit status that a shell gives for a job that a signal ended: 128 and its number."""
+    words = error.split()
+    return 128 + int(words[1]) if words[:1] == ["signal"] else 1
 
 
 def wait_for(queue, ids: list, timeout) -> bool:
@@ -5677,18 +5755,21 @@ def systemd_unit(words: list, kind: str) -> str:
 
 
 def launchd_plist(words: list) -> str:
+    log = xml_text(os.path.join(Files(words[words.index("--db") + 1]).root, "workers.log"))
     arguments = "".join("    <string>%s</string>\n" % xml_text(word) for word in words)
     return ('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" '
             '"http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n<plist version="1.0">\n<dict>\n  <key>Label</key><string>queuectl</string>\n'
             '  <key>ProgramArguments</key>\n  <array>\n%s  </array>\n  <key>RunAtLoad</key><true/>\n  <key>KeepAlive</key>'
-            '<dict><key>SuccessfulExit</key><false/></dict>\n  <key>ExitTimeOut</key><integer>3600</integer>\n</dict>\n</plist>\n' % arguments)
+            '<dict><key>SuccessfulExit</key><false/></dict>\n  <key>ExitTimeOut</key><integer>3600</integer>\n  <key>StandardOutPath</key><string>%s</string>\n'
+            '  <key>StandardErrorPath</key><string>%s</string>\n</dict>\n</plist>\n' % (arguments, log, log))
 
 
 def windows_task(words: list) -> str:
     import subprocess
     return ('<?xml version="1.0"?>\n<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">\n'
-            '  <Triggers><LogonTrigger/></Triggers>\n  <Settings><ExecutionTimeLimit>PT0S</ExecutionTimeLimit>'
-            '<DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries></Settings>\n  <Actions><Exec><Command>%s</Command>'
+            '  <Triggers><BootTrigger/><LogonTrigger/></Triggers>\n  <Settings><ExecutionTimeLimit>PT0S</ExecutionTimeLimit>'
+            '<DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>'
+            '<StopIfGoingOnBatteries>false</StopIfGoingOnBatteries></Settings>\n  <Actions><Exec><Command>%s</Command>'
             '<Arguments>%s</Arguments></Exec></Actions>\n</Task>\n' % (xml_text(words[0]), xml_text(subprocess.list2cmdline(words[1:]))))
 
 
@@ -5839,6 +5920,7 @@ def unknown_command(words: list) -> str:
 
 def build_parser(found):
     import argparse
+    argparse._ = str  # the search for translations, which nobody has, imports locale: 7 ms
 
     class Parser(argparse.ArgumentParser):
         """argparse, but a mistake is one line with our name on it."""
@@ -5848,6 +5930,7 @@ def build_parser(found):
 
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
+                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # else it imports shutil, 5 ms
                     usage="%%(prog)s %s[options] COMMAND..." % ("NAME SPEC " if found.lead else "") if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     found.arguments(parser)

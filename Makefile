@@ -1,0 +1,42 @@
+# make test       what CI runs first: the quick tests and test.sh, in about two minutes
+# make test-slow  the long ones alone        make test-all  both, and tests/matrix: each Python, SQLite, platform
+# make bench      figures against the peers  make storm     the killer
+# ARGS="..." hands options on, as in: make test ARGS="-k retry"
+PYTHON ?= python3
+JOBS   ?= 3
+VENV   := .venv
+STAMP  := $(VENV)/requirements.stamp
+PY     := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest tests
+
+.PHONY: test test-slow test-all bench storm clean
+
+test: $(STAMP)
+	$(PYTEST) -m "not slow" -n $(JOBS) $(ARGS)
+	PYTHON=$(PY) sh test.sh
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: test test-slow
+	$(PY) tests/matrix/matrix.py
+
+bench:
+	$(PYTHON) tests/bench/bench.py $(ARGS)
+
+storm: $(STAMP)
+	$(PY) tests/storm.py $(ARGS)
+
+# The stamp is written last: a venv whose making was interrupted is made again.
+# `sys.executable` looks through pyenv's shims, which depend on the directory.
+$(STAMP): tests/requirements.txt
+	rm -rf $(VENV)
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	"$$($(PYTHON) -c 'import sys; print(sys.executable)')" -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) __pycache__ .hypothesis .pytest_cache tests/.pytest_cache tests/.hypothesis
+	find tests -name __pycache__ -type d -exec rm -rf {} +

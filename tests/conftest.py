@@ -1,0 +1,270 @@
+"""What the tests stand on: a fresh queue per test (`queue`), and `wait_until` instead of sleeps.
+
+A LiveQueue drives the real program in real processes. Every process that a test causes
+carries the queue's marker in its environment (a job keeps the environment of whoever
+enqueued it), so the fixture can tell afterwards that nothing was left behind.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "queuectl.py"
+LAUNCH = ROOT / "tests" / "launch.py"
+WINDOWS = os.name == "nt"
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """NO_SKIPS=1 makes a skipped test a failure: .ci/run installs what they need."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("NO_SKIPS") and not hasattr(session.config, "workerinput") and reporter.stats.get("skipped"):
+        reporter.write_line("FAILED: tests were skipped, and with NO_SKIPS none may be", red=True)
+        session.exitstatus = 1
+
+
+def posix_only(reason):
+    """Marks a test that has no meaning on Windows; the reason is shown in the report."""
+    return pytest.mark.skipif(WINDOWS, reason="POSIX only: " + reason)
+
+
+def linux_only(reason):
+    return pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: " + reason)
+
+
+def wait_until(predicate, timeout=15, message="", interval=0.02):
+    """Polls until predicate() is true and returns its value; fails the test at the deadline."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail("not so after %g s: %s (last value: %r)" % (timeout, message or predicate, value))
+        time.sleep(interval)
+
+
+def unprivileged():
+    """A command prefix under which file permissions count, for root too (Linux)."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return []
+    if not shutil.which("setpriv"):
+        pytest.skip("root without setpriv: file permissions do not bind")
+    return ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+
+
+def locked(path):
+    """Whether any process holds the lock on this file (Windows: holds it open)."""
+    try:
+        if WINDOWS:
+            os.rename(path, str(path) + ".probe")
+            os.rename(str(path) + ".probe", path)
+        else:
+            import fcntl
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+class Background(subprocess.Popen):
+    """A command that runs beside the test. What it prints collects in a file."""
+
+    def __init__(self, command, path, **options):
+        self.path = path
+        with open(path, "wb") as output:
+            super().__init__(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                             start_new_session=True, **options)
+
+    def text(self):
+        return self.path.read_text("utf-8", "replace")
+
+    def ends(self, timeout=20):
+        """Waits for the end and returns the exit status."""
+        wait_until(lambda: self.poll() is not None, timeout, "the end of %s; it printed:\n%s" % (self.args, self.text()))
+        return self.returncode
+
+
+class LiveQueue:
+    """A queue in a directory of its own (with a space in its name), used through the CLI."""
+
+    def __init__(self, directory, python=sys.executable):
+        self.dir = Path(directory) / "a queue"
+        self.home = self.dir / "home"
+        self.home.mkdir(parents=True)
+        self.db = self.dir / "queue.db"
+        self.files = Path(str(self.db) + ".d")
+        # As the installed command runs it: a script's bytecode is not cached, and compiling takes most of a call.
+        self.program = [python, "-IS", str(LAUNCH)]
+        self.marker = "QUEUECTL_TEST=" + uuid.uuid4().hex
+        dropped = r"QUEUECTL_(?!FALLBACKS)|XDG_|NO_COLOR|COLUMNS|PYTEST_|CI$"
+        self.env = {k: v for k, v in os.environ.items() if not re.match(dropped, k)}
+        self.env.update([self.marker.split("=")], HOME=str(self.home), LOCALAPPDATA=str(self.home))
+        self.background = []
+
+    def command(self, *args):
+        return [*self.program, "--db", str(self.db), *map(str, args)]
+
+    def run(self, command, check=True, stdin=None, cwd=None, env=None, timeout=60, binary=False):
+        """Runs a command in the queue's environment; `env` adds to it (None removes a name)."""
+        text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape"}
+        source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=str(cwd or self.dir),
+                              env=self.environment(env), timeout=timeout, **source, **text)
+        if check and done.returncode:
+            pytest.fail("exit status %d from %s\nstdout: %s\nstderr: %s"
+                        % (done.returncode, command, done.stdout, done.stderr))
+        return done
+
+    def environment(self, changes=None):
+        merged = dict(self.env, **(changes or {}))
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def cli(self, *args, **options):
+        """One command of queuectl on this queue: a CompletedProcess, with text unless binary=True."""
+        return self.run(self.command(*args), **options)
+
+    def out(self, *args, **options):
+        return self.cli(*args, **options).stdout.strip()
+
+    def json(self, *args, **options):
+        return json.loads(self.cli(*args, "--json", **options).stdout)
+
+    def enqueue(self, *args, **options):
+        return int(self.cli("enqueue", *args, **options).stdout)
+
+    def script(self, text, *args):
+        """Arguments that run a few lines of Python as a job, on any system."""
+        path = self.dir / ("job-%08x.py" % zlib.crc32(text.encode()))
+        path.write_text(text + "\n", encoding="utf-8")
+        return [sys.executable, "-IS", str(path), *map(str, args)]
+
+    def start(self, count=1, *options, **keywords):
+        return self.cli("worker", "start", "--count", count, *options, **keywords)
+
+    def stop(self, *options, **keywords):
+        return self.cli("worker", "stop", *options, **keywords)
+
+    def beside(self, *args, **options):
+        """Starts a command that the test goes on beside; the fixture ends it."""
+        path = self.dir / ("output-%d.txt" % len(self.background))
+        process = Background(self.command(*args), path, cwd=str(self.dir),
+                             env=self.environment(options.pop("env", None)), **options)
+        self.background.append(process)
+        return process
+
+    def job(self, ref):
+        """The job's record, read through the Python API: cheap enough to poll. None: no such job yet."""
+        import queuectl
+        with queuectl.Queue(str(self.db)) as store:
+            return store.find(ref)
+
+    def wait_for(self, ref, *states, timeout=20):
+        """Polls until the job is in one of the states and returns its record."""
+        return wait_until(lambda: (lambda job: job if job and job.state in states else None)(self.job(ref)), timeout,
+                          "job %s in state %s" % (ref, " or ".join(states)))
+
+    def sql(self, statement, *values):
+        """Rows straight from the database, for what no command shows."""
+        connection = sqlite3.connect(str(self.db), timeout=10)
+        try:
+            return connection.execute(statement, values).fetchall()
+        finally:
+            connection.close()
+
+    def terminal(self, *args, columns=80, lines=24, env=None, timeout=60):
+        """Runs a command on a terminal of its own; returns (exit status, what the terminal got)."""
+        import fcntl
+        import struct
+        import termios
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        process = subprocess.Popen(self.command(*args), stdin=slave, stdout=slave, stderr=slave, cwd=str(self.dir),
+                                   env=self.environment(dict({"TERM": "xterm"}, **(env or {}))),
+                                   start_new_session=True)
+        os.close(slave)
+        chunks = []
+        while True:
+            try:
+                chunk = os.read(master, 65536)
+            except OSError:  # EIO: the last holder of the terminal has closed it
+                break
+            if not chunk:
+                break
+            chunks.append(chunk)
+        os.close(master)
+        return process.wait(timeout), b"".join(chunks).decode("utf-8", "replace").replace("\r\n", "\n")
+
+    def processes(self):
+        """{pid: command line} of everything alive that carries the marker (Linux; elsewhere empty)."""
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.marker.encode() in (entry / "environ").read_bytes():
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            except OSError:  # it has ended, or is another user's
+                continue
+        return found
+
+    def held_locks(self):
+        return [str(path) for path in sorted(self.files.glob("workers/*")) if locked(path)]
+
+    def leftovers(self):
+        return self.processes() or self.held_locks()
+
+    def close(self):
+        """Ends everything; returns what a graceful end had left behind."""
+        for process in self.background:
+            if process.poll() is None:
+                process.terminate()
+        if self.leftovers():
+            self.stop("--now", check=False)
+        deadline = time.monotonic() + 5
+        while self.leftovers() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = self.leftovers()
+        for pid in self.processes():
+            try:
+                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+            except OSError:  # it ended by itself meanwhile
+                pass
+        for process in self.background:
+            process.wait(10)
+        return left
+
+
+@pytest.fixture
+def queue(tmp_path):
+    live = LiveQueue(tmp_path)
+    yield live
+    left = live.close()
+    if left:
+        pytest.fail("left behind after the test: %s" % (left,))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The Python API on a fresh database, in this process."""
+    import queuectl
+    opened = queuectl.Queue(str(tmp_path / "store.db"))
+    yield opened
+    opened.close()

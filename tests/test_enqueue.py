@@ -1,0 +1,293 @@
+"""enqueue: what is stored, how a command reaches its program, bulk loads."""
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+from conftest import SCRIPT, WINDOWS, posix_only
+
+pytestmark = pytest.mark.core
+
+SHOW_ARGUMENTS = "import json, sys; print(json.dumps(sys.argv[1:]))"
+
+
+def run_all(queue):
+    """Works everything that waits, and returns when it is done."""
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", 2)
+
+
+def one_error_line(done):
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr.startswith("queuectl: error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+# ---- what is printed ---------------------------------------------------------------------------
+
+def test_enqueue_prints_the_bare_id_when_stdout_is_no_terminal(queue):
+    done = queue.cli("enqueue", "echo", "x")
+    assert (done.stdout, done.stderr) == ("1\n", "")
+    assert queue.cli("enqueue", "echo", "x").stdout == "2\n"
+
+
+@posix_only("pseudo-terminals")
+def test_enqueue_on_a_terminal_says_it_in_words_and_with_q_not(queue):
+    queue.start(1)  # without a worker it also warns that nothing will run the job
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", queue.terminal("enqueue", "echo", "x")[1])
+    assert plain == "\u2714 Enqueued job 1\n"
+    assert queue.terminal("enqueue", "-q", "echo", "x")[1] == "2\n"
+
+
+def test_ids_are_never_used_again(queue):
+    queue.start(1)
+    first = queue.enqueue("--max-retries", 0, "exit 1")
+    queue.wait_for(first, "dead")
+    queue.cli("dlq", "purge", first)
+    assert queue.enqueue("exit 0") == first + 1
+
+
+# ---- how a command reaches its program -----------------------------------------------------------
+
+ARGUMENTS = ["Hello   Queue", "", "it's", 'say "hi"', "$HOME", "*", "a;b", "back\\slash", "-l", "--name", "--", "\u00e9\u20ac",
+             "%PATH%", "a&b|c>d", "~", "#x", "!x", "trailing\\", "two\\\\", "(x)", "^"]
+
+
+def test_several_words_are_an_argument_list_that_reaches_the_program_unchanged(queue):
+    arguments = ARGUMENTS + ([] if WINDOWS else ["new\nline", "tab\there", "\x01"])
+    job = queue.enqueue(*queue.script(SHOW_ARGUMENTS, *arguments))
+    run_all(queue)
+    assert json.loads(queue.out("logs", job)) == arguments
+
+
+def test_a_json_command_may_be_an_array_of_arguments(queue):
+    line = json.dumps({"command": queue.script(SHOW_ARGUMENTS, *ARGUMENTS), "id": "array"})
+    queue.cli("enqueue", "--file", "-", stdin=line)
+    run_all(queue)
+    assert json.loads(queue.out("logs", "array")) == ARGUMENTS
+
+
+@posix_only("written for sh")
+def test_one_argument_is_a_line_of_the_shell(queue):
+    job = queue.enqueue("printf 'b\\na\\n' | sort > sorted.txt; cat sorted.txt && exit 0")
+    run_all(queue)
+    assert queue.out("logs", job) == "a\nb"
+    assert (queue.dir / "sorted.txt").exists()
+
+
+def test_options_after_the_command_are_the_commands(queue):
+    first = queue.enqueue("ls", "-l", "--name", "x")
+    second = queue.enqueue("--name", "mine", "--", "ls", "-l")
+    assert queue.json("show", first)["command"] == "ls -l --name x"
+    assert queue.json("show", first)["name"] is None
+    assert queue.json("show", second)["command"] == "ls -l"
+    assert queue.json("show", "mine")["id"] == second
+
+
+@posix_only("written for sh")
+def test_a_command_of_a_megabyte_runs(queue):
+    command = "echo " + "x" * (1 << 20) + " | wc -c"
+    job = int(queue.cli("enqueue", "--file", "-", "-q", stdin=json.dumps({"command": command})).stdout.split()[-1])
+    run_all(queue)
+    assert queue.out("logs", job) == str((1 << 20) + 1)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+def test_a_name_is_usable_wherever_an_id_is(queue):
+    queue.cli("enqueue", "--name", "by-name", "--max-retries", 0, "echo out& exit 1" if WINDOWS else "echo out; exit 1")
+    job = queue.enqueue("--id", "by-id", "exit 0")
+    assert queue.json("show", "by-id")["id"] == job
+    assert queue.json("show", job)["name"] == "by-id"
+    run_all(queue)
+    assert queue.out("logs", "by-name") == "out"
+    queue.cli("dlq", "retry", "by-name")
+    run_all(queue)
+    queue.cli("dlq", "purge", "by-name")
+    one_error_line(queue.cli("show", "by-name", check=False))
+    queue.enqueue("--name", "by-name", "exit 0")  # the name is free again
+
+
+def test_a_name_that_exists_and_a_name_of_digits_are_refused(queue):
+    queue.enqueue("--name", "taken", "exit 0")
+    assert "taken" in one_error_line(queue.cli("enqueue", "--name", "taken", "exit 0", check=False))
+    assert "12" in one_error_line(queue.cli("enqueue", "--name", "12", "exit 0", check=False))
+    error = one_error_line(queue.cli("enqueue", "--file", "-", check=False, stdin="exit 0\n" + json.dumps(
+        {"command": "exit 0", "id": "taken"})))
+    assert "line 2" in error and "taken" in error
+    twice = "\n".join(json.dumps({"command": "exit 0", "id": "same"}) for _ in range(2))
+    assert "line 2" in one_error_line(queue.cli("enqueue", "--file", "-", stdin=twice, check=False))
+    assert len(queue.json("list")) == 1
+
+
+# ---- surroundings ----------------------------------------------------------------------------------
+
+def test_a_job_keeps_the_directory_and_environment_of_whoever_enqueued_it(queue):
+    place = queue.dir / "some where"
+    place.mkdir()
+    show = queue.script("import os; print(os.path.realpath(os.getcwd())); print(os.environ.get('COLOR'))")
+    here = queue.enqueue(*show, cwd=place, env={"COLOR": "blue"})
+    told = queue.enqueue("--cwd", place, "--env", "COLOR=red", *show)
+    relative = queue.enqueue("--cwd", "some where", *show)
+    queue.cli("worker", "start", "--foreground", "--drain", cwd=queue.home, env={"COLOR": "of the worker"})
+    real = os.path.realpath(str(place))
+    assert queue.out("logs", here).splitlines() == [real, "blue"]
+    assert queue.out("logs", told).splitlines() == [real, "red"]
+    assert queue.out("logs", relative).splitlines() == [real, "None"]
+    assert queue.json("show", here)["cwd"] == str(place)
+
+
+def test_a_job_sees_its_id_attempt_and_database(queue):
+    code = "import os, sys; print(*(os.environ['QUEUECTL_' + n] for n in ('JOB_ID', 'ATTEMPT', 'DB'))); sys.exit(1)"
+    job = queue.enqueue("--max-retries", 1, "--backoff-base", 0.01, *queue.script(code))
+    run_all(queue)
+    assert queue.out("logs", job, "--attempt", 1) == "%d 1 %s" % (job, queue.db)
+    assert queue.out("logs", job, "--attempt", 2) == "%d 2 %s" % (job, queue.db)
+
+
+def test_a_job_can_enqueue_into_its_own_queue(queue):
+    queue.enqueue(*queue.script("import subprocess, sys; subprocess.run([sys.executable, %r, 'enqueue', 'echo child'], "
+                                "check=True)" % str(SCRIPT)))
+    run_all(queue)
+    assert [job["state"] for job in queue.json("list")] == ["completed", "completed"]
+    assert queue.json("list")[0]["command"] == "echo child"
+
+
+def test_the_stdin_of_a_job_is_empty(queue):
+    job = queue.enqueue(*queue.script("import sys; print(repr(sys.stdin.read()))"))
+    run_all(queue)
+    assert queue.out("logs", job) == "''"
+
+
+def test_each_distinct_environment_is_stored_once_and_goes_with_its_last_job(queue):
+    def environments():
+        return queue.sql("SELECT count(*) FROM env")[0][0]
+
+    queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 200)
+    queue.enqueue("exit 0")
+    assert environments() == 1
+    odd = queue.enqueue("--max-retries", 0, "exit 1", env={"ONE": "more"})
+    queue.enqueue("--max-retries", 0, "exit 1", env={"ONE": "more"})
+    assert environments() == 2
+    queue.cli("worker", "start", "--foreground", "--drain")
+    queue.cli("dlq", "purge", odd)
+    assert environments() == 2
+    queue.cli("dlq", "purge", "--all")
+    assert environments() == 1
+
+
+def test_the_environment_is_never_shown_by_default(queue):
+    job = queue.enqueue("exit 0", env={"SECRET_TOKEN": "hunter2"})
+    for words in (["list"], ["show", job], ["show", job, "--json"], ["list", "--json"], ["status"]):
+        assert "hunter2" not in queue.cli(*words).stdout
+
+
+@posix_only("bytes in an environment")
+def test_an_environment_that_is_no_utf_8_is_kept_as_it_is(queue):
+    environment = {os.fsencode(k): os.fsencode(v) for k, v in queue.env.items()}
+    environment[b"ODD"] = b"\xff\xfe"
+    import subprocess
+    subprocess.run(queue.command("enqueue", "printf %s \"$ODD\" | od -An -tx1"), env=environment, check=True,
+                   cwd=str(queue.dir), stdout=subprocess.DEVNULL)
+    run_all(queue)
+    assert queue.out("logs", 1).split() == ["ff", "fe"]
+
+
+# ---- bulk ------------------------------------------------------------------------------------------
+
+def test_a_file_holds_a_command_a_line_or_json_lines(queue):
+    lines = ["echo plain", "", json.dumps({"command": "echo named", "id": "job1", "max_retries": 5}),
+             json.dumps({"command": "echo all", "name": "job2", "timeout": "90s", "backoff_base": 1.5, "cwd": str(queue.home),
+                         "env": {"A": "b"}})]
+    path = queue.dir / "jobs.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    queue.cli("enqueue", "--file", path)
+    jobs = queue.json("list")
+    assert [job["command"] for job in jobs] == ["echo all", "echo named", "echo plain"]
+    assert [job["name"] for job in jobs] == ["job2", "job1", None]
+    assert jobs[1]["max_retries"] == 5 and jobs[2]["max_retries"] == 3
+    assert jobs[0]["cwd"] == str(queue.home)
+
+
+def test_options_beside_a_file_hold_for_its_lines_or_are_refused(queue):
+    done = queue.cli("enqueue", "--max-retries", 7, "--file", "-", check=False, stdin="exit 0\n" + json.dumps(
+        {"command": "exit 0", "max_retries": 1}))
+    if done.returncode:
+        one_error_line(done)
+        assert queue.json("list") == []
+    else:
+        assert [job["max_retries"] for job in queue.json("list")] == [1, 7]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+def test_a_file_may_come_from_windows(queue, encoding, end):
+    path = queue.dir / "jobs.txt"
+    path.write_bytes(("echo \u20ac" + end + '{"command": "echo two"}' + end).encode(encoding))
+    queue.cli("enqueue", "--file", path)
+    assert [job["command"] for job in queue.json("list")] == ["echo two", "echo \u20ac"]
+
+
+BAD_LINES = {
+    "bad JSON": '{"command": "true"',
+    "no command": '{"id": "x"}',
+    "unknown name": '{"command": "true", "max_retires": 5}',
+    "bad value": '{"command": "true", "max_retries": "many"}',
+    "negative": '{"command": "true", "max_retries": -1}',
+    "a boolean": '{"command": "true", "max_retries": true}',
+    "bad duration": '{"command": "true", "timeout": "soon"}',
+    "NaN": '{"command": "true", "backoff_base": NaN}',
+    "name of digits": '{"command": "true", "id": "12"}',
+    "empty array": '{"command": []}',
+    "array of numbers": '{"command": ["echo", 1]}',
+    "NUL": "echo a\0b",
+}
+
+
+def test_a_bulk_load_is_all_or_nothing_and_names_the_bad_line(queue):
+    for name, line in BAD_LINES.items():
+        text = "true\n\n" + line + "\ntrue\n"
+        error = one_error_line(queue.cli("enqueue", "--file", "-", stdin=text, check=False))
+        assert re.search(r"line 3\b", error), (name, error)
+    done = queue.run(queue.command("enqueue", "--file", "-"), stdin=b"true\n\xff\xfe\ntrue\n" , binary=True, check=False)
+    assert done.returncode in (0, 2) and b"Traceback" not in done.stderr
+    if done.returncode == 2:
+        assert queue.json("list") == []
+
+
+def test_an_empty_file_is_no_error_or_a_clear_one(queue):
+    done = queue.cli("enqueue", "--file", "-", stdin="\n\n", check=False)
+    if done.returncode:
+        one_error_line(done)
+    assert queue.json("list") == []
+
+
+@posix_only("pseudo-terminals")
+def test_a_bulk_load_shows_a_progress_bar_on_a_terminal_only(queue):
+    path = queue.dir / "jobs.txt"
+    path.write_text("true\n" * 30000)
+    shown = queue.terminal("enqueue", "--file", path)[1]
+    assert "\r" in shown and re.search(r"30,?000", shown)
+    assert "\r" not in queue.cli("enqueue", "--file", path).stderr
+
+
+def test_a_json_object_is_taken_as_the_argument_too(queue):
+    queue.cli("enqueue", '{"id":"job1","command":"sleep 2","max_retries":1,"state":"pending"}')
+    job = queue.json("show", "job1")
+    assert (job["command"], job["max_retries"], job["state"]) == ("sleep 2", 1, "pending")
+
+
+def test_a_shell_group_is_no_json_object(queue):
+    assert queue.json("show", queue.enqueue("{ echo x; }"))["command"] == "{ echo x; }"
+
+
+def test_a_hundred_thousand_lines_are_loaded_in_seconds(queue):
+    done = queue.cli("enqueue", "--file", "-", stdin="true\n" * 100000, timeout=30)
+    assert "100" in done.stdout + done.stderr
+    assert queue.json("status")["jobs"]["pending"] == 100000
+
+
+def test_a_failed_enqueue_prints_no_id(queue):
+    done = queue.cli("enqueue", "--name", "-x", "true", check=False)
+    assert done.returncode == 2 and done.stdout == ""

@@ -1,0 +1,228 @@
+"""The order of the house: what design.md and the file's own head say of its structure."""
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import statistics
+import subprocess
+import symtable
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SCRIPT
+
+ROOMS = ["Constants and schema", "Errors", "Small helpers", "Platform differences", "Store", "Runner", "Worker",
+         "Supervisor", "Views", "Commands", "Parser", "Main"]
+BANNER = re.compile(r"^# == (.+?) =+$", re.M)
+SOURCE = SCRIPT.read_text("utf-8") if SCRIPT.exists() else ""
+TREE = ast.parse(SOURCE)
+FUNCTIONS = [node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+# All that is imported must be in every Python's own library: sys.stdlib_module_names is from 3.10.
+STDLIB = set(getattr(sys, "stdlib_module_names", ())) or None
+
+
+BANNERS = [(SOURCE.count("\n", 0, banner.start()) + 1, banner.group(1)) for banner in BANNER.finditer(SOURCE)]
+
+
+def room_of(line):
+    """The room that a line of the file stands in; the head has none."""
+    return max([(0, "head")] + [banner for banner in BANNERS if banner[0] <= line])[1]
+
+
+def length(function):
+    return function.end_lineno - function.lineno + 1
+
+
+def test_the_rooms_stand_in_order_and_are_listed_in_the_head():
+    assert BANNER.findall(SOURCE) == ROOMS
+    head = ast.get_docstring(TREE)
+    listed = re.findall(r"^  (%s) {2,}\S" % "|".join(ROOMS), head, re.M)
+    assert listed == ROOMS
+
+
+def test_there_is_no_room_for_odds_and_ends():
+    assert not re.search(r"(?i)^# .*\b(misc|utils?|utilities|junk|other)\b", "\n".join(BANNER.findall(SOURCE)))
+
+
+def test_each_room_calls_only_upwards():
+    rooms = {}  # name of a top-level definition -> the index of its room
+    for node in TREE.body:
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
+            target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        for name in names:
+            room = room_of(node.lineno)
+            rooms.setdefault(name, ROOMS.index(room) if room in ROOMS else -1)
+    wrong = []
+
+    def look(table):
+        here = room_of(table.get_lineno())
+        if table.get_type() == "function":
+            for symbol in table.get_symbols():
+                if symbol.is_global() and rooms.get(symbol.get_name(), -1) > ROOMS.index(here):
+                    wrong.append("%s (%s) uses %s" % (table.get_name(), here, symbol.get_name()))
+        for child in table.get_children():
+            look(child)
+
+    look(symtable.symtable(SOURCE, str(SCRIPT), "exec"))
+    assert wrong == []
+
+
+def test_only_the_standard_library_is_imported():
+    allowed_on_windows = {"_winapi", "msvcrt", "winreg"}
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            modules = [node.module]
+        else:
+            continue
+        for module in modules:
+            top = module.split(".")[0]
+            assert STDLIB is None or top in STDLIB or top in allowed_on_windows, "line %d imports %s" % (node.lineno, module)
+
+
+def test_the_grammar_is_that_of_python_3_8():
+    ast.parse(SOURCE, feature_version=(3, 8))
+
+
+def test_what_system_this_is_is_asked_in_the_platform_room_alone():
+    for number, line in enumerate(SOURCE.splitlines(), 1):
+        if re.search(r"\b(os\.name|sys\.platform|platform\.system)\b", line):
+            assert room_of(number) == "Platform differences", "line %d: %s" % (number, line.strip())
+
+
+def test_sql_stands_in_the_store_and_the_schema_alone():
+    statement = re.compile(r"^\s*(SELECT .*\bFROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX|"
+                           r"UNIQUE|TRIGGER)|ALTER TABLE|DROP |PRAGMA \w|BEGIN( IMMEDIATE)?$|COMMIT$|ROLLBACK$|VACUUM)", re.S)
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and statement.match(node.value):
+            assert room_of(node.lineno) in ("Store", "Constants and schema"), "line %d: %.60s" % (node.lineno, node.value)
+        if isinstance(node, ast.Attribute) and node.attr in ("execute", "executemany", "executescript"):
+            assert room_of(node.lineno) == "Store", "line %d" % node.lineno
+
+
+def test_sql_is_put_together_from_column_lists_only():
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+            assert not re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE) ", text), "line %d" % node.lineno
+
+
+def test_functions_are_short():
+    too_long = ["%s: %d lines" % (f.name, length(f)) for f in FUNCTIONS if length(f) > 60]
+    assert too_long == []
+    lengths = sorted(map(length, FUNCTIONS))
+    assert statistics.median(lengths) <= 15
+    assert lengths[int(len(lengths) * 0.9)] <= 35
+
+
+def test_main_is_short_and_comes_last():
+    main = [node for node in TREE.body if isinstance(node, ast.FunctionDef)][-1]
+    assert main.name == "main"
+    assert length(main) <= 20
+    assert room_of(main.lineno) == "Main"
+
+
+def test_classes_are_short_but_for_the_store():
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.ClassDef) and node.name != "Queue":
+            assert length(node) <= 600, node.name
+
+
+def test_no_exception_is_swallowed_unseen():
+    for node in ast.walk(TREE):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, "line %d: a bare except" % node.lineno
+        if (isinstance(node, ast.Attribute) and node.attr == "exit" and isinstance(node.value, ast.Name)
+                and node.value.id == "sys"):
+            assert room_of(node.lineno) in ("head", "Main"), "line %d: sys.exit below main" % node.lineno
+
+
+def test_lines_fit_on_a_screen():
+    for number, line in enumerate(SOURCE.splitlines(), 1):
+        assert len(line) <= 140, number
+        assert line == line.rstrip(), "line %d ends in blanks" % number
+
+
+def test_importing_the_program_loads_no_heavy_module():
+    heavy = "argparse subprocess json logging multiprocessing threading socket shutil uuid hashlib http datetime"
+    code = "import sys; sys.path.insert(0, %r); import queuectl; print(*(m for m in %r.split() if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-IS", "-c", code % (str(ROOT), heavy)], stdout=subprocess.PIPE, check=True)
+    assert done.stdout.decode().split() in ([], ["datetime"])  # sqlite3 itself imports datetime
+
+
+# ---- the commands ------------------------------------------------------------------------------
+
+def words_of_commands():
+    """Every command as its words, read from the program's own help."""
+    if not SCRIPT.exists():
+        return []
+    import queuectl
+    return [command.words for command in queuectl.COMMANDS if not command.words[0].startswith("_")]
+
+
+@pytest.mark.parametrize("words", words_of_commands(), ids=" ".join)
+def test_the_help_of_a_command_has_purpose_options_and_an_example(queue, words):
+    text = queue.out(*words, "--help")
+    lines = text.splitlines()
+    assert lines[0].lower().startswith("usage: queuectl " + " ".join(words))
+    purpose = next(block for block in text.split("\n\n")[1:] if block.strip())
+    assert len(purpose.strip().splitlines()) == 1, purpose
+    assert "--help" in text
+    assert re.search(r"(?im)^examples?:", text)
+    assert re.search(r"queuectl(\.py)? .*%s" % " ".join(words), text.split("xample", 1)[1])
+    assert max(map(len, lines)) <= 100
+    assert not queue.db.exists()
+
+
+def test_the_help_of_the_program_names_every_command(queue):
+    text = queue.out("--help")
+    for words in words_of_commands():
+        assert re.search(r"\b%s\b" % words[0], text), words
+
+
+def test_the_readme_shows_every_command():
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("no README yet")
+    text = readme.read_text("utf-8")
+    for words in words_of_commands():
+        assert re.search(r"(queuectl(\.py)? +|`)" + " +".join(words) + r"\b", text), " ".join(words)
+
+
+def pythons():
+    """Every Python from 3.8 on this machine, the one of the tests aside."""
+    found = {}
+    candidates = list(Path.home().glob(".pyenv/versions/3.*/bin/python3"))
+    candidates += [Path(p) for p in map(shutil.which, ("pypy3", "/usr/bin/python3")) if p]
+    for path in candidates:
+        real = path.resolve()
+        version = re.search(r"3\.(\d+)", str(path))
+        if not version or int(version.group(1)) >= 8:
+            found.setdefault(str(real), str(path))
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_the_program_starts_on_every_python_of_this_machine(python, queue):
+    done = queue.run([python, "-IS", str(SCRIPT), "--help"])
+    assert "enqueue" in done.stdout and done.stderr == ""
+    program = [python, "-IS", str(SCRIPT), "--db", str(queue.db)]
+    assert queue.run([*program, "enqueue", "exit 0"]).stdout == "1\n"
+    queue.run([*program, "worker", "start", "--foreground", "--drain"])
+    assert queue.job(1).state == "completed"
+
+
+def old_pythons():
+    return sorted(str(path) for path in Path.home().glob(".pyenv/versions/*/bin/python")
+                  if re.search(r"/3\.[0-7]\.", str(path)))  # Python 2 cannot even read the annotations
+
+
+@pytest.mark.parametrize("python", old_pythons())
+def test_a_python_that_is_too_old_gets_one_line(python, queue):
+    done = queue.run([python, str(SCRIPT), "--version"], check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1 and "3.8" in done.stderr, done.stderr

@@ -1,0 +1,270 @@
+"""run: the one-shot for CI, and real loads with every output compared."""
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sysconfig
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from conftest import posix_only, wait_until
+
+pytestmark = pytest.mark.core
+
+
+# ---- the outcome -----------------------------------------------------------------------------------
+
+def test_run_ends_with_0_when_all_completed(queue):
+    done = queue.cli("run", "--count", 2, "--file", "-", stdin="echo a\necho b\nexit 0\n")
+    assert re.search(r"\b3\b", done.stdout)
+    assert queue.json("status")["jobs"]["completed"] == 3
+    assert queue.json("worker", "list") == []
+
+
+def test_run_ends_with_1_and_shows_the_last_lines_of_each_job_that_failed(queue):
+    code = "[print('line', n) for n in range(500)]; raise SystemExit(4)"
+    lines = [json.dumps({"command": queue.script(code), "name": "bad", "max_retries": 0}), "echo quiet success"]
+    done = queue.cli("run", "--count", 2, "--file", "-", stdin="\n".join(lines), check=False)
+    assert done.returncode == 1
+    assert "line 499" in done.stdout and "exit 4" in done.stdout
+    assert "line 100\n" not in done.stdout and "quiet success" not in done.stdout
+
+
+def test_run_takes_one_command_as_words_or_as_a_line(queue):
+    assert queue.cli("run", "echo", "Hello   Queue").returncode == 0
+    assert queue.out("logs", 1).strip('"') == "Hello   Queue"
+    assert queue.cli("run", "--max-retries", 0, "exit 3", check=False).returncode == 1
+
+
+def test_run_uses_the_cores_that_it_may_use(queue):
+    import queuectl
+    cores = queuectl.OS.cores()
+    lines = "\n".join([json.dumps({"command": queue.script("import time; time.sleep(0.3)")})] * cores * 3)
+    queue.cli("run", "--file", "-", stdin=lines)
+    assert queue.sql("SELECT count(DISTINCT worker) FROM history") == [(cores,)]
+
+
+def test_run_waits_for_retries(queue):
+    code = "import os, sys; sys.exit(os.environ['QUEUECTL_ATTEMPT'] == '1')"
+    queue.cli("run", "--backoff-base", 0.2, *queue.script(code))
+    assert [a["outcome"] for a in queue.json("show", 1)["history"]] == ["failed", "completed"]
+
+
+def test_run_works_its_own_jobs_only(queue):
+    other = queue.enqueue("exit 0")
+    queue.cli("run", "exit 0")
+    assert queue.job(other).state == "pending"
+
+
+def test_the_workers_of_others_do_not_take_the_jobs_of_run(queue):
+    queue.start(2)
+    done = queue.cli("run", "--count", 1, "--file", "-", stdin="exit 0\n" * 10)
+    assert done.returncode == 0
+    workers = {attempt["worker"] for n in range(1, 11) for attempt in queue.json("show", n)["history"]}
+    assert len(workers) == 1 and not workers & {worker["id"] for worker in queue.json("worker", "list")}
+
+
+def test_run_shows_plain_lines_where_there_is_no_terminal(queue):
+    done = queue.cli("run", "--count", 2, "--file", "-", stdin="exit 0\n" * 20)
+    assert "\r" not in done.stderr + done.stdout and "\x1b" not in done.stderr + done.stdout
+
+
+@posix_only("pseudo-terminals")
+def test_run_shows_a_progress_bar_on_a_terminal(queue):
+    path = queue.dir / "jobs.txt"
+    path.write_text("sleep 0.1\n" * 12)
+    status, text = queue.terminal("run", "--count", 2, "--file", path, columns=70)
+    assert status == 0 and "\r" in text
+    assert re.search(r"\d+/12|12/12|\b12\b", text)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    assert all(len(part) <= 70 for line in plain.split("\n") for part in line.split("\r"))
+
+
+@posix_only("signals")
+def test_an_interrupted_run_ends_with_130_and_the_next_worker_goes_on(queue):
+    path = queue.dir / "jobs.txt"
+    path.write_text("sleep 0.3\n" * 8)
+    process = queue.beside("run", "--count", 1, "--file", path)
+    queue.wait_for(2, "processing")
+    process.send_signal(signal.SIGINT)
+    assert process.ends(10) == 130
+    jobs = queue.json("status")["jobs"]
+    assert jobs["processing"] == 0 and jobs["pending"] >= 4 and jobs["dead"] == 0 and sum(jobs.values()) == 8
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", 4)
+    assert queue.json("status")["jobs"]["completed"] == 8
+    assert all(job["attempts"] == 1 for job in queue.json("list"))
+
+
+@posix_only("signals")
+def test_the_jobs_of_a_killed_run_go_on_with_the_next_worker(queue):
+    path = queue.dir / "jobs.txt"
+    path.write_text("sleep 0.2\n" * 6)
+    process = queue.beside("run", "--count", 1, "--file", path)
+    queue.wait_for(2, "processing")
+    for pid in queue.processes():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # its parent was first
+            pass
+    process.ends(10)
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", 4, timeout=30)
+    assert queue.json("status")["jobs"]["completed"] == 6
+
+
+def test_a_name_that_is_taken_stops_run_before_it_begins(queue):
+    queue.enqueue("--name", "taken", "exit 0")
+    done = queue.cli("run", "--file", "-", stdin='exit 0\n{"command": "exit 0", "id": "taken"}', check=False)
+    assert done.returncode == 2 and "line 2" in done.stderr
+    assert len(queue.json("list")) == 1
+
+
+# ---- JUnit -----------------------------------------------------------------------------------------
+
+def test_junit_tells_ci_what_happened(queue):
+    report = queue.dir / "report.xml"
+    odd = "import sys; sys.stdout.buffer.write(b'<&>\\x00\\x1b[31m\\xff ]]> end\\n'); sys.exit(5)"
+    lines = [json.dumps({"command": "exit 0", "name": "good"}),
+             json.dumps({"command": queue.script(odd), "name": "bad <&> one", "max_retries": 0})]
+    done = queue.cli("run", "--junit", report, "--file", "-", stdin="\n".join(lines), check=False)
+    assert done.returncode == 1
+    root = ElementTree.parse(str(report)).getroot()
+    suite = root if root.tag == "testsuite" else root.find("testsuite")
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    cases = {case.get("name"): case for case in suite.iter("testcase")}
+    assert len(cases) == 2
+    assert cases["good"].find("failure") is None and float(cases["good"].get("time")) >= 0
+    failure = cases["bad <&> one"].find("failure")
+    assert "exit 5" in failure.get("message")
+    assert "end" in "".join(cases["bad <&> one"].itertext())
+
+
+def test_junit_to_a_place_that_cannot_be_written_is_refused_before_the_work(queue):
+    done = queue.cli("run", "--junit", queue.dir / "no" / "report.xml", "exit 0", check=False)
+    assert done.returncode == 2 and done.stderr.startswith("queuectl: error: ") and done.stderr.count("\n") == 1
+    assert queue.json("list") == []
+
+
+# ---- real loads ------------------------------------------------------------------------------------
+
+def sources(count):
+    """Files of the Python standard library, the same ones in the same order every time."""
+    files = sorted(path for path in Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")
+                   if path.stat().st_size and "site-packages" not in path.parts)
+    assert len(files) >= 1000
+    return (files * (count // len(files) + 1))[:count]
+
+
+class Load:
+    """Commands that each gzip or checksum one file into `out`, and the check of what came of them."""
+
+    def __init__(self, queue, count, failing=0):
+        self.out = queue.dir / "out put"
+        self.out.mkdir()
+        self.overlaps = queue.dir / "overlaps"
+        self.runs = queue.dir / "runs"
+        self.jobs = []  # (source, target, whether it is a gzip)
+        self.lines = []
+        for number, source in enumerate(sources(count)):
+            target = self.out / ("%d.%s" % (number, "gz" if number % 2 else "sha256"))
+            command = ("gzip -nc < {s} > {t}" if number % 2 else "sha256sum < {s} > {t}").format(
+                s=shlex.quote(str(source)), t=shlex.quote(str(target)))
+            # One flock per job: an attempt that finds it held overlaps another one.
+            script = "flock -n 9 || { echo %d >> %s; exit 99; }; echo %d >> %s; " % (
+                number, shlex.quote(str(self.overlaps)), number, shlex.quote(str(self.runs)))
+            if failing and number % failing == 0:
+                script += '[ "$QUEUECTL_ATTEMPT" -gt 2 ] || exit 1; '
+            lock = "9> %s" % shlex.quote("%s.lock" % target)
+            self.jobs.append((source, target, number % 2))
+            self.lines.append("{ %s%s; } %s" % (script, command, lock))
+        self.file = queue.dir / "load.txt"
+        self.file.write_text("\n".join(self.lines) + "\n")
+
+    def check(self):
+        assert not self.overlaps.exists(), "run twice at once: " + self.overlaps.read_text()
+        for source, target, zipped in self.jobs:
+            data = source.read_bytes()
+            if zipped:
+                assert gzip.decompress(target.read_bytes()) == data, target
+            else:
+                assert target.read_text().split()[0] == hashlib.sha256(data).hexdigest(), target
+
+    def times_run(self):
+        numbers = self.runs.read_text().split()
+        return [numbers.count(str(number)) for number in range(len(self.jobs))] if len(numbers) < 5000 else None
+
+
+needs_flock = pytest.mark.skipif(not shutil.which("flock"), reason="needs util-linux's flock")
+
+
+@posix_only("gzip, sha256sum and sh")
+@needs_flock
+def test_a_thousand_real_commands_give_what_they_give_without_the_queue(queue):
+    load = Load(queue, 1000)
+    done = queue.cli("run", "--count", 4, "--file", load.file, timeout=110)
+    assert done.returncode == 0
+    load.check()
+    assert load.times_run() == [1] * 1000
+    assert queue.json("status")["jobs"]["completed"] == 1000
+    assert queue.sql("SELECT count(*), count(DISTINCT job) FROM history") == [(1000, 1000)]
+
+
+@posix_only("gzip, sha256sum and sh")
+@needs_flock
+@pytest.mark.slow
+def test_a_real_load_in_which_one_in_ten_fails_twice(queue):
+    load = Load(queue, 1500, failing=10)
+    queue.cli("config", "set", "backoff_base", "0.5")
+    queue.cli("run", "--count", 4, "--file", load.file, timeout=110)
+    load.check()
+    assert load.times_run() == [3 if number % 10 == 0 else 1 for number in range(1500)]
+    assert queue.json("status")["jobs"]["completed"] == 1500
+
+
+@posix_only("gzip, sha256sum and sh")
+@needs_flock
+@pytest.mark.slow
+def test_a_real_load_while_the_workers_are_stopped_and_started(queue):
+    load = Load(queue, 3000, failing=10)
+    queue.cli("config", "set", "backoff_base", "0.5")
+    queue.cli("enqueue", "--file", load.file)
+    for turn, options in enumerate(([], ["--now"], [], ["--now"], [])):
+        queue.start(4)
+        wait_until(lambda: queue.json("status")["jobs"]["completed"] > 400 * (turn + 1), 60, "some are done", 0.1)
+        queue.stop(*options)
+        assert queue.json("status")["jobs"]["processing"] == 0
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", 4, timeout=110)
+    load.check()
+    assert queue.json("status")["jobs"]["completed"] == 3000
+    released = queue.sql("SELECT count(*) FROM history WHERE outcome='released'")[0][0]
+    runs = sum(1 for _ in load.runs.open())
+    # A released attempt may have been ended before its first echo, so it counts once or not at all.
+    assert 3000 + 600 <= runs <= 3000 + 600 + released
+    assert {job.attempts for job in map(queue.job, range(2, 100, 10))} <= {1}
+
+
+@posix_only("gzip, sha256sum and sh")
+@needs_flock
+@pytest.mark.slow
+def test_a_real_load_while_workers_are_killed(queue):
+    load = Load(queue, 2000)
+    queue.cli("config", "set", "max_crashes", "50")
+    queue.cli("enqueue", "--file", load.file)
+    queue.start(4)
+    for turn in range(10):
+        wait_until(lambda: queue.json("status")["jobs"]["completed"] > 150 * turn, 60, "some are done", 0.05)
+        victim = queue.json("worker", "list")[turn % 4]["pid"]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: (lambda pids: len(pids) == 4 and victim not in pids)(
+            [worker["pid"] for worker in queue.json("worker", "list")]), 10, "the worker is replaced", 0.05)
+    wait_until(lambda: queue.json("status")["jobs"]["completed"] == 2000, 90, "all are done", 0.2)
+    load.check()
+    crashed = queue.sql("SELECT count(*) FROM history WHERE outcome='crashed'")[0][0]
+    assert crashed <= 10
+    assert queue.sql("SELECT count(*) FROM job WHERE crashes>0")[0][0] <= crashed

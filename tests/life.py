@@ -115,6 +115,22 @@ def steps(store, action):
     return count[0]
 
 
+def guard_states(store):
+    """From now on a change of state that the table does not know is an error of the statement that made it."""
+    pairs = sorted({(old, new) for moves in queuectl.TRANSITIONS.values() for old, new in moves.items()})
+    store._db.execute("CREATE TEMP TABLE allowed(old TEXT, new TEXT)")
+    store._db.executemany("INSERT INTO allowed VALUES(?, ?)", pairs)
+    store._db.execute("CREATE TEMP TRIGGER guard AFTER UPDATE OF state ON job WHEN old.state<>new.state AND NOT EXISTS("
+                      "SELECT 1 FROM allowed WHERE allowed.old=old.state AND allowed.new=new.state) BEGIN "
+                      "SELECT RAISE(ABORT, 'a change of state that is not in TRANSITIONS'); END")
+
+
+def dump(store):
+    """Every row of every table."""
+    tables = [name for name, in rows(store, "SELECT name FROM sqlite_master WHERE type='table' ORDER BY name")]
+    return {table: rows(store, "SELECT * FROM " + table) for table in tables}
+
+
 # ---- what always holds -------------------------------------------------------------------------------
 
 def invariants(store):

@@ -1009,18 +1009,24 @@ class Posix:
         except (OSError, subprocess.SubprocessError):
             return ""
 
-    def end_orphans(self, group: int, born: float, path: str) -> list:
+    def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
         """Kills what a dead worker's attempt left, where that is surely ours; returns the pids still there.
 
-        A process is ours when it holds the lock of the attempt's output, or is in its process group and
-        no older than the attempt: a group's number is not given out while it has a member.
+        Ours is what holds the lock of the attempt's output; the group whose leader began when the attempt
+        did; and of a group without its leader, whose number may be another's by now, what has `marks`
+        (entries K=V) in its environment.
         """
         import signal
         left = []
         for _ in range(50):
-            ours = {p.pid for p in self.processes() if group > 1 and p.group == group and p.born >= born - self.birth_slack()}
-            ours.update(self.holders(path))
-            left = sorted(ours - {os.getpid()})
+            alive = self.processes()
+            members = [p.pid for p in alive if p.group == group and group > 1]
+            leader = [p for p in alive if p.pid == group]
+            if leader:
+                ours = set(members) if abs(leader[0].born - born) <= self.birth_slack() else set()
+            else:
+                ours = {pid for pid in members if self.has_marks(pid, marks)}
+            left = sorted((ours | set(self.holders(path))) - {os.getpid()})
             for pid in left:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -1030,6 +1036,10 @@ class Posix:
                 break
             time.sleep(0.01)
         return left
+
+    def has_marks(self, pid: int, marks) -> bool:
+        """Whether a process has these entries in its environment, as far as that can be told."""
+        return False
 
     # -- running a job --
 
@@ -1179,7 +1189,7 @@ class Linux(Posix):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def birth_slack(self) -> float:
-        return 0.05  # starttime is in ticks of 10 ms
+        return 0.1  # starttime is in ticks of 10 ms, and a fork may be slow
 
     def processes(self) -> list:
         tick = os.sysconf("SC_CLK_TCK")
@@ -1194,6 +1204,13 @@ class Linux(Posix):
                 if words[0] not in (b"Z", b"X"):
                     rows.append(Process(int(name), int(words[2]), int(words[19]) / tick))
         return rows
+
+    def has_marks(self, pid: int, marks) -> bool:
+        try:
+            with open("/proc/%d/environ" % pid, "rb") as file:
+                return bool(marks) and set(file.read().split(b"\0")).issuperset(map(os.fsencode, marks))
+        except OSError:
+            return False
 
     def holders(self, path: str) -> list:
         try:
@@ -1488,6 +1505,33 @@ def orphan_text(parent: int, state: str) -> str:
 def searchable(text: str):
     """A string that SQLite can be asked for, whatever bytes it was made of."""
     return text.encode("utf-8", "replace").decode()
+
+
+def refuse_strange_wal(path: str) -> None:
+    """Refuses a -wal beside the database that is another's, before SQLite, which can't tell, writes it in.
+
+    Compares page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
+    user_version, and the change counter, which a WAL of the same file can be ahead of by one commit at
+    first.  Only for a process without a connection: closing the file would drop its locks (fcntl(2)).
+    """
+    try:
+        with open(path + "-wal", "rb") as wal, open(path, "rb") as file:
+            head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
+            for frame in range(256 if len(head) == 100 and 512 <= size <= 65536 else 0):
+                wal.seek(32 + frame * (24 + size))
+                page = wal.read(24 + 100)
+                if len(page) < 124:
+                    return
+                if page[:4] == b"\0\0\0\1":
+                    break
+            else:
+                return
+    except OSError:
+        return
+    ahead = int.from_bytes(page[48:52], "big") - int.from_bytes(head[24:28], "big")
+    if page[24 + 60:24 + 64] != head[60:64] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1:
+        raise UserError("%s-wal is of another database, or of another time of this one: move it away, or bring back "
+                        "the database that it belongs to" % plain(path))
 
 
 class Transaction:
@@ -1851,7 +1895,7 @@ class Queue:
     def _version(self) -> int:
         """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
         [application] = self._db.execute("PRAGMA application_id").fetchone()
-        [version] = self._db.execute("PRAGMA user_version").fetchone()
+        version = self._db.execute("PRAGMA user_version").fetchone()[0] & 0xFF  # the rest is the queue's own mark
         if application != APPLICATION_ID and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             raise UserError("%s is a database, but not one of %s: give another --db" % (plain(self.path), PROGRAM))
         if version > SCHEMA_VERSION:
@@ -1872,7 +1916,8 @@ class Queue:
                 for statement in statements if 0 < version <= step else ():
                     self._db.execute(statement)
             self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
-            self._db.execute("PRAGMA user_version=%d" % SCHEMA_VERSION)
+            mark = self._db.execute("PRAGMA user_version").fetchone()[0] >> 8 or int.from_bytes(os.urandom(3), "big") >> 1
+            self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
 
     def _patiently(self, action):
         """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction)."""
@@ -2419,10 +2464,12 @@ class Queue:
         if own:
             return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate<>2) LIMIT 1", (own,)))
         return bool(self._read(
+            "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
+            " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
             "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' UNION ALL "
-            "SELECT 1 FROM job JOIN queue ON queue.name=job.queue WHERE job.state IN ('pending','failed') "
-            "AND job.gate IN (0, 1, 4) AND queue.paused=0 AND (queue.max_running IS NULL OR queue.max_running>0) "
-            "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) LIMIT 1", {"queues": queues}))
+            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0) UNION ALL "
+            "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
+            "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open LIMIT 1", {"queues": queues}))
 
     def tick(self, now: float) -> None:
         """What a supervisor does when a time has come: jobs that fall due or expire, schedules."""
@@ -2464,10 +2511,11 @@ class Queue:
         if rows:
             self.files.remove_logs(rows)
             with Transaction(self):
+                batches = {self._job(job).batch for job, _ in rows if self._job(job)} - {None}
                 self._db.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
                                      [(job,) for job, _ in rows])
-                self._db.execute("DELETE FROM batch WHERE unfinished<=0 AND NOT EXISTS("
-                                 "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=batch.id)")
+                self._db.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
+                                     "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", [(batch,) for batch in batches])
 
     # -- looking --
 
@@ -2589,7 +2637,7 @@ class Queue:
         return results
 
     def cancel(self, ids) -> list:
-        """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
+        """(id, result): `done`, `asked` (its worker ends it at once) or, where it was too late, its state."""
         return self._each(ids, self._cancel)
 
     def _cancel(self, job, now: float) -> str:
@@ -2597,13 +2645,13 @@ class Queue:
             self._db.execute("UPDATE job SET cancel=1 WHERE id=?", (job.id,))
             self._tell()
             return "asked"
-        return "cancelled" if self._end(job, "cancel", now, error="cancelled") else job.state
+        return "done" if self._end(job, "cancel", now, error="cancelled") else job.state
 
     def retry(self, ids) -> list:
-        """(id, result): `pending`, its retries counted anew and its history kept, or why not: its state, or a failed parent."""
+        """(id, result): `retried` (retries counted anew, history kept), or why not: its state, or a failed parent."""
         def change(job, now):
             if self._revive(job, now):
-                return "pending"
+                return "retried"
             failed = self._failed_parent(job)
             return job.state if failed is None else "%s: retry %s first" % (job.state, orphan_text(*failed)[4:])
         return self._each(ids, change)
@@ -2937,6 +2985,11 @@ class JobFailure(Exception):
     """An attempt that could not begin, by its own fault."""
 
 
+def job_variables(job, database: str) -> dict:
+    """What an attempt is told in its environment."""
+    return {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": database}
+
+
 def seconds_text(seconds: float) -> str:
     return "%s s" % number_text(seconds)
 
@@ -3011,10 +3064,9 @@ class Runner:
             try:
                 self._ready_output()
                 return self._spawn(job, env)
-            except OSError as error:
-                if isinstance(error, FileNotFoundError):
-                    self._files.make()
-                self._say("trouble", why="can't start job %d yet: %s" % (job.id, error.strerror or error))
+            except (OSError, MemoryError) as error:
+                self._say("trouble", why="can't start job %d yet: %s" % (job.id, getattr(error, "strerror", None) or "no memory"))
+                self._make_directories()
             self._bell.pause(pause)
             if self._bell.look:
                 self._bell.look = False
@@ -3022,6 +3074,12 @@ class Runner:
                     return None
             pause = min(pause * 2, 5.0)
         return None
+
+    def _make_directories(self) -> None:
+        try:
+            self._files.make()
+        except OSError:
+            pass  # the next try says what is wrong
 
     def _ready_output(self) -> None:
         """Has the output file open; anew where someone has deleted it."""
@@ -3036,7 +3094,7 @@ class Runner:
             os.chdir(os.fsencode(job.cwd))
         except OSError as error:
             raise JobFailure("can't enter the directory %s: %s" % (plain(job.cwd), error.strerror)) from None
-        more = {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": self._files.database}
+        more = job_variables(job, self._files.database)
         if env != self._env[0]:
             self._env = (env, OS.job_environment(env, {}))
         born = OS.born()
@@ -3418,9 +3476,10 @@ def take_from_dead(path: str, worker):
 
 def end_attempt(queue, worker, job, record, group: int) -> bool:
     """Ends what is left of a dead worker's attempt; False, with a note, while something of it lives."""
+    marks = ["%s=%s" % pair for pair in job_variables(job, queue.path).items()]
     here = record is not None and record.machine == OS.machine() and record.machine != ""
     for path in (queue.files.output(worker.id), queue.files.log(job.id, job.attempt)):
-        left = OS.end_orphans(group, record.born, path) if here else []
+        left = OS.end_orphans(group, record.born, path, marks) if here else []
         if OS.is_held(path):
             queue.note_worker(worker.id, "worker %d died; what its attempt left behind must end first%s" % (
                 worker.id, ": process %s" % ", ".join(map(str, left)) if left else ""))
@@ -3449,6 +3508,8 @@ class Supervisor:
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, self._lock = self.queue.add_supervisor(kind, self._port, self._token, count, queues, max_jobs, arguments)
         self._crew = OS.crew(self._token)
+        self._trouble = ""
+        self._begun = False       # whether the first workers have been started
         self._told = self._relayed = 0
         self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
         self._seen = self._look_at = self._tidy_at = 0.0
@@ -3498,37 +3559,38 @@ class Supervisor:
         self.queue.mend_clock()
         self._rescue_strangers()
         OS.before_forks()
-        for _ in range(self.count):
-            self._start_worker()
         limit = time.monotonic() + 30
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
+            self._replace_dead()
             self._wait(0.05)
             self._drain_signals()
             self._drain_hints()
-            self._replace_dead()
+        self._begun = True
 
     def _ready_workers(self) -> int:
         return sum(worker.supervisor == self.id for worker in self.queue.workers())
 
     def run(self, each=None) -> None:
         """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
-        told = ""
         while True:
             try:
                 self._turn()
-                told = ""
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
-                if str(error) != told:
-                    told = str(error)
-                    self._say("trouble", why="%s; trying again" % error)
+                self._say_once("%s; trying again" % error)
                 self._wait(1.0)
             if each is not None:
                 each()
             if self.level and not self._crew.pids():
                 break
             self._wait(self._pause(each))
+
+    def _say_once(self, why: str) -> None:
+        """Tells a trouble, but not the same one again and again."""
+        if why != self._trouble:
+            self._trouble = why
+            self._say("trouble", why=why)
 
     def _pause(self, each) -> float:
         pause = self._look_at - time.monotonic()
@@ -3657,7 +3719,7 @@ class Supervisor:
                 self.queue = self._connect(create=False)
                 return
             except (sqlite3.OperationalError, OSError) as error:
-                self._say("trouble", why="can't open the database yet: %s" % error)
+                self._say_once("can't open the database yet: %s" % error)
                 self._wait(1.0)
 
     def _become_worker(self, post, where: str) -> None:
@@ -3680,8 +3742,13 @@ class Supervisor:
             self._start_at = now + (self._delay if lived < 1 else 0.0)
         self._retiring.intersection_update(self._crew.pids())
         while len(self._crew.pids()) - len(self._retiring) < self.count and now >= self._start_at:
-            self._say("replaced")
-            self._start_worker()
+            try:
+                self._start_worker()
+                if self._begun:
+                    self._say("replaced")
+            except (OSError, MemoryError) as error:
+                self._say_once("can't start a worker yet: %s" % error)
+                self._start_at = now + 1.0
 
     def _relay(self) -> None:
         """Passes on what this process was told: stop after the job, or now."""
@@ -3992,7 +4059,10 @@ def print_log(event: str, **facts) -> None:
 def print_trouble(event: str, **facts) -> None:
     """What a `run` says of its workers: their troubles, beside the data."""
     if event == "trouble":
-        talk(log_line(event, **facts))
+        try:
+            talk(log_line(event, **facts))
+        except (OSError, ValueError):
+            pass  # the terminal has been closed
 
 
 class Progress:
@@ -4024,13 +4094,18 @@ class Progress:
             text = "\r\033[K" + fit(bar + text, terminal_width(sys.stderr) - 1)
         else:
             text += "\n"
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        self._write(text)
 
     def clear(self) -> None:
         if self._bar and self._shown_at:
-            sys.stderr.write("\r\033[K")
+            self._write("\r\033[K")
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text)
             sys.stderr.flush()
+        except OSError:
+            self._bar = self._lines = False  # the terminal has been closed
 
 
 def last_lines(path: str, count: int) -> list:
@@ -4107,6 +4182,7 @@ def print_workers(facts) -> None:
 # Calls Views, Supervisor, Store; nothing calls a command but the parser.
 
 def open_queue(args):
+    refuse_strange_wal(find_database(args.db))
     return Queue(args.db)
 
 
@@ -4260,7 +4336,7 @@ def cmd_run(args) -> int:
     if args.junit:
         check_writable(args.junit)
     database = find_database(args.db)
-    with Queue(database) as queue:
+    with open_queue(args) as queue:
         Plan(queue, items)  # refuse bad jobs before anything starts
     return Run(database, items, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
 
@@ -4300,8 +4376,8 @@ class Run:
         try:
             self._boss.run(self._show)
         finally:
-            self._progress.clear()
             self._boss.close()
+        self._progress.clear()
         with Queue(self._boss.database) as queue:
             return self._sum_up(queue)
 
@@ -4381,6 +4457,7 @@ def cmd_worker_start(args) -> int:
     answer = take_answer_pipe() if args.announce else None
     boss = None
     try:
+        refuse_strange_wal(database)
         boss = Supervisor(database, "start", args.count, queues, args.drain, print_log, worker_argv(database),
                           arguments="\n".join(worker_options(args) + ([] if args.announce else ["--foreground"])), **limits)
         boss.start()
@@ -5200,11 +5277,11 @@ def report_each(word: str, results: list, good: tuple) -> int:
 
 
 def cmd_dlq_retry(args) -> int:
-    return act(args, ("dead",), "retry", "Back to pending:", Queue.retry, ("pending",), strict=True)
+    return act(args, ("dead",), "retry", "Back to pending:", Queue.retry, ("retried",), strict=True)
 
 
 def cmd_retry(args) -> int:
-    return act(args, FINAL, "retry", "Back to pending:", Queue.retry, ("pending",))
+    return act(args, FINAL, "retry", "Back to pending:", Queue.retry, ("retried",))
 
 
 def cmd_dlq_purge(args) -> int:
@@ -5294,7 +5371,7 @@ def wait_for(queue, ids: list, timeout) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(args) -> int:
-    return act(args, WAITING + ("processing",), "cancel", "Cancelled", Queue.cancel, ("cancelled", "asked"))
+    return act(args, WAITING + ("processing",), "cancel", "Cancelled", Queue.cancel, ("done", "asked"))
 
 
 def cmd_hold(args) -> int:
@@ -5638,8 +5715,11 @@ def examine(path: str, fix: bool) -> list:
     if not os.path.exists(path):
         return [("warn", "database", "%s is not there yet: the first job makes it" % path)]
     try:
+        refuse_strange_wal(path)
         with Queue(path) as queue:
             return examine_database(queue, fix) + examine_workers(queue, fix) + examine_logs(queue, fix) + examine_disk(path)
+    except UserError as error:
+        return [("bad", "database", str(error))]
     except sqlite3.DatabaseError as error:
         if is_busy(error):
             raise
@@ -6111,7 +6191,7 @@ def main(argv=None) -> int:
         return drop_stdout()
     except KeyboardInterrupt:
         return 130
-    except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError) as error:
+    except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError, ImportError) as error:
         return complain(explain_error(error, database))
 
 

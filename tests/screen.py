@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 import unicodedata
 import uuid
 
@@ -70,6 +71,19 @@ class Screen:
         except pytest.fail.Exception:
             pytest.fail("%s %r after %g s; the screen:\n%s" % ("still" if gone else "no", pattern, timeout, self.text()))
         return found[0]
+
+    def steady(self, seconds=0.25, timeout=10):
+        """The text once it has not changed for so long: a picture, not one half drawn."""
+        last = [None, time.monotonic()]
+
+        def unchanged():
+            text = self.text()
+            if text != last[0]:
+                last[:] = [text, time.monotonic()]
+            return time.monotonic() - last[1] >= seconds
+
+        wait_until(unchanged, timeout, "a steady screen")
+        return last[0]
 
     def close(self):
         self._do("kill-server")

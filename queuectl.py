@@ -1055,9 +1055,25 @@ class Posix:
             with open(script, "wb") as file:
                 file.write(argument + b"\n")
             argv = [b"sh", os.fsencode(script)]
+        if not hasattr(os, "posix_spawn"):
+            return self._popen(argv, env, output)
         actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         return os.posix_spawn("/bin/sh", argv, env, file_actions=actions, setsid=True, setsigmask=(),
                               setsigdef=self._default_signals())
+
+    def _popen(self, argv: list, env: dict, output: int) -> int:
+        """spawn on PyPy, which has no posix_spawn."""
+        import signal
+        import subprocess
+
+        def restore():
+            for number in self._default_signals():
+                signal.signal(number, signal.SIG_DFL)
+
+        process = subprocess.Popen(argv, executable="/bin/sh", env=env, stdout=output, stderr=output, pass_fds=(output,),
+                                   start_new_session=True, preexec_fn=restore)
+        process.returncode = 0  # reaped by the bell
+        return process.pid
 
     def _default_signals(self):
         import signal
@@ -1265,18 +1281,17 @@ class PosixKeys:
         import signal
         import termios
         import tty
+        self._rung, ring = os.pipe()
+        os.set_blocking(ring, False)
+        signal.set_wakeup_fd(ring)
         for name in ("SIGTERM", "SIGHUP"):
-            signal.signal(getattr(signal, name), self._end)
+            signal.signal(getattr(signal, name), self._on_end)
         self._before = termios.tcgetattr(0)
         tty.setcbreak(0)
         mode = termios.tcgetattr(0)
         mode[6][termios.VSUSP] = b"\0"  # Ctrl-Z would leave the terminal as it is now
         termios.tcsetattr(0, termios.TCSADRAIN, mode)
         return self
-
-    def _end(self, *_) -> None:
-        self._on_end()
-        raise Rung
 
     def __exit__(self, *_) -> None:
         import termios
@@ -1286,13 +1301,9 @@ class PosixKeys:
         """The next key, by name where it has one; "" at the timeout."""
         import re
         import select
-        try:
-            ready = not self._typed and select.select([0], [], [], timeout)[0]
-        except Rung:
-            return ""
-        if ready:
+        if not self._typed and 0 in select.select([0, self._rung], [], [], timeout)[0]:
             text = os.read(0, 1024).decode("utf-8", "replace")
-            self._typed = re.findall(r"\033[\[O][0-9;]*[A-Za-z~]|.", text, re.S)
+            self._typed = re.findall(r"\033[\[O][0-9;]*[A-Za-z~]|\033.|.", text, re.S)
         key = self._typed.pop(0) if self._typed else ""
         return self.NAMES.get(key, key)
 
@@ -1327,6 +1338,7 @@ class PosixCrew:
             code = 0
         except BaseException:  # a fault of ours: into the log it goes, since nobody above can tell
             sys.excepthook(*sys.exc_info())
+            sys.stderr.flush()
         finally:
             os._exit(code)
 
@@ -2915,7 +2927,7 @@ class Queue:
                                  ", ".join(":" + name for name in row) + ")", row)
             except (sqlite3.Error, OverflowError) as error:
                 raise UserError("line %d: %s" % (where, error)) from None
-        if end != count:
+        if end != count or not count:
             raise UserError("the file is cut short: it has %d rows, and no end that says so" % count)
 
     # -- keeping it safe --
@@ -3834,7 +3846,10 @@ def prepare_streams() -> None:
 
 
 def flush() -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return drop_stdout()
     return 0
 
 
@@ -4142,10 +4157,9 @@ def junit(jobs, files, took: float) -> str:
     return "\n".join(lines) + "\n</testsuite></testsuites>\n"
 
 
-def safe_for_terminal(data: bytes, colour: bool) -> str:
+def safe_for_terminal(text: str, colour: bool) -> str:
     """Output of a job for a terminal: colours may pass, every other escape or control is shown, not obeyed."""
     import re
-    text = data.decode("utf-8", "surrogateescape")
     parts = re.split(r"(\x1b\[[0-9;]{0,40}m|\r?\n|\t)", text)
     return "".join((part if colour or part[:1] != "\x1b" else "") if i % 2 else plain(part).replace("\r", "")
                    for i, part in enumerate(parts))
@@ -4664,10 +4678,12 @@ def args_list(parser) -> None:
 
 
 def cmd_list(args) -> int:
-    if not args.watch:
+    if not args.watch or not is_terminal(sys.stdout):
         return list_once(args)
     while True:
-        sys.stdout.write("\033[H\033[2J" if is_terminal(sys.stdout) else "")
+        height = os.get_terminal_size(sys.stdout.fileno()).lines
+        args.limit = str(min(limit_asked(args) or 10**6, max(1, height - 3)))
+        sys.stdout.write("\033[2J\033[H")
         list_once(args)
         sys.stdout.flush()
         time.sleep(1)
@@ -4675,7 +4691,9 @@ def cmd_list(args) -> int:
 
 def list_once(args) -> int:
     states, limit = states_asked(args), limit_asked(args)
-    columns = [parse_choice(c.strip(), "--columns", tuple(COLUMNS)) for c in args.columns.split(",")] if args.columns else USUAL_COLUMNS
+    columns = USUAL_COLUMNS
+    if args.columns is not None:
+        columns = [parse_choice(column.strip(), "--columns", tuple(COLUMNS)) for column in args.columns.split(",")]
     filters = {"queue": args.queue, "name": args.name,
                "sort": SORTS[parse_choice(args.sort, "--sort", tuple(SORTS))] if args.sort else None,
                "since": time.time() - parse_duration(args.since, "--since") if args.since is not None else None}
@@ -4817,20 +4835,30 @@ def cmd_logs(args) -> int:
                 readers[-1].skip_to_last(lines)
             if job.attempt == 0 and not args.follow:
                 talk("job %d has not run yet" % job.id)
+            elif job.state != "processing" and not os.path.exists(queue.files.log(job.id, first)):
+                talk("job %d wrote nothing in attempt %d" % (job.id, first))
+        write = output_writer()
         while readers:
-            readers = [reader for reader in readers if reader.read(write_bytes, args.follow)]
+            readers = [reader for reader in readers if reader.read(write, args.follow)]
             if readers and OS.reader_left(0.05):
                 break
     return 0
 
 
-def write_bytes(data: bytes) -> None:
-    """Output of a job: as it is into a pipe or file, made harmless for a terminal."""
-    if is_terminal(sys.stdout):
-        sys.stdout.write(safe_for_terminal(data, not os.environ.get("NO_COLOR")))
-    else:
-        sys.stdout.buffer.write(data)
-    sys.stdout.flush()
+def output_writer():
+    """A function that prints output of jobs: as it is into a pipe or file, made harmless for a terminal."""
+    if not is_terminal(sys.stdout):
+        def write(data: bytes) -> None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+        return write
+    import codecs
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a character may come in two parts
+
+    def show(data: bytes) -> None:
+        sys.stdout.write(safe_for_terminal(decoder.decode(data), not os.environ.get("NO_COLOR")))
+        sys.stdout.flush()
+    return show
 
 
 class LogReader:
@@ -4847,6 +4875,7 @@ class LogReader:
         self._onward = onward
         self._offset = 0
         self._rest = b""
+        self._cut = False        # whether the output passed log_limit while it was followed
 
     def read(self, write, follow: bool) -> bool:
         """Passes on what has come since; returns whether to come again: more may follow, or not all was read."""
@@ -4861,10 +4890,13 @@ class LogReader:
                 if not data and not follow:
                     self._flush(write)
                 return follow or bool(data)
-        data = self._part(self._queue.files.log(self._job, self._attempt))
+        log = self._queue.files.log(self._job, self._attempt)
+        if self._cut:  # places in the log are not those of the output that was followed: only its tail is news
+            self._offset, self._cut = self._tail_of(log), False
+        data = self._part(log)
         while data:
             self._pass(data, write)
-            data = self._part(self._queue.files.log(self._job, self._attempt))
+            data = self._part(log)
         if job.attempt < self._attempt:
             return follow and job.state not in FINAL
         self._flush(write)
@@ -4897,21 +4929,27 @@ class LogReader:
         kept = ends.split(b"\n")[-lines:] if lines else []
         self._offset = place + len(tail) - (len(b"\n".join(kept)) + len(tail) - len(ends) if kept else 0)
 
+    def _tail_of(self, path: str) -> int:
+        """Where the line of a log stands that says what was dropped."""
+        try:
+            with open(path, "rb") as file:
+                return max(0, file.read().rfind(b"\n[queuectl: "))
+        except FileNotFoundError:
+            return 0
+
     def _part(self, path: str) -> bytes:
         try:
             with open(path, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
                 if size < self._offset:  # the output passed log_limit, and was cut to its head
-                    self._offset = size
-                    return b"\n[queuectl: output is being dropped here: log_limit]\n"
+                    self._offset, self._cut = size, True
                 file.seek(self._offset)
                 return file.read(2**20)
         except FileNotFoundError:
             return b""
 
     def _pass(self, data: bytes, write) -> None:
-        if not data.startswith(b"\n[queuectl: output is being dropped"):
-            self._offset += len(data)
+        self._offset += len(data)
         if self._prefix and data:
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()
@@ -5077,7 +5115,7 @@ class Top:
         self._last = None
         self._sampled = 0.0
 
-    def end(self) -> None:
+    def end(self, *_) -> None:
         self.alive = False
 
     def draw(self) -> None:
@@ -5089,7 +5127,7 @@ class Top:
     def lines(self, width: int, height: int) -> list:
         if self._log is not None:
             return self._log_lines(width, height)
-        head = self._head(width, height)
+        head = self._head(width, height)[:max(2, height - 7)]
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
         self._jobs = self._queue.jobs(states, 1000)
@@ -5337,12 +5375,15 @@ def cmd_wait(args) -> int:
             talk("still unfinished after %s" % span(timeout))
             return 124
         jobs = [queue.find(number) for number in ids]
+        gone = [number for number, job in zip(ids, jobs) if job is None]
         bad = [job for job in jobs if job is not None and job.state != "completed"]
         for job in bad[:20]:
             talk("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
+        for number in gone[:20]:
+            talk("job %d has been removed: what became of it can't be told" % number)
         if len(args.ids) == len(ids) == 1 and bad:
             return bad[0].exit_code or signal_status(bad[0].error) or 1
-        return 1 if bad else 0
+        return 1 if bad or gone else 0
 
 
 def wait_for(queue, ids: list, timeout) -> bool:
@@ -5359,8 +5400,8 @@ def wait_for(queue, ids: list, timeout) -> bool:
                 if job is not None and job.state not in FINAL:
                     break
                 left.pop()
-            progress.show(len(ids) - len(left))
             continue
+        progress.show(len(ids) - len(left))
         if limit is not None and time.monotonic() >= limit:
             break
         time.sleep(0.01)
@@ -5907,7 +5948,8 @@ def launchd_plist(words: list) -> str:
     arguments = "".join("    <string>%s</string>\n" % xml_text(word) for word in words)
     return ('<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" '
             '"http://www.apple.com/DTDs/PropertyList-1.0.dtd">\n<plist version="1.0">\n<dict>\n'
-            '  <key>Label</key><string>queuectl</string>\n  <key>ProgramArguments</key>\n  <array>\n%s  </array>\n  <key>RunAtLoad</key><true/>\n  <key>KeepAlive</key>'
+            '  <key>Label</key><string>queuectl</string>\n'
+            '  <key>ProgramArguments</key>\n  <array>\n%s  </array>\n  <key>RunAtLoad</key><true/>\n  <key>KeepAlive</key>'
             '<dict><key>SuccessfulExit</key><false/></dict>\n  <key>ExitTimeOut</key><integer>3600</integer>\n'
             '  <key>StandardOutPath</key><string>%s</string>\n'
             '  <key>StandardErrorPath</key><string>%s</string>\n</dict>\n</plist>\n' % (arguments, log, log))
@@ -6191,6 +6233,8 @@ def main(argv=None) -> int:
         return drop_stdout()
     except KeyboardInterrupt:
         return 130
+    except SystemExit:  # argparse has shown its help
+        return flush()
     except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError, ImportError) as error:
         return complain(explain_error(error, database))
 

@@ -1,0 +1,195 @@
+"""completion, in the real shells: commands, options, states, ids and names of a live queue, files where files are meant."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from conftest import posix_only, wait_until
+from screen import put_on_path, screens  # noqa: F401 (a fixture)
+
+pytestmark = posix_only("tmux and the shells of a POSIX system")
+
+SHELLS = {
+    "bash": (["bash", "--noprofile", "--norc", "-i"], 'bind "set bell-style none"; eval "$(queuectl completion bash)"'),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit && compinit -D -u; unsetopt beep; eval "$(queuectl completion zsh)"'),
+    "fish": (["fish", "--no-config", "-i"], "function fish_greeting; end; function fish_prompt; echo '% '; end; queuectl completion fish | source"),
+}
+each_shell = pytest.mark.parametrize("shell", SHELLS)
+
+
+@pytest.fixture
+def filled(queue):
+    """Jobs 1 (completed, `nightly-backup`) and 2 (dead, `mailer`), queue mail, batch 1, schedule `sweep`, workers none; files."""
+    lines = [json.dumps({"command": "exit 0", "name": "nightly-backup"}),
+             json.dumps({"command": "exit 1", "name": "mailer", "queue": "mail", "max_retries": 0})]
+    queue.cli("run", "--file", "-", stdin="\n".join(lines), check=False)
+    queue.cli("cron", "add", "sweep", "@daily", "exit 0")
+    (queue.dir / "commands.txt").write_text("exit 0\n")
+    (queue.dir / "commons").mkdir()
+    return queue
+
+
+class Prompt:
+    """A shell at its prompt, with the completion loaded; `after` types a line and Tab and tells what became of it."""
+
+    def __init__(self, screen, setup):
+        self.screen = screen
+        screen.type(" PS1='% '; PS2=''; " + setup + "; clear" if "fish" not in setup else setup + "; clear")
+        screen.keys("Enter")
+        screen.until(r"\A% *\n*\Z", 20)
+
+    def after(self, line, pattern, tabs=1):
+        """Types the line, then Tab, until the pattern is on the screen; then clears the line."""
+        self.screen.type(line)
+        self.screen.until(r"^% " + re.escape(line.rstrip()))
+        self.screen.keys(*["Tab"] * tabs)
+        text = self.screen.until(pattern)
+        self.screen.keys("C-c")
+        self.screen.keys("C-l")
+        self.screen.until(r"\A% *\n*\Z")
+        return text
+
+    def becomes(self, line, whole):
+        """The one way to go on is filled in."""
+        return self.after(line, r"^% " + re.escape(whole) + r" ?$")
+
+    def offers(self, line, *words):
+        """Where there are several they are listed, in whatever order and layout the shell has."""
+        everything = "".join(r"(?=.*(?<![\w-])%s(?![\w-]))" % re.escape(word) for word in words)
+        return self.after(line, r"(?s)\A" + everything, 2)
+
+
+@pytest.fixture
+def prompt(filled, screens):  # noqa: F811
+    def open_shell(shell, env=None, setup=None, columns=100, lines=40):
+        if not shutil.which(shell):
+            pytest.skip("%s is not installed" % shell)
+        settings = {"PATH": put_on_path(filled) + os.pathsep + filled.env["PATH"], "QUEUECTL_DB": str(filled.db), "TERM": "tmux-256color",
+                    "SHELL": shutil.which(shell), "HISTFILE": None, "fish_features": "no-query-term"}
+        words, usual = SHELLS[shell]
+        return Prompt(screens(words, columns, lines, dict(settings, **(env or {}))), usual if setup is None else setup)
+    return open_shell
+
+
+@each_shell
+def test_commands_and_their_second_words_are_completed(prompt, shell):
+    here = prompt(shell)
+    here.becomes("queuectl enq", "queuectl enqueue")
+    here.offers("queuectl re", "release", "retry")
+    here.becomes("queuectl worker st", "queuectl worker sta") if False else here.offers("queuectl worker st", "start", "stop")
+    here.becomes("queuectl dlq pu", "queuectl dlq purge")
+    here.becomes("queuectl config uns", "queuectl config unset")
+    assert "_complete" not in here.offers("queuectl ", "enqueue", "worker", "top")
+
+
+@each_shell
+def test_options_are_completed(prompt, shell):
+    here = prompt(shell)
+    here.becomes("queuectl enqueue --max", "queuectl enqueue --max-retries")
+    here.becomes("queuectl worker start --idle", "queuectl worker start --idle-timeout")
+    here.offers("queuectl list --s", "--since", "--sort", "--state")
+
+
+@each_shell
+def test_states_settings_and_other_fixed_words_are_completed(prompt, shell):
+    here = prompt(shell)
+    here.becomes("queuectl list --state proc", "queuectl list --state processing")
+    here.offers("queuectl list --state ", "pending", "processing", "completed", "failed", "dead", "cancelled")
+    here.becomes("queuectl config set keep", "queuectl config set keep_finished")
+    here.becomes("queuectl list --sort dur", "queuectl list --sort duration")
+    here.becomes("queuectl completion f", "queuectl completion fish")
+    here.becomes("queuectl service lau", "queuectl service launchd")
+    here.becomes("queuectl enqueue --backoff lin", "queuectl enqueue --backoff linear")
+
+
+@each_shell
+def test_ids_and_names_are_those_of_the_live_queue(prompt, filled, shell):
+    here = prompt(shell)
+    here.becomes("queuectl show night", "queuectl show nightly-backup")
+    here.offers("queuectl wait ", "1", "2", "nightly-backup", "mailer")
+    here.becomes("queuectl dlq retry ma", "queuectl dlq retry mailer")
+    assert not re.search(r"nightly-backup", here.offers("queuectl dlq purge ", "2", "mailer"))
+    filled.enqueue("--name", "zebra", "exit 0")  # while the shell is open
+    here.becomes("queuectl cancel 1 zeb", "queuectl cancel 1 zebra")
+    here.becomes("queuectl enqueue --after zeb", "queuectl enqueue --after zebra")
+
+
+@each_shell
+def test_queues_batches_and_schedules_are_completed(prompt, shell):
+    here = prompt(shell)
+    here.becomes("queuectl queue pause ma", "queuectl queue pause mail")
+    here.becomes("queuectl list --queue ma", "queuectl list --queue mail")
+    here.becomes("queuectl cron run sw", "queuectl cron run sweep")
+    here.becomes("queuectl batch show ", "queuectl batch show 1")
+
+
+@each_shell
+def test_files_are_completed_where_a_file_is_meant(prompt, shell):
+    here = prompt(shell)
+    here.becomes("queuectl run --file commands", "queuectl run --file commands.txt")
+    here.becomes("queuectl import commands", "queuectl import commands.txt")
+    here.becomes("queuectl enqueue --cwd commo", "queuectl enqueue --cwd commons/")
+    here.becomes("queuectl enqueue cat commands", "queuectl enqueue cat commands.txt")
+
+
+@each_shell
+def test_the_database_given_on_the_line_is_the_one_that_is_asked(prompt, filled, shell):
+    other = str(filled.dir / "other.db")
+    filled.run([*filled.program, "--db", other, "enqueue", "--name", "elsewhere", "exit 0"])
+    here = prompt(shell, env={"QUEUECTL_DB": None})
+    here.becomes("queuectl show --db other.db els", "queuectl show --db other.db elsewhere")
+    here.becomes("queuectl --db other.db show els", "queuectl --db other.db show elsewhere")
+    here.becomes("queuectl --db other.db wor", "queuectl --db other.db worker")
+
+
+@each_shell
+def test_completing_where_there_is_no_queue_makes_none_and_prints_no_error(prompt, filled, shell):
+    missing = filled.dir / "none" / "queue.db"
+    here = prompt(shell, env={"QUEUECTL_DB": str(missing)})
+    here.screen.type("queuectl show x")
+    here.screen.until("^% queuectl show x")
+    here.screen.keys("Tab", "Tab")
+    here.screen.type("y")
+    assert "rror" not in here.screen.until("^% queuectl show xy")
+    assert not missing.parent.exists()
+
+
+@each_shell
+def test_a_name_with_characters_that_mean_something_to_the_shell_is_completed_safely(prompt, filled, shell):
+    job = filled.enqueue("--name", "odd.name@x:y,z=1+2", "exit 0", check=False) if False else None
+    assert job is None
+    allowed = [name for name in ("a:b", "a=b", "a.b@c", "a+b") if filled.cli("enqueue", "--name", "odd" + name, "exit 0", check=False).returncode == 0]
+    here = prompt(shell)
+    for name in allowed:
+        here.becomes("queuectl show odd" + name[:2], "queuectl show odd" + name)
+
+
+def test_the_zsh_file_works_from_fpath_at_the_first_tab(prompt, filled):
+    folder = filled.home / "functions"
+    folder.mkdir()
+    (folder / "_queuectl").write_text(filled.cli("completion", "zsh").stdout)
+    here = prompt("zsh", setup="fpath=(%s $fpath); autoload -Uz compinit && compinit -D -u; unsetopt beep" % str(folder).replace(" ", "\\ "))
+    here.becomes("queuectl enq", "queuectl enqueue")
+    here.becomes("queuectl show night", "queuectl show nightly-backup")
+
+
+def test_the_fish_file_works_from_its_directory(prompt, filled):
+    folder = filled.home / ".config" / "fish" / "completions"
+    folder.mkdir(parents=True)
+    (folder / "queuectl.fish").write_text(filled.cli("completion", "fish").stdout)
+    here = prompt("fish", setup="set fish_complete_path %s; function fish_greeting; end; function fish_prompt; echo '% '; end" % str(folder).replace(" ", "\\ "))
+    here.becomes("queuectl enq", "queuectl enqueue")
+
+
+def test_completion_names_the_shells_it_knows_and_answers_in_a_moment(filled):
+    done = filled.cli("completion", "tcsh", check=False)
+    assert done.returncode == 2 and "powershell" in done.stderr
+    assert filled.out("_complete", "show", "nigh") == "nightly-backup"
+    assert filled.out("_complete", "nonsense", "x") == filled.out("_complete") .replace(filled.out("_complete"), "")
+    with_many = filled.cli("enqueue", "--file", "-", stdin="exit 0\n" * 20000)
+    assert with_many.returncode == 0
+    assert len(filled.out("_complete", "show", "").splitlines()) < 1000  # the newest, not a screen of thousands
+    wait_until(lambda: True)

@@ -1,0 +1,521 @@
+"""Random sequences of commands and outcomes, played on the Store and on a reference model of a page or two.
+
+The model knows nothing of indexes, gates as numbers, tallies or locks in tables: jobs in a dict, and the rules of
+the README said once each.  After every step each job of the Store must be what the model says, and the invariants
+of life.py must hold.
+"""
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from life import Clock, claim, finish, guard_states, invariants, open_store, rows
+
+import queuectl
+
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, Phase, settings, strategies as st  # noqa: E402
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test  # noqa: E402
+
+QUEUES = ("default", "mail", "slow")
+KEYS = ("k", "l")
+UNIQUE = ("u", "v")
+MAX_SNOOZES, SNOOZE_S, BACKOFF_S, MAX_CRASHES = 2, 30.0, 5.0, 3
+FINAL = ("completed", "dead", "cancelled")
+WAITING = ("pending", "failed")
+
+
+class Model:
+    """What a queue is, without a thought for speed."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.jobs = {}
+        self.batches = {}                 # id -> ids of its jobs, gone or not
+        self.holder = {}                  # key -> the job that has it
+        self.paused, self.limit = set(), {}
+        self.turn = {}                    # queue -> when it was last served
+        self.last_id = self.last_batch = 0
+
+    # -- what keeps a job back --
+
+    def reason(self, job):
+        """The gate of a waiting job, by name; None for others."""
+        if job.state not in WAITING:
+            return None
+        return ("held" if job.held else "parents" if job.waits_for else "due" if not job.seen_due else
+                "keyed" if job.key and self.holder.get(job.key) != job.id else "own" if job.pool else "ready")
+
+    def settle(self, job):
+        """Something of a waiting job has changed: it may take a key, or let go of one."""
+        job.seen_due = job.run_at <= self.clock()
+        if job.held or job.waits_for or not job.seen_due:
+            if job.state == "pending":
+                self.let_go(job)
+        elif job.key:
+            self.holder.setdefault(job.key, job.id)
+
+    def let_go(self, job):
+        if job.key and self.holder.get(job.key) == job.id:
+            del self.holder[job.key]
+            heirs = [j for j in self.jobs.values() if j is not job and j.key == job.key and j.state in WAITING
+                     and not j.held and not j.waits_for and j.seen_due]
+            if heirs:
+                self.settle(min(heirs, key=lambda j: (-j.priority, j.id)))
+
+    # -- the ends of jobs, and what follows --
+
+    def end(self, job, state, error=None, cause=None):
+        ended = [job] if job.state not in FINAL else []  # a dead job that is cancelled has told its children already
+        self.mark(job, state, error, cause)
+        while ended:
+            job = ended.pop()
+            self.let_go(job)
+            ended += self.tell_children(job.id, job.state)
+            if job.batch and self.unfinished(job.batch) == 0:
+                ended += self.tell_children(-job.batch, "completed")
+
+    def mark(self, job, state, error, cause=None):
+        job.state, job.error, job.cause, job.finished_at = state, error, cause, self.clock()
+        job.expires_at = job.pool = None
+
+    def tell_children(self, parent, state):
+        """Frees or cancels them; returns those that have ended by it."""
+        victims = []
+        for child in sorted(self.jobs.values(), key=lambda j: j.id):
+            if parent not in child.waits_for:
+                continue
+            if state == "completed" or child.waits_for[parent]:
+                del child.waits_for[parent]
+                if child.state in WAITING:
+                    self.settle(child)
+            elif child.state in WAITING:
+                self.mark(child, "cancelled", "parent", parent)
+                victims.append(child)
+        return victims
+
+    def unfinished(self, batch):
+        return sum(n in self.jobs and self.jobs[n].state not in FINAL for n in self.batches[batch])
+
+    def failed_parent(self, job):
+        """A parent that must complete and can't, as it has died or was cancelled."""
+        return next((p for p in sorted(job.waits_for) if not job.waits_for[p] and p in self.jobs
+                     and self.jobs[p].state in ("dead", "cancelled")), None)
+
+    # -- commands --
+
+    def twin(self, unique, window):
+        found = [j.id for j in self.jobs.values() if j.unique == unique and (
+            j.state not in FINAL or j.finished_at > self.clock() - window)]
+        return max(found, default=None)
+
+    def add(self, specs, label):
+        """The ids of new jobs; `specs` as SimpleNamespace, their parents as ids, or as positions below zero."""
+        ids, new = [], []
+        if label:
+            self.last_batch += 1
+            self.batches[self.last_batch] = []
+        for spec in specs:
+            twin = self.twin(spec.unique, spec.window) if spec.unique else None
+            if twin:
+                ids.append(twin)
+                continue
+            self.last_id += 1
+            job = SimpleNamespace(
+                id=self.last_id, state="pending", queue=spec.queue, priority=spec.priority, key=spec.key, unique=spec.unique,
+                held=spec.hold, run_at=self.clock() + spec.delay, expires_at=self.clock() + spec.ttl if spec.ttl else None,
+                max_retries=spec.max_retries, attempt=0, attempts=0, crashes=0, snoozes=0, asked=False, error=None, cause=None,
+                finished_at=None, worker=None, waits_for={}, seen_due=False, pool=None, batch=self.last_batch if label else None)
+            self.jobs[job.id] = job
+            self.turn.setdefault(job.queue, 0)
+            ids.append(job.id)
+            new.append((job, spec))
+            if label:
+                self.batches[self.last_batch].append(job.id)
+        for job, spec in new:
+            for parent, any_end in spec.parents:
+                job.waits_for[ids[parent.place] if isinstance(parent, Place) else parent] = any_end
+        for job, _ in new:  # in the order of the file, as the Store does
+            self.arrive(job)
+        return ids
+
+    def arrive(self, job):
+        if job.state != "pending":
+            return  # a parent in the same file was cancelled
+        for parent in sorted(job.waits_for):
+            any_end = job.waits_for[parent]
+            state = ("completed" if self.unfinished(-parent) == 0 else "pending") if parent < 0 else self.jobs[parent].state
+            if state == "completed" or any_end and state in FINAL:
+                del job.waits_for[parent]
+            elif state in FINAL:
+                return self.end(job, "cancelled", "parent", parent)
+        self.settle(job)
+
+    def cancel(self, number):
+        job = self.jobs[number]
+        if job.state == "processing":
+            job.asked = True
+        elif job.state != "completed" and job.state != "cancelled":
+            self.end(job, "cancelled", "cancelled")
+
+    def hold(self, number, held):
+        job = self.jobs[number]
+        if job.state in WAITING:
+            job.held = held
+            self.settle(job)
+
+    def retry(self, number):
+        if self.jobs[number].state not in FINAL or self.failed_parent(self.jobs[number]):
+            return
+        revived = [self.jobs[number]]
+        while revived:
+            job = revived.pop()
+            stuck = self.failed_parent(job)
+            if stuck:
+                job.cause = stuck  # its turn comes when that one is retried
+                continue
+            job.state, job.attempts, job.crashes, job.snoozes, job.error, job.cause = "pending", 0, 0, 0, None, None
+            job.run_at, job.finished_at, job.asked = self.clock(), None, False
+            self.settle(job)
+            revived += sorted((j for j in self.jobs.values() if j.state == "cancelled" and j.cause == job.id and job.id in j.waits_for),
+                              key=lambda j: j.id)
+
+    def purge(self, number):
+        if self.jobs[number].state in FINAL:
+            del self.jobs[number]
+            for job in self.jobs.values():
+                job.waits_for.pop(number, None)
+            for batch in [b for b in self.batches if not any(n in self.jobs for n in self.batches[b])]:
+                del self.batches[batch]
+
+    def edit(self, number, priority, delay):
+        job = self.jobs[number]
+        if job.state in WAITING:
+            job.priority = priority
+            if delay is not None:
+                job.run_at = self.clock() + delay
+            self.settle(job)
+
+    # -- workers --
+
+    def promote(self):
+        for job in sorted(self.jobs.values(), key=lambda j: (j.run_at, j.id)):
+            if self.reason(job) == "due" and job.run_at <= self.clock():
+                self.settle(job)
+
+    def expire(self):
+        for job in sorted(self.jobs.values(), key=lambda j: (j.expires_at or 0, j.id)):
+            if job.state in WAITING and job.expires_at is not None and job.expires_at <= self.clock():
+                self.end(job, "cancelled", "expired")
+
+    def may_run(self, job):
+        running = sum(j.state == "processing" and j.queue == job.queue for j in self.jobs.values())
+        return (self.reason(job) == "ready" and job.queue not in self.paused
+                and (self.limit.get(job.queue) is None or running < self.limit[job.queue]))
+
+    def claim(self, worker, queues):
+        self.promote()
+        while True:
+            ready = [j for j in self.jobs.values() if (queues is None or j.queue in queues) and self.may_run(j)]
+            if not ready:
+                return None
+            top = max(j.priority for j in ready)
+            firsts = {}  # of each queue that has one of the highest priority
+            for job in sorted((j for j in ready if j.priority == top), key=lambda j: j.id):
+                firsts.setdefault(job.queue, job)
+            job = min(firsts.values(), key=lambda j: (self.turn[j.queue], j.id))
+            if job.expires_at is None or job.expires_at > self.clock():
+                break
+            self.end(job, "cancelled", "expired")
+        self.turn[job.queue] = self.clock()
+        job.state, job.worker, job.attempt, job.attempts = "processing", worker, job.attempt + 1, job.attempts + 1
+        job.finished_at = job.expires_at = None
+        return job.id
+
+    def finish(self, number, kind, code):
+        """Returns the least and the most run_at that the Store may have chosen, or None."""
+        job = self.jobs[number]
+        job.worker = None
+        asked, job.asked = job.asked, False
+        if kind == "completed":
+            return self.end(job, "completed")
+        if asked or kind == "cancelled":
+            return self.end(job, "cancelled", "cancelled")
+        if kind == "released":
+            return self.put_back(job, "pending", 0, charge=False)
+        if kind == "crashed":
+            job.crashes += 1
+            if job.crashes == MAX_CRASHES:
+                job.attempts -= 1
+                return self.end(job, "dead", "worker died 3 times")
+            return self.put_back(job, "pending", 0 if job.crashes == 1 else BACKOFF_S, charge=False)
+        if code == 75 and job.snoozes < MAX_SNOOZES:
+            job.snoozes += 1
+            return self.put_back(job, "pending", SNOOZE_S, charge=False)
+        if code == 2 or job.attempts > job.max_retries:
+            return self.end(job, "dead", "exit")
+        job.finished_at = self.clock()
+        return self.put_back(job, "failed", BACKOFF_S, jitter=0.1)
+
+    def put_back(self, job, state, delay, charge=True, jitter=0.0):
+        job.state, job.attempts = state, job.attempts - (not charge)
+        job.run_at, job.seen_due = self.clock() + delay, not delay
+        return self.clock() + delay, self.clock() + delay * (1 + jitter)
+
+
+class Place:
+    """A parent that is another line of the same file."""
+
+    def __init__(self, place):
+        self.place = place
+
+
+NEW_JOB = st.fixed_dictionaries({
+    "queue": st.sampled_from(QUEUES), "priority": st.integers(-1, 2), "key": st.sampled_from((None, None, None) + KEYS),
+    "unique": st.sampled_from((None,) * 4 + UNIQUE), "window": st.sampled_from((0, 60)), "hold": st.sampled_from((False,) * 5 + (True,)),
+    "delay": st.sampled_from((0, 0, 0, 7, 40)), "ttl": st.sampled_from((None,) * 4 + (5, 50)), "max_retries": st.integers(0, 2),
+    "env": st.integers(0, 2), "parents": st.lists(st.tuples(st.integers(0, 99), st.booleans()), max_size=2),
+    "after_batch": st.sampled_from((None, None, None, 0, 1))})
+PICK = st.integers(0, 99)
+
+
+class Life(RuleBasedStateMachine):
+    """One sequence, on both."""
+
+    @initialize()
+    def open(self):
+        self.dir = Path(tempfile.mkdtemp(prefix="queuectl-model-"))
+        self.clock = Clock()
+        self.store = open_store(self.dir, self.clock)
+        guard_states(self.store)
+        self.store.set_config("max_snoozes", MAX_SNOOZES)
+        self.model = Model(self.clock)
+        self.model.turn["default"] = 0
+        self.running = {}  # worker -> its Job as claimed
+        self.stale = []    # records of attempts that have ended
+
+    def teardown(self):
+        if hasattr(self, "store"):
+            self.store.close()
+            shutil.rmtree(str(self.dir))
+
+    # -- helpers --
+
+    def pick(self, number):
+        ids = sorted(self.model.jobs)
+        return ids[number % len(ids)]
+
+    def spec(self, new, place, size):
+        """A model's spec and the Store's item of one new job; in a file its parents are other lines as well."""
+        ids, parents, after, after_any = sorted(self.model.jobs), [], [], []
+        chosen = {}
+        for number, any_end in new["parents"]:
+            if size > 1 and number % 2 and number % size != place:
+                chosen["line%d-%d" % (self.model.last_batch + 1, number % size)] = (Place(number % size), any_end)
+            elif ids:
+                chosen[str(ids[number % len(ids)])] = (ids[number % len(ids)], any_end)
+        for ref, (parent, any_end) in chosen.items():
+            parents.append((parent, any_end))
+            (after_any if any_end else after).append(ref)
+        item = {key: new[key] for key in ("queue", "priority", "key", "unique", "delay", "ttl", "max_retries")}
+        item.update(command="x", env={"X": str(new["env"])}, backoff="constant", backoff_base=BACKOFF_S, snooze_on="75", dead_on="2")
+        if new["unique"] and new["window"]:
+            item["for"] = new["window"]
+        if new["hold"]:
+            item["hold"] = True
+        if after:
+            item["after"] = after
+        if after_any:
+            item["after_any"] = after_any
+        batches = sorted(self.model.batches)
+        if new["after_batch"] is not None and batches:
+            batch = batches[new["after_batch"] % len(batches)]
+            item["after_batch"] = str(batch)
+            parents.append((-batch, True))
+        return SimpleNamespace(**dict(new, parents=parents)), item
+
+    # -- commands --
+
+    @rule(new=NEW_JOB)
+    def enqueue(self, new):
+        spec, item = self.spec(new, 0, 1)
+        assert self.store.enqueue_many([item]) == self.model.add([spec], None)
+
+    @rule(news=st.lists(NEW_JOB, min_size=2, max_size=4))
+    def enqueue_a_file(self, news):
+        specs, items = [], []
+        for place, new in enumerate(news):
+            spec, item = self.spec(dict(new, unique=None), place, len(news))
+            item["name"] = "line%d-%d" % (self.model.last_batch + 1, place)
+            specs.append(spec)
+            items.append(item)
+        if circular(specs):
+            before = rows(self.store, "SELECT count(*), max(id) FROM job")
+            with pytest.raises(queuectl.UserError, match="waits for itself"):
+                self.store.enqueue_many(items, label="file")
+            assert rows(self.store, "SELECT count(*), max(id) FROM job") == before
+        else:
+            assert self.store.enqueue_many(items, label="file") == self.model.add(specs, "file")
+
+    def some_jobs(self):
+        return bool(self.model.jobs)
+
+    @precondition(some_jobs)
+    @rule(number=PICK)
+    def cancel(self, number):
+        self.store.cancel([self.pick(number)])
+        self.model.cancel(self.pick(number))
+
+    @precondition(some_jobs)
+    @rule(number=PICK, held=st.booleans())
+    def hold_or_release(self, number, held):
+        self.store.hold([self.pick(number)], held)
+        self.model.hold(self.pick(number), held)
+
+    @precondition(some_jobs)
+    @rule(number=PICK)
+    def retry(self, number):
+        self.store.retry([self.pick(number)])
+        self.model.retry(self.pick(number))
+
+    @precondition(lambda self: any(j.state in FINAL for j in self.model.jobs.values()))
+    @rule(number=PICK)
+    def retry_one_that_ended(self, number):
+        ended = sorted(j.id for j in self.model.jobs.values() if j.state in FINAL)
+        self.store.retry([ended[number % len(ended)]])
+        self.model.retry(ended[number % len(ended)])
+
+    @precondition(some_jobs)
+    @rule(number=PICK)
+    def purge(self, number):
+        chosen = self.pick(number)
+        self.store.purge([chosen])
+        self.model.purge(chosen)
+
+    @precondition(some_jobs)
+    @rule(number=PICK, priority=st.integers(-1, 2), delay=st.sampled_from((None, 0, 9)))
+    def edit(self, number, priority, delay):
+        self.store.edit([self.pick(number)], dict({"priority": priority}, **({} if delay is None else {"delay": delay})))
+        self.model.edit(self.pick(number), priority, delay)
+
+    @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
+    def pause_or_resume(self, queue, paused):
+        self.store.set_queue(queue, paused=int(paused))
+        (self.model.paused.add if paused else self.model.paused.discard)(queue)
+        self.model.turn.setdefault(queue, 0)
+
+    @rule(queue=st.sampled_from(QUEUES), limit=st.sampled_from((None, None, 0, 1, 2)))
+    def limit(self, queue, limit):
+        self.store.set_queue(queue, max_running=limit)
+        self.model.limit[queue] = limit
+        self.model.turn.setdefault(queue, 0)
+
+    @rule(add=st.booleans())
+    def schedule(self, add):
+        """Uses an environment too; due in a year, so it stays aside."""
+        there = bool(self.store.schedules())
+        if add and not there:
+            self.store.add_schedule("yearly", None, 3e7, {"command": "x"})
+        elif there and not add:
+            self.store.remove_schedule("yearly")
+
+    # -- time and workers --
+
+    @rule(seconds=st.sampled_from((1, 6, 31, 61)))
+    def time_goes_by(self, seconds):
+        self.clock.pass_by(seconds)
+
+    @rule()
+    def tick(self):
+        self.store.tick(self.clock())
+        self.model.expire()
+        self.model.promote()
+
+    def claim(self, worker, queues=None):
+        self.clock.pass_by(0.001)  # so that turns can be told apart
+        job = claim(self.store, worker, "/%s/" % "/".join(queues) if queues else None)
+        expected = self.model.claim(worker, queues)
+        assert (job and job.id) == expected
+        if job is not None:
+            self.running[worker] = job
+
+    @precondition(lambda self: len(self.running) < 3)
+    @rule(queues=st.sampled_from((None, None, ("mail",), ("default", "slow"))))
+    def a_worker_claims(self, queues):
+        self.claim(min({1, 2, 3} - set(self.running)), queues)
+
+    @precondition(lambda self: self.running)
+    @rule(number=PICK, how=st.sampled_from([("completed", 0)] * 4 + [("failed", 1)] * 3 + [
+        ("failed", 2), ("failed", 75), ("timeout", None), ("released", None), ("crashed", None), ("cancelled", None)]), again=st.booleans())
+    def a_job_ends(self, number, how, again):
+        worker = sorted(self.running)[number % len(self.running)]
+        job = self.running.pop(worker)
+        after = finish(self.store, job, how[0], how[1], how[0])
+        window = self.model.finish(job.id, *how)
+        if window:
+            assert window[0] <= after.run_at <= window[1] + 1e-6
+            self.model.jobs[job.id].run_at = after.run_at
+        self.stale = (self.stale + [job])[-5:]
+        if again:
+            self.claim(worker)
+
+    @precondition(lambda self: self.stale)
+    @rule(number=PICK, kind=st.sampled_from(["completed", "failed", "crashed", "released", "cancelled"]))
+    def a_late_worker_reports(self, number, kind):
+        finish_late(self.store, self.stale[number % len(self.stale)], kind)
+
+    # -- what must hold --
+
+    @invariant()
+    def the_store_is_as_the_model(self):
+        if not hasattr(self, "store"):
+            return
+        gates = ("ready", "due", "held", "parents", "keyed", "own")
+        names = ("id", "state", "gate", "attempt", "attempts", "crashes", "snoozes", "priority", "held", "cause", "worker", "batch", "run_at")
+        real = {row[0]: dict(zip(names, row)) for row in rows(self.store, "SELECT " + ", ".join(names) + " FROM job")}
+        assert set(real) == set(self.model.jobs)
+        for number, job in self.model.jobs.items():
+            expected = dict(id=number, state=job.state, gate=self.model.reason(job), attempt=job.attempt, attempts=job.attempts,
+                            crashes=job.crashes, snoozes=job.snoozes, priority=job.priority, held=int(job.held), cause=job.cause,
+                            worker=job.worker if job.state == "processing" else None, batch=job.batch, run_at=job.run_at)
+            got = dict(real[number], gate=None if real[number]["gate"] is None else gates[real[number]["gate"]])
+            assert got == expected
+        assert dict(rows(self.store, "SELECT id, unfinished FROM batch")) == {
+            batch: self.model.unfinished(batch) for batch in self.model.batches}
+        assert dict(rows(self.store, "SELECT key, job FROM keylock")) == self.model.holder
+        invariants(self.store)
+
+
+def finish_late(store, job, kind):
+    before = rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock")
+    store.exchange(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1), claim=False)
+    assert before == (rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock"))
+
+
+def circular(specs):
+    """Whether lines of a file wait for each other in a ring."""
+    waits = {n: {p.place for p, _ in spec.parents if isinstance(p, Place)} for n, spec in enumerate(specs)}
+    while True:
+        free = {n for n, parents in waits.items() if not parents}
+        if not free:
+            return bool(waits)
+        waits = {n: parents - free for n, parents in waits.items() if n not in free}
+
+
+def play(**options):
+    run_state_machine_as_test(Life, settings=settings(
+        deadline=None, database=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False, **options))
+
+
+def test_the_store_does_what_the_model_says():
+    """The same sequences each time: a run of the quick tests tells of the program, not of luck."""
+    play(max_examples=60, stateful_step_count=40, derandomize=True, phases=(Phase.generate, Phase.shrink))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_store_does_what_the_model_says_for_long():
+    play(max_examples=1500, stateful_step_count=80)

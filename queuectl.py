@@ -1013,8 +1013,8 @@ class Posix:
         """Kills what a dead worker's attempt left, where that is surely ours; returns the pids still there.
 
         Ours is what holds the lock of the attempt's output; the group whose leader began when the attempt
-        did; and of a group without its leader, whose number may be another's by now, what has `marks`
-        (entries K=V) in its environment.
+        did and, where that can be told, has `marks` (entries K=V) in its environment; and of a group without
+        its leader, whose number may be another's by now, what has those marks.
         """
         import signal
         left = []
@@ -1023,7 +1023,8 @@ class Posix:
             members = [p.pid for p in alive if p.group == group and group > 1]
             leader = [p for p in alive if p.pid == group]
             if leader:
-                ours = set(members) if abs(leader[0].born - born) <= self.birth_slack() else set()
+                same = abs(leader[0].born - born) <= self.birth_slack() and self.has_marks(group, marks) is not False
+                ours = set(members) if same else set()
             else:
                 ours = {pid for pid in members if self.has_marks(pid, marks)}
             left = sorted((ours | set(self.holders(path))) - {os.getpid()})
@@ -1037,9 +1038,9 @@ class Posix:
             time.sleep(0.01)
         return left
 
-    def has_marks(self, pid: int, marks) -> bool:
-        """Whether a process has these entries in its environment, as far as that can be told."""
-        return False
+    def has_marks(self, pid: int, marks):
+        """Whether a process has these entries in its environment; None where that can't be told."""
+        return None
 
     # -- running a job --
 
@@ -1221,7 +1222,7 @@ class Linux(Posix):
                     rows.append(Process(int(name), int(words[2]), int(words[19]) / tick))
         return rows
 
-    def has_marks(self, pid: int, marks) -> bool:
+    def has_marks(self, pid: int, marks):
         try:
             with open("/proc/%d/environ" % pid, "rb") as file:
                 return bool(marks) and set(file.read().split(b"\0")).issuperset(map(os.fsencode, marks))
@@ -1801,7 +1802,7 @@ class Plan:
     def _release(self, job, now: float) -> None:
         """Opens the gate of a job just stored; cancels it where a parent has failed already."""
         queue = self._queue
-        if job is None or job.gate != HELD or job.state != "pending":
+        if job is None or job.state != "pending":
             return
         for parent, any_end in queue._db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
             state = queue._state_of_parent(parent)

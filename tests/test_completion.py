@@ -12,10 +12,22 @@ from screen import put_on_path, screens  # noqa: F401 (a fixture)
 
 pytestmark = posix_only("tmux and the shells of a POSIX system")
 
+# How each is started with nothing but its start-up file, and what stands in that.
 SHELLS = {
-    "bash": (["bash", "--noprofile", "--norc", "-i"], 'bind "set bell-style none"; eval "$(queuectl completion bash)"'),
-    "zsh": (["zsh", "-f", "-i"], 'autoload -Uz compinit && compinit -D -u; unsetopt beep; eval "$(queuectl completion zsh)"'),
-    "fish": (["fish", "--no-config", "-i"], "function fish_greeting; end; function fish_prompt; echo '% '; end; queuectl completion fish | source"),
+    "bash": (["bash", "--noprofile", "--rcfile", "RC", "-i"], """PS1='ready> '
+bind 'set bell-style none' 'set show-all-if-ambiguous on' 'set completion-query-items 0' 'set page-completions off'
+eval "$(queuectl completion bash)"
+"""),
+    "zsh": (["zsh", "-d", "-i"], """PS1='ready> '
+unsetopt beep promptsp
+autoload -Uz compinit && compinit -D -u
+eval "$(queuectl completion zsh)"
+"""),
+    "fish": (["fish", "--no-config", "-i", "-C", "source 'RC'"], """function fish_prompt; echo 'ready> '; end
+set -g fish_greeting
+set -g fish_autosuggestion_enabled 0
+queuectl completion fish | source
+"""),
 }
 each_shell = pytest.mark.parametrize("shell", SHELLS)
 
@@ -35,42 +47,46 @@ def filled(queue):
 class Prompt:
     """A shell at its prompt, with the completion loaded; `after` types a line and Tab and tells what became of it."""
 
-    def __init__(self, screen, setup):
-        self.screen = screen
-        screen.type(" PS1='% '; PS2=''; " + setup + "; clear" if "fish" not in setup else setup + "; clear")
-        screen.keys("Enter")
-        screen.until(r"\A% *\n*\Z", 20)
+    def __init__(self, screen):
+        self._screen = screen
+        self._alone()
 
-    def after(self, line, pattern, tabs=1):
-        """Types the line, then Tab, until the pattern is on the screen; then clears the line."""
-        self.screen.type(line)
-        self.screen.until(r"^% " + re.escape(line.rstrip()))
-        self.screen.keys(*["Tab"] * tabs)
-        text = self.screen.until(pattern)
-        self.screen.keys("C-c")
-        self.screen.keys("C-l")
-        self.screen.until(r"\A% *\n*\Z")
+    def _alone(self):
+        """Empties the line and the screen."""
+        def only_the_prompt():
+            self._screen.keys("C-u", "C-l")
+            return re.fullmatch(r"ready> *\n*", self._screen.text())
+        wait_until(only_the_prompt, 20, "a bare prompt", 0.05)
+
+    def after(self, line, pattern):
+        """Types the line, then Tab, until the pattern is on the screen; then empties the line again."""
+        self._screen.type(line)
+        self._screen.until(r"^ready> " + re.escape(line.rstrip()))
+        self._screen.keys("Tab")
+        text = self._screen.until(pattern, 10)
+        self._alone()
         return text
 
     def becomes(self, line, whole):
         """The one way to go on is filled in."""
-        return self.after(line, r"^% " + re.escape(whole) + r" ?$")
+        return self.after(line, r"^ready> " + re.escape(whole) + r" ?$")
 
     def offers(self, line, *words):
         """Where there are several they are listed, in whatever order and layout the shell has."""
-        everything = "".join(r"(?=.*(?<![\w-])%s(?![\w-]))" % re.escape(word) for word in words)
-        return self.after(line, r"(?s)\A" + everything, 2)
+        return self.after(line, r"(?s)\A" + "".join(r"(?=.*\n(?:.*\s)?%s(?![\w-]))" % re.escape(word) for word in words))
 
 
 @pytest.fixture
 def prompt(filled, screens):  # noqa: F811
-    def open_shell(shell, env=None, setup=None, columns=100, lines=40):
+    def open_shell(shell, env=None, start=None):
         if not shutil.which(shell):
             pytest.skip("%s is not installed" % shell)
-        settings = {"PATH": put_on_path(filled) + os.pathsep + filled.env["PATH"], "QUEUECTL_DB": str(filled.db), "TERM": "tmux-256color",
-                    "SHELL": shutil.which(shell), "HISTFILE": None, "fish_features": "no-query-term"}
         words, usual = SHELLS[shell]
-        return Prompt(screens(words, columns, lines, dict(settings, **(env or {}))), usual if setup is None else setup)
+        start_up = filled.home / ".zshrc"  # for zsh the name matters
+        start_up.write_text(usual if start is None else start)
+        settings = {"PATH": put_on_path(filled) + os.pathsep + filled.env["PATH"], "QUEUECTL_DB": str(filled.db), "TERM": "xterm-256color",
+                    "ZDOTDIR": str(filled.home), "HISTFILE": None}
+        return Prompt(screens([word.replace("RC", str(start_up)) for word in words], 100, 40, dict(settings, **(env or {}))))
     return open_shell
 
 
@@ -79,7 +95,7 @@ def test_commands_and_their_second_words_are_completed(prompt, shell):
     here = prompt(shell)
     here.becomes("queuectl enq", "queuectl enqueue")
     here.offers("queuectl re", "release", "retry")
-    here.becomes("queuectl worker st", "queuectl worker sta") if False else here.offers("queuectl worker st", "start", "stop")
+    here.offers("queuectl worker st", "start", "stop")
     here.becomes("queuectl dlq pu", "queuectl dlq purge")
     here.becomes("queuectl config uns", "queuectl config unset")
     assert "_complete" not in here.offers("queuectl ", "enqueue", "worker", "top")
@@ -149,29 +165,28 @@ def test_the_database_given_on_the_line_is_the_one_that_is_asked(prompt, filled,
 def test_completing_where_there_is_no_queue_makes_none_and_prints_no_error(prompt, filled, shell):
     missing = filled.dir / "none" / "queue.db"
     here = prompt(shell, env={"QUEUECTL_DB": str(missing)})
-    here.screen.type("queuectl show x")
-    here.screen.until("^% queuectl show x")
-    here.screen.keys("Tab", "Tab")
-    here.screen.type("y")
-    assert "rror" not in here.screen.until("^% queuectl show xy")
+    here.becomes("queuectl show", "queuectl show")
+    assert "rror" not in here.after("queuectl show x", "^ready> queuectl show x")
+    here.becomes("queuectl cron run x", "queuectl cron run x")
     assert not missing.parent.exists()
 
 
 @each_shell
 def test_a_name_with_characters_that_mean_something_to_the_shell_is_completed_safely(prompt, filled, shell):
-    job = filled.enqueue("--name", "odd.name@x:y,z=1+2", "exit 0", check=False) if False else None
-    assert job is None
-    allowed = [name for name in ("a:b", "a=b", "a.b@c", "a+b") if filled.cli("enqueue", "--name", "odd" + name, "exit 0", check=False).returncode == 0]
+    names = {"odd1:b": "odd1:", "odd2=b": "odd2=", "odd3.b@c": "odd3.", "odd4+b": "odd4", "odd5/b": "odd5/", "odd6 b": "odd6", "odd7'b": "odd7",
+             "odd8$b": "odd8", "odd9*b": "odd9", "oddx\\b": "oddx", "oddy;b": "oddy", "oddz\u65e5": "oddz"}
+    taken = [name for name in names if filled.cli("enqueue", "--name", name, "exit 0", check=False).returncode == 0]
     here = prompt(shell)
-    for name in allowed:
-        here.becomes("queuectl show odd" + name[:2], "queuectl show odd" + name)
+    for name in taken:
+        quoted = "".join(r"\\?" + re.escape(char) for char in name)
+        here.after("queuectl show " + names[name], r"^ready> queuectl show ['\"]?%s['\"]? ?$" % quoted)
 
 
 def test_the_zsh_file_works_from_fpath_at_the_first_tab(prompt, filled):
     folder = filled.home / "functions"
     folder.mkdir()
     (folder / "_queuectl").write_text(filled.cli("completion", "zsh").stdout)
-    here = prompt("zsh", setup="fpath=(%s $fpath); autoload -Uz compinit && compinit -D -u; unsetopt beep" % str(folder).replace(" ", "\\ "))
+    here = prompt("zsh", start=SHELLS["zsh"][1].replace("autoload", "fpath=('%s' $fpath); autoload" % folder).replace("eval", "#"))
     here.becomes("queuectl enq", "queuectl enqueue")
     here.becomes("queuectl show night", "queuectl show nightly-backup")
 
@@ -180,7 +195,7 @@ def test_the_fish_file_works_from_its_directory(prompt, filled):
     folder = filled.home / ".config" / "fish" / "completions"
     folder.mkdir(parents=True)
     (folder / "queuectl.fish").write_text(filled.cli("completion", "fish").stdout)
-    here = prompt("fish", setup="set fish_complete_path %s; function fish_greeting; end; function fish_prompt; echo '% '; end" % str(folder).replace(" ", "\\ "))
+    here = prompt("fish", start=SHELLS["fish"][1].replace("queuectl completion fish | source", "set fish_complete_path '%s'" % folder))
     here.becomes("queuectl enq", "queuectl enqueue")
 
 
@@ -188,8 +203,7 @@ def test_completion_names_the_shells_it_knows_and_answers_in_a_moment(filled):
     done = filled.cli("completion", "tcsh", check=False)
     assert done.returncode == 2 and "powershell" in done.stderr
     assert filled.out("_complete", "show", "nigh") == "nightly-backup"
-    assert filled.out("_complete", "nonsense", "x") == filled.out("_complete") .replace(filled.out("_complete"), "")
+    assert filled.out("_complete", "nonsense", "x") == ""
     with_many = filled.cli("enqueue", "--file", "-", stdin="exit 0\n" * 20000)
     assert with_many.returncode == 0
     assert len(filled.out("_complete", "show", "").splitlines()) < 1000  # the newest, not a screen of thousands
-    wait_until(lambda: True)

@@ -4836,7 +4836,7 @@ def cmd_logs(args) -> int:
                 readers[-1].skip_to_last(lines)
             if job.attempt == 0 and not args.follow:
                 talk("job %d has not run yet" % job.id)
-            elif job.state != "processing" and not os.path.exists(queue.files.log(job.id, first)):
+            elif job.state != "processing" and not args.follow and not os.path.exists(queue.files.log(job.id, first)):
                 talk("job %d wrote nothing in attempt %d" % (job.id, first))
         write = output_writer()
         while readers:
@@ -5871,8 +5871,13 @@ def import_rows(path: str):
 
 COMPLETIONS = {
     "bash": """_queuectl() {
-  local IFS=$'\\n'
-  COMPREPLY=($(queuectl _complete "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+  local line=${COMP_LINE:0:COMP_POINT} last IFS=$'\\n'
+  local -a words
+  IFS=' ' read -ra words <<< "$line"
+  [[ $line == *' ' ]] && words+=("")
+  last=${words[${#words[@]}-1]}
+  COMPREPLY=($(queuectl _complete "${words[@]:1}" 2>/dev/null | while read -r word; do printf '%q\\n' "$word"; done))
+  COMPREPLY=("${COMPREPLY[@]#"${last%"${last##*[:=]}"}"}")  # bash takes what stands before : or = for a word of its own
 }
 complete -o default -F _queuectl queuectl
 """,

@@ -145,14 +145,18 @@ class Model:
     def arrive(self, job):
         if job.state != "pending":
             return  # a parent in the same file was cancelled
+        failed = None
         for parent in sorted(job.waits_for):
             any_end = job.waits_for[parent]
             state = ("completed" if self.unfinished(-parent) == 0 else "pending") if parent < 0 else self.jobs[parent].state
             if state == "completed" or any_end and state in FINAL:
                 del job.waits_for[parent]
             elif state in FINAL:
-                return self.end(job, "cancelled", "parent", parent)
-        self.settle(job)
+                failed = failed or parent
+        if failed:
+            self.end(job, "cancelled", "parent", failed)
+        else:
+            self.settle(job)
 
     def cancel(self, number):
         job = self.jobs[number]

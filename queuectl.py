@@ -396,9 +396,9 @@ def parse_name(raw, what: str = "a name") -> str:
     head, dash, tail = raw.partition("-")
     if raw.isdigit() or raw.lower() in ("last", "all") or dash and head.isdigit() and tail.isdigit():
         raise UserError("%s can't be %s, which would read as an id: put a letter in it" % (what, quoted(raw)))
-    if raw[0] == "-" or "," in raw or "/" in raw and what == "a queue":
+    if raw[0] == "-" or "," in raw or "/" in raw and "queue" in what:
         raise UserError("%s can't start with - or hold a comma%s: %s" % (
-            what, " or a slash" if what == "a queue" else "", quoted(raw)))
+            what, " or a slash" if "queue" in what else "", quoted(raw)))
     return raw
 
 
@@ -471,28 +471,42 @@ def backoff_delay(job, jitter: float) -> float:
     return min(delay, job.backoff_max) * (1 + 0.1 * jitter)
 
 
+def within(low: float, high: float, whole: bool = True):
+    """A parser of numbers from low to high."""
+    return lambda raw, what: parse_number(raw, what, low, high, whole)
+
+
+def one_of(*choices):
+    """A parser of one of these words."""
+    return lambda raw, what: parse_choice(raw, what, choices)
+
+
+def parse_command(raw, what: str):
+    return encodable(str(raw).strip(), what)
+
+
 # A setting: its default, how a value is read and written, and what it means.
 Setting = namedtuple("Setting", "default parse text meaning")
 SETTINGS = {
-    "max_retries": Setting(3, lambda raw, what: parse_number(raw, what, 0, 10**6, whole=True), str,
+    "max_retries": Setting(3, within(0, 10**6), str,
                            "runs after the first, before a job is dead"),
     "timeout": Setting(None, parse_optional_duration, duration_text, "how long an attempt may run"),
-    "backoff": Setting("exponential", lambda raw, what: parse_choice(raw, what, ("exponential", "linear", "constant")),
+    "backoff": Setting("exponential", one_of("exponential", "linear", "constant"),
                        str, "how the delay grows: base ** n, base * n or base seconds after the n-th failure"),
-    "backoff_base": Setting(2.0, lambda raw, what: parse_number(raw, what, 0, 10**6), number_text,
+    "backoff_base": Setting(2.0, within(0, 10**6, whole=False), number_text,
                             "base of that delay, in seconds"),
     "backoff_max": Setting(3600.0, parse_duration, duration_text, "longest delay between two attempts"),
     "kill_grace": Setting(5.0, parse_duration, duration_text, "from TERM to KILL when a job is ended"),
     "keep_finished": Setting(604800.0, parse_optional_duration, duration_text,
                              "how long completed and cancelled jobs are kept"),
     "log_limit": Setting(64 * 2**20, parse_size, size_text, "most output kept of one attempt: its head and its tail"),
-    "max_crashes": Setting(3, lambda raw, what: parse_number(raw, what, 1, 10**6, whole=True), str,
+    "max_crashes": Setting(3, within(1, 10**6), str,
                            "deaths of its worker that a job may see before it is dead"),
-    "max_snoozes": Setting(100, lambda raw, what: parse_number(raw, what, 0, 10**6, whole=True), str,
+    "max_snoozes": Setting(100, within(0, 10**6), str,
                            "snoozes of a job before they count as failures"),
-    "on_dead": Setting("", lambda raw, what: encodable(str(raw).strip(), what), str, "command to enqueue when a job has died"),
-    "on_idle": Setting("", lambda raw, what: encodable(str(raw).strip(), what), str, "command to enqueue when nothing is left to do"),
-    "sync": Setting("normal", lambda raw, what: parse_choice(raw, what, ("normal", "full")), str,
+    "on_dead": Setting("", parse_command, str, "command to enqueue when a job has died"),
+    "on_idle": Setting("", parse_command, str, "command to enqueue when nothing is left to do"),
+    "sync": Setting("normal", one_of("normal", "full"), str,
                     "`full`: workers sync each result to the disk too"),
 }
 
@@ -508,12 +522,24 @@ def parse_setting(key: str, raw):
     return SETTINGS[key].parse(raw, key)
 
 
+def parse_flag(raw, what: str) -> bool:
+    if not isinstance(raw, bool):
+        raise UserError("%s must be true or false, not %s" % (what, quoted(raw)))
+    return raw
+
+
+def parse_directory(raw, what: str):
+    if not isinstance(raw, str) or not raw:
+        raise UserError("%s must name a directory, not %s" % (what, quoted(raw)))
+    return encodable(os.path.abspath(os.path.expanduser(raw)), what)
+
+
 # What may be said of a job, by option or by JSON key: how it is read, its metavar (None: a flag), and its meaning.
 Option = namedtuple("Option", "parse metavar meaning")
 JOB_OPTIONS = {
-    "name": Option(lambda raw, what: parse_name(raw), "NAME", "a unique name, usable wherever an id is (--id is the same)"),
-    "queue": Option(lambda raw, what: parse_name(raw, "a queue"), "NAME", "the queue to put it in (default)"),
-    "priority": Option(lambda raw, what: parse_number(raw, what, -10**9, 10**9, whole=True), "N", "higher goes first (0)"),
+    "name": Option(parse_name, "NAME", "a unique name, usable wherever an id is (--id is the same)"),
+    "queue": Option(parse_name, "NAME", "the queue to put it in (default)"),
+    "priority": Option(within(-10**9, 10**9), "N", "higher goes first (0)"),
     "delay": Option(parse_duration, "DURATION", "not before so long from now"),
     "at": Option(parse_when, "TIME", "not before this time, local unless it names a zone"),
     "ttl": Option(lambda raw, what: parse_duration(raw, what, 0.001), "DURATION", "cancel it if it has not started by then"),
@@ -526,25 +552,19 @@ JOB_OPTIONS = {
     "dead_on": Option(parse_codes, "CODES", "no retry after these exit codes"),
     "snooze_on": Option(parse_codes, "CODES", "try again later after these, without charging the attempt"),
     "snooze": Option(parse_duration, "DURATION", "how much later (30s)"),
-    "slots": Option(lambda raw, what: parse_number(raw, what, 1, 10**6, whole=True), "N", "slots of its pool that it takes up (1)"),
+    "slots": Option(within(1, 10**6), "N", "slots of its pool that it takes up (1)"),
     "key": Option(parse_text, "KEY", "jobs of one key run one at a time, in order"),
     "unique": Option(parse_text, "KEY", "while a job with this key is unfinished, give its id instead"),
     "for": Option(parse_duration, "DURATION", "with --unique: and so long after its end"),
     "after": Option(parse_refs, "ID", "start when these have completed (repeat, or separate by commas)"),
     "after_any": Option(parse_refs, "ID", "start when these have ended, however"),
     "after_batch": Option(parse_refs, "BATCH", "start when all jobs of this batch have ended"),
-    "cwd": Option(lambda raw, what: raw, "DIR", "directory to run in (this one)"),
+    "cwd": Option(parse_directory, "DIR", "directory to run in (this one)"),
     "env": Option(parse_env, "K=V", "one more environment variable (may be repeated)"),
-    "hold": Option(lambda raw, what: parse_flag(raw, what), None, "keep it until `release`"),
+    "hold": Option(parse_flag, None, "keep it until `release`"),
 }
 # Fields of a job as other tools of the family write them; they say nothing that enqueue needs.
 IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
-
-
-def parse_flag(raw, what: str) -> bool:
-    if not isinstance(raw, bool):
-        raise UserError("%s must be true or false, not %s" % (what, quoted(raw)))
-    return raw
 
 
 def parse_job(raw: dict) -> dict:
@@ -1643,11 +1663,9 @@ class Plan:
         options = parse_job(item if isinstance(item, dict) else {"command": item})
         columns = {"command": encodable(self._command(options.pop("command", None)), "the command")}
         for option in ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key"):
+                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd"):
             if option in options:
                 columns[option] = options.pop(option)
-        if "cwd" in options:
-            columns["cwd"] = self._directory(options.pop("cwd"))
         if "hold" in options:
             columns["held"] = int(options.pop("hold"))
         if "unique" in options:
@@ -1662,11 +1680,6 @@ class Plan:
         if not isinstance(command, str) or not command.strip():
             raise UserError("a command must be a string, or a list of strings, that is not empty")
         return command
-
-    def _directory(self, cwd) -> str:
-        if not isinstance(cwd, str) or not cwd:
-            raise UserError("cwd must name a directory, not %s" % quoted(cwd))
-        return encodable(os.path.abspath(os.path.expanduser(cwd)), "cwd")
 
     def store(self, now: float, label, progress) -> list:
         """Writes them within a transaction; returns their ids."""
@@ -2746,6 +2759,8 @@ class Queue:
         now = self._clock()
         next_at = now + every if every else next_run(parse_cron(spec), now, tz)
         cwd = encodable(os.getcwd(), "this directory")
+        if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
+            options = dict(options, cwd=os.fsdecode(parse_directory(options["cwd"], "cwd")))
         Plan(self, [options])
         with Transaction(self):
             if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
@@ -5457,17 +5472,24 @@ def reason_text(job, reason: str, detail) -> str:
     if reason == "parents":
         names = ["batch %d" % -parent if parent < 0 else str(parent) for parent in detail[:5]]
         return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
-    return {
-        "held": lambda: "held: `%s release %d` lets it go" % (invoked(), job.id),
-        "time": lambda: "not due until %s, in %s" % (utc(detail), span(detail - time.time())),
-        "key": lambda: "its key %s is held by job %d" % (plain(job.key), detail),
-        "paused": lambda: "queue %s is paused: `%s queue resume %s`" % (detail, invoked(), detail),
-        "limit": lambda: "the limit of queue %s (%d at once) is reached" % (job.queue, detail),
-        "rate": lambda: "the rate of queue %s allows the next at %s" % (job.queue, utc(detail)),
-        "behind": lambda: "behind %s" % plural(detail, "other"),
-        "worker": lambda: plain(detail),
-        "no worker": lambda: "no worker serves queue %s: `%s worker start`" % (detail, invoked()),
-    }[reason]()
+    if reason == "behind":
+        return "behind %s" % plural(detail, "other")
+    words = {"id": job.id, "queue": job.queue, "key": plain(job.key or ""), "me": invoked(), "detail": detail,
+             "time": utc(detail) if reason in ("time", "rate") else "",
+             "left": span(detail - time.time()) if reason == "time" else ""}
+    return REASONS[reason] % words
+
+
+REASONS = {
+    "held": "held: `%(me)s release %(id)d` lets it go",
+    "time": "not due until %(time)s, in %(left)s",
+    "key": "its key %(key)s is held by job %(detail)d",
+    "paused": "queue %(queue)s is paused: `%(me)s queue resume %(queue)s`",
+    "limit": "the limit of queue %(queue)s (%(detail)d at once) is reached",
+    "rate": "the rate of queue %(queue)s allows the next at %(time)s",
+    "worker": "a worker %(detail)s",
+    "no worker": "no worker serves queue %(queue)s: `%(me)s worker start`",
+}
 
 
 # -- queues and batches --

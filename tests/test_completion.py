@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from conftest import posix_only, wait_until
+from conftest import LiveQueue, posix_only, wait_until
 from screen import put_on_path, screens  # noqa: F401 (a fixture)
 
 pytestmark = posix_only("tmux and the shells of a POSIX system")
@@ -32,13 +32,22 @@ queuectl completion fish | source
 each_shell = pytest.mark.parametrize("shell", SHELLS)
 
 
-@pytest.fixture
-def filled(queue):
-    """Jobs 1 (completed, `nightly-backup`) and 2 (dead, `mailer`), queue mail, batch 1, schedule `sweep`, workers none; files."""
+@pytest.fixture(scope="module")
+def two_jobs(tmp_path_factory):
+    """A queue made once: jobs 1 (completed, `nightly-backup`) and 2 (dead, `mailer`), queue mail, batch 1, schedule `sweep`."""
+    queue = LiveQueue(tmp_path_factory.mktemp("two"))
     lines = [json.dumps({"command": "exit 0", "name": "nightly-backup"}),
              json.dumps({"command": "exit 1", "name": "mailer", "queue": "mail", "max_retries": 0})]
     queue.cli("run", "--file", "-", stdin="\n".join(lines), check=False)
     queue.cli("cron", "add", "sweep", "@daily", "exit 0")
+    return queue
+
+
+@pytest.fixture
+def filled(queue, two_jobs):
+    """A copy of that queue, and files to complete."""
+    shutil.copytree(str(two_jobs.files), str(queue.files))
+    shutil.copy(str(two_jobs.db), str(queue.db))
     (queue.dir / "commands.txt").write_text("exit 0\n")
     (queue.dir / "commons").mkdir()
     return queue
@@ -151,6 +160,7 @@ def test_files_are_completed_where_a_file_is_meant(prompt, shell):
     here.becomes("queuectl enqueue cat commands", "queuectl enqueue cat commands.txt")
 
 
+@pytest.mark.slow
 @each_shell
 def test_the_database_given_on_the_line_is_the_one_that_is_asked(prompt, filled, shell):
     other = str(filled.dir / "other.db")
@@ -161,6 +171,7 @@ def test_the_database_given_on_the_line_is_the_one_that_is_asked(prompt, filled,
     here.becomes("queuectl --db other.db wor", "queuectl --db other.db worker")
 
 
+@pytest.mark.slow
 @each_shell
 def test_completing_where_there_is_no_queue_makes_none_and_prints_no_error(prompt, filled, shell):
     missing = filled.dir / "none" / "queue.db"
@@ -171,6 +182,7 @@ def test_completing_where_there_is_no_queue_makes_none_and_prints_no_error(promp
     assert not missing.parent.exists()
 
 
+@pytest.mark.slow
 @each_shell
 def test_a_name_with_characters_that_mean_something_to_the_shell_is_completed_safely(prompt, filled, shell):
     names = {"odd1:b": "odd1:", "odd2=b": "odd2=", "odd3.b@c": "odd3.", "odd4+b": "odd4", "odd5/b": "odd5/", "odd6 b": "odd6", "odd7'b": "odd7",

@@ -86,6 +86,7 @@ def test_the_throughput_is_a_chart_that_moves(queue, top):
     assert len(re.findall("[\u2581-\u2588]+", chart)) >= 3, text
 
 
+@pytest.mark.slow
 def test_keys_do_not_hurry_the_chart(queue, top):
     settle(queue, "exit 0")
     queue.start(1)
@@ -250,6 +251,7 @@ def test_e_says_why_a_job_waits(queue, top):
     screen.until("job %d: held" % job)
 
 
+@pytest.mark.slow
 def test_keys_without_a_job_to_act_on_do_no_harm(queue, top):
     queue.cli("queue", "pause", "other")
     screen = top()
@@ -347,6 +349,7 @@ def test_the_terminal_is_left_as_it_was_however_top_ends(queue, screens, leave):
     screen.until(r"^\[seen\]")
 
 
+@pytest.mark.slow
 def test_a_signal_that_comes_while_top_draws_leaves_no_traceback(queue, screens):  # noqa: F811
     change(queue, lambda store: store.enqueue_many(["exit 0"] * 1000))
     for _ in range(4):

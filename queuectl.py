@@ -178,6 +178,8 @@ JOB_COLUMNS = (
     "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
     "expires_at", "held", "cause", "batch", "pool", "schedule", "worker", "cancel", "exit_code",
     "error", "created_at", "started_at", "finished_at", "duration")
+JOB_TEXTS = ("state", "queue", "command", "name", "cwd", "backoff", "retry_on", "dead_on", "snooze_on", "key", "unique_key",
+             "schedule", "error")
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 
 
@@ -289,7 +291,7 @@ def parse_duration(raw, what: str = "a duration", least: float = 0.0) -> float:
     if not least <= seconds <= FOREVER_S:
         raise UserError("%s must be a duration such as 90, 90s, 1.5m, 2h or 7d%s, not %s" % (
             what, "" if not least else " above 0", quoted(raw)))
-    return seconds
+    return round(seconds, 6)
 
 
 def parse_optional_duration(raw, what: str = "a duration"):
@@ -310,7 +312,7 @@ def duration_text(seconds) -> str:
 
 
 def number_text(value: float) -> str:
-    return "%d" % value if value == int(value) else repr(value)
+    return "%d" % value if value == int(value) else ("%.6f" % value).rstrip("0")
 
 
 def span(seconds) -> str:
@@ -1496,13 +1498,17 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
     __slots__ = ()
 
+    TYPES = tuple((str, bytes, type(None)) if column in JOB_TEXTS else (int, float, type(None)) for column in JOB_COLUMNS)
+
     @classmethod
     def of(cls, row):
         job = cls._make(row)
+        if not all(map(isinstance, row, cls.TYPES)):
+            raise sqlite3.DatabaseError("job %s has a value of a wrong type" % quoted(job.id))
         if job.state not in STATES:
             raise sqlite3.DatabaseError("job %r has the unknown state %r" % (job.id, job.state))
-        if isinstance(job.command, bytes) or isinstance(job.cwd, bytes):
-            job = job._replace(command=os.fsdecode(job.command), cwd=os.fsdecode(job.cwd))
+        if bytes in map(type, row):
+            job = cls._make(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in row)
         return job
 
     def to_dict(self) -> dict:
@@ -1512,7 +1518,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
             "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "worker")}
         shown["unique"] = self.unique_key
         shown["held"] = bool(self.held)
-        if self.duration is not None:
+        if self.duration is not None and abs(self.duration) < FOREVER_S:
             shown["duration"] = round(self.duration, 6)
         for column in ("created_at", "run_at", "started_at", "finished_at", "expires_at"):
             shown[column] = utc(getattr(self, column))
@@ -1946,17 +1952,31 @@ class Queue:
             self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
 
     def _patiently(self, action):
-        """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction)."""
+        """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction).
+
+        Patience ends where nothing moves.  While others commit, it is only our turn that does not come.
+        """
         limit = time.monotonic() + self.patience
-        pause = 0.002
+        pause, seen, turns = 0.002, self._version_of_data(), 0
         while True:
             try:
                 return action()
             except sqlite3.OperationalError as error:
-                if not is_busy(error) or time.monotonic() > limit:
+                if not is_busy(error):
                     raise
+                if time.monotonic() > limit:
+                    changed, seen, turns = self._version_of_data() != seen, self._version_of_data(), turns + 1
+                    if not changed or turns > 20:
+                        raise
+                    limit = time.monotonic() + self.patience
             time.sleep(pause * int.from_bytes(os.urandom(1), "big") / 256)
             pause = min(pause * 2, 0.01)
+
+    def _version_of_data(self):
+        try:
+            return self._db.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.OperationalError:
+            return None
 
     def _read(self, sql: str, values=()) -> list:
         """All rows of one SELECT: none is left open for writers' WAL to grow behind."""
@@ -2522,9 +2542,10 @@ class Queue:
             return after
         rows = self._read("SELECT seq, history.finished_at, job.id, job.attempt, job.state, job.finished_at FROM history "
                           "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
-        old, limit = set(), self._clock() - keep
+        now = self._clock()
+        old, limit = set(), now - keep
         for seq, ended_at, job, attempt, state, finished_at in rows:
-            if ended_at >= limit:
+            if limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
                 break
             after = seq
             if state in ("completed", "cancelled") and finished_at < limit:
@@ -5729,7 +5750,7 @@ def cmd_config_set(args) -> int:
     parse_setting(key, args.value)
     with open_queue(args) as queue:
         queue.set_config(key, args.value)
-        out("%s = %s" % (key, SETTINGS[key].text(queue.setting(key))))
+        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.setting(key)))))
     return 0
 
 
@@ -5737,7 +5758,7 @@ def cmd_config_unset(args) -> int:
     key = setting_key(args.key)
     with open_queue(args) as queue:
         queue.unset_config(key)
-        out("%s = %s" % (key, SETTINGS[key].text(queue.setting(key))))
+        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.setting(key)))))
     return 0
 
 

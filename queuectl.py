@@ -266,8 +266,8 @@ def parse_number(raw, what: str, low: float, high: float, whole: bool = False):
     except (ValueError, OverflowError):
         value = None
     if value is None or not low <= value <= high:
-        raise UserError("%s must be %s from %g to %g, not %s" % (
-            what, "a whole number" if whole else "a number", low, high, quoted(raw)))
+        raise UserError("%s must be %s from %s to %s, not %s" % (
+            what, "a whole number" if whole else "a number", "{:,}".format(low), "{:,}".format(high), quoted(raw)))
     return value
 
 
@@ -356,10 +356,16 @@ def parse_when(raw, what: str = "a time") -> float:
     from datetime import datetime
     try:
         text = raw.strip()
+        if len(text) == 5 and text[2] == ":":  # the next such time, today or tomorrow
+            now = time.localtime()
+            hour, minute = int(text[:2]), int(text[3:])
+            tomorrow = (hour, minute) <= (now.tm_hour, now.tm_min)
+            datetime(2000, 1, 1, hour, minute)
+            return time.mktime((now.tm_year, now.tm_mon, now.tm_mday + tomorrow, hour, minute, 0, 0, 0, -1))
         moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "zZ" else text)
         return moment.timestamp()
     except (ValueError, AttributeError, OverflowError, OSError):
-        raise UserError("%s must be a time such as '2026-12-01 09:00' or 2026-12-01T09:00:00Z, not %s" % (
+        raise UserError("%s must be a time such as 09:00, '2026-12-01 09:00' or 2026-12-01T09:00:00Z, not %s" % (
             what, quoted(raw))) from None
 
 
@@ -1634,14 +1640,12 @@ class Transaction:
 class Plan:
     """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
 
-    def __init__(self, queue, items, pool=None, on_twin=None, schedule=None, cwd=None, base=None):
-        self._queue = queue
-        self._pool = pool
+    def __init__(self, items, schedule=None, cwd=None, base=None):
+        self._queue = None     # from here on set by store
         self._schedule = schedule
         self._cwd = cwd
         self._batch = None
-        self._on_twin = on_twin or (lambda job: None)
-        self._defaults = queue.config()
+        self.twins = set()    # jobs that were there already, by their unique key
         self._base = OS.environment({}) if base is None else base
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
@@ -1687,16 +1691,17 @@ class Plan:
             raise UserError("a command must be a string, or a list of strings, that is not empty")
         return command
 
-    def store(self, now: float, label, progress) -> list:
-        """Writes them within a transaction; returns their ids."""
-        queue = self._queue
+    def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
+        """Writes them within a transaction of a queue; returns their ids.  See Queue.enqueue_many."""
+        self._queue = queue
         queue._need_queue("default")
         if label is not None:
             self._batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
-                                      (label, now)).lastrowid
-        common = {key: self._defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
-        common.update(cwd=self._here(), env=self._env(self._base), batch=self._batch, pool=self._pool, schedule=self._schedule,
-                      run_at=now, created_at=now, gate=READY if self._pool is None else OWN)
+                                            (label, now)).lastrowid
+        defaults = queue.config()
+        common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
+        common.update(cwd=self._here(), env=self._env(self._base), batch=self._batch, pool=pool, schedule=self._schedule,
+                      run_at=now, created_at=now, gate=READY if pool is None else OWN)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
             if isinstance(self.items[start], tuple):
@@ -1709,7 +1714,8 @@ class Plan:
                 ids.extend(self._store_plain(self.items[start:end], common))
                 stored += end - start
                 start = end
-            progress(start)
+            if progress is not None:
+                progress(start)
         self._link(now)
         self._finish(stored + len(self._new))
         return ids
@@ -1747,7 +1753,7 @@ class Plan:
         if "unique" in options:
             twin = queue._twin(options["unique"], options.get("for", 0), now)
             if twin is not None:
-                self._on_twin(twin)
+                self.twins.add(twin)
                 return twin
         columns = dict(common, **columns)
         columns["env"] = self._env(options.get("env", self._base))
@@ -1764,7 +1770,9 @@ class Plan:
             identity = queue._db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
                                          columns).lastrowid
         except sqlite3.IntegrityError:
-            raise UserError("%sthere is a job named %s already: choose another name" % (where, quoted(columns["name"]))) from None
+            state = queue.find(columns["name"]).state
+            raise UserError("%sthere is a job named %s already: %s" % (where, quoted(columns["name"]), (
+                "it is %s, and `%s rm` frees its name" % (state, PROGRAM) if state in FINAL else "choose another name"))) from None
         queue._db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
         self._uses[columns["env"]] += 1
         self._new.append((item, identity))
@@ -1787,16 +1795,18 @@ class Plan:
     def _parent(self, where: str, ref: str, option: str) -> int:
         queue = self._queue
         if option == "after_batch":
+            if ref == "last":
+                ref = str(max([b.id for b in queue.batches(2) if b.id != self._batch], default=""))
             row = queue._db.execute("SELECT id FROM batch WHERE id=?", (ref if ref.isdigit() and len(ref) < 19 else -1,)).fetchone()
             if row and row[0] == self._batch:
                 raise UserError("%sa job can't come after the batch that it is part of" % where)
             if row is None:
                 raise UserError("%sno batch %s: see `%s batch list`" % (where, quoted(ref), PROGRAM))
             return -row[0]
-        job = queue.find(ref)
-        if job is None:
+        number = queue._job_or_schedule(ref)
+        if number is None:
             raise UserError("%sno job %s to come after" % (where, quoted(ref)))
-        return job.id
+        return number
 
     def _refuse_cycles(self, ids: list) -> None:
         """Takes away, again and again, what waits for nothing new; what is left waits for itself."""
@@ -1823,14 +1833,17 @@ class Plan:
         queue = self._queue
         if job is None or job.state != "pending":
             return
+        failed = None
         for parent, any_end in queue._db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
             state = queue._state_of_parent(parent)
             if state in FINAL and (any_end or state == "completed"):
                 queue._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
             elif state in FINAL:
-                queue._end(job, "cancel", now, cause=parent, error=orphan_text(parent, state))
-                return
-        queue._regate(job, now)
+                failed = (parent, state)
+        if failed:
+            queue._end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
+        else:
+            queue._regate(job, now)
 
     def _finish(self, stored: int) -> None:
         db = self._queue._db
@@ -2049,15 +2062,15 @@ class Queue:
         """
         return self.enqueue_many([dict(options, command=command)])[0]
 
-    def enqueue_many(self, items, label=None, pool=None, progress=None, on_twin=None) -> list:
-        """Stores many jobs, all or none: commands, dicts, or (line number, either).  Returns their ids, in order.
+    def enqueue_many(self, items, label=None, pool=None, progress=None) -> list:
+        """Stores many jobs, all or none: commands, dicts, or (line number, either), or a Plan.  Returns their ids, in order.
 
         With `label` they form a batch; `pool` keeps them for one `run`.  `progress(n)` is called now and then
-        with the number stored, `on_twin(id)` for each that its unique key made superfluous.
+        with the number stored.
         """
-        plan = Plan(self, items, pool, on_twin)
+        plan = items if isinstance(items, Plan) else Plan(items)
         with Transaction(self) as now:
-            return plan.store(now, label, progress or (lambda count: None))
+            return plan.store(self, now, label, pool, progress)
 
     def _store_env(self, data: bytes, uses: int) -> int:
         """The id of an environment that is used `uses` times more; each distinct one is stored once."""
@@ -2183,10 +2196,10 @@ class Queue:
         facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
                  "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
         data = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
-        plan = Plan(self, [{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
-                            "env": {key: str(value) for key, value in facts.items()}}],
-                    pool=job.pool, schedule=key, cwd=job.cwd, base=data[0] if data else b"")
-        plan.store(now, None, lambda count: None)
+        plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
+                      "env": {key: str(value) for key, value in facts.items()}}],
+                    schedule=key, cwd=job.cwd, base=data[0] if data else b"")
+        plan.store(self, now, pool=job.pool)
 
     def _ended(self, ended: list, now: float) -> None:
         """Frees or cancels what waited for these (job, state); a list, since a chain of parents may be long."""
@@ -2715,7 +2728,7 @@ class Queue:
 
     def edit(self, ids, options: dict) -> list:
         """(id, result): `edited`, or the state of a job that does not wait.  `options` as for enqueue, checked."""
-        columns = Plan(self, [dict({"command": "true"}, **options)]).items[0][1]
+        columns = Plan([dict({"command": "true"}, **options)]).items[0][1]
         if "command" not in options:
             del columns["command"]
 
@@ -2767,7 +2780,7 @@ class Queue:
 
     def batch(self, ref):
         """The batch with this id; UserError when there is none."""
-        found = [b for b in self.batches(0) if str(b.id) == str(ref)]
+        found = self.batches(1) if ref == "last" else [b for b in self.batches(0) if str(b.id) == str(ref)]
         if not found:
             raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
         return found[0]
@@ -2782,7 +2795,10 @@ class Queue:
         cwd = encodable(os.getcwd(), "this directory")
         if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
             options = dict(options, cwd=os.fsdecode(parse_directory(options["cwd"], "cwd")))
-        Plan(self, [options])
+        [plan] = Plan([options]).items
+        for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
+            if self.find(ref) is None and ref not in [schedule.name for schedule in self.schedules()]:
+                raise UserError("no job or schedule %s to come after" % quoted(ref))
         with Transaction(self):
             if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
                 raise UserError("there is a schedule %s already: remove it first, with `%s cron rm`" % (quoted(name), PROGRAM))
@@ -2822,8 +2838,8 @@ class Queue:
 
     def _fire(self, now: float) -> None:
         """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once."""
-        for row in self._db.execute("SELECT " + ", ".join(Schedule._fields) + " FROM schedule WHERE paused=0 AND next_at<=?",
-                                    (now,)).fetchall():
+        for row in self._db.execute("SELECT " + ", ".join(Schedule._fields) + " FROM schedule WHERE paused=0 AND next_at<=? "
+                                    "ORDER BY instr(options, '\"after')>0, next_at", (now,)).fetchall():  # parents first
             schedule = Schedule._make(row)
             late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
             error = None
@@ -2844,6 +2860,14 @@ class Queue:
         finally:
             self._db.execute("RELEASE fire")
 
+    def _job_or_schedule(self, ref: str):
+        """The id of the job of this id or name, else of the last job of the schedule of this name, or None."""
+        job = self.find(ref)
+        if job is not None:
+            return job.id
+        rows = self._read("SELECT last_job FROM schedule WHERE name=?", (searchable(ref),))
+        return rows[0][0] if rows else None
+
     def _unfinished_job(self, number) -> bool:
         job = self._job(number) if number is not None else None
         return job is not None and job.state not in FINAL
@@ -2851,8 +2875,8 @@ class Queue:
     def _enqueue_scheduled(self, schedule, now: float) -> int:
         import json
         data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
-        plan = Plan(self, [dict(json.loads(schedule.options))], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
-        [job] = plan.store(now, None, lambda count: None)
+        plan = Plan([dict(json.loads(schedule.options))], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
+        [job] = plan.store(self, now)
         self._db.execute("UPDATE schedule SET last_job=? WHERE name=?", (job, schedule.name))
         return job
 
@@ -4007,6 +4031,11 @@ def _line(cells, widths, right, colours=()) -> str:
     return "  ".join(parts)
 
 
+def local(seconds) -> str:
+    """Unix seconds for people, in the machine's own zone."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def when_text(job, now: float) -> str:
     """The time that matters of a job: when it runs next, how long it has run, or how long ago it ended."""
     if job.state in WAITING and job.run_at > now:
@@ -4287,10 +4316,10 @@ def cmd_enqueue(args) -> int:
         return enqueue_file(args, options)
     if not args.rest:
         raise UserError("what shall it run? Give a command, as in: %s enqueue echo hello" % invoked())
-    twins = []
+    plan = Plan([job_of_words(args.rest, options)])  # refused before a database is made
     with open_queue(args) as queue:
-        [job] = queue.enqueue_many([job_of_words(args.rest, options)], on_twin=twins.append)
-        if twins:
+        [job] = queue.enqueue_many(plan)
+        if plan.twins:
             talk("job %d with this unique key is there already" % job)
         if args.quiet or not is_terminal(sys.stdout):
             out(str(job))
@@ -4322,14 +4351,16 @@ def enqueue_file(args, options: dict) -> int:
     items = read_items(args.file)
     if options:
         items = [with_options(item, options) for item in items]
+    plan = Plan(items)
     with open_queue(args) as queue:
         progress = Progress(len(items))
-        ids = queue.enqueue_many(items, label=batch_label(args.file), progress=progress.show)
+        ids = queue.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
         progress.clear()
         if args.quiet or not is_terminal(sys.stdout):
             sys.stdout.write("".join("%d\n" % job for job in ids))
         else:
-            verdict("Enqueued %s, %d to %d" % (plural(len(ids), "job"), min(ids), max(ids)))
+            batch = queue.job(ids[-1]).batch
+            verdict("Enqueued %s, %d to %d%s" % (plural(len(ids), "job"), min(ids), max(ids), " (batch %d)" % batch if batch else ""))
     return 0
 
 
@@ -4386,10 +4417,10 @@ def cmd_run(args) -> int:
         items = [with_options(item, options) for item in items]
     if args.junit:
         check_writable(args.junit)
+    plan = Plan(items)  # bad jobs are refused before anything starts
     database = find_database(args.db)
-    with open_queue(args) as queue:
-        Plan(queue, items)  # refuse bad jobs before anything starts
-    return Run(database, items, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
+    refuse_strange_wal(database)
+    return Run(database, plan, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
 
 
 def with_options(item, options: dict):
@@ -4409,14 +4440,14 @@ def check_writable(path: str) -> None:
 class Run:
     """A one-shot: its jobs, a supervisor in the foreground that takes no others, progress, a summary."""
 
-    def __init__(self, database: str, items: list, label: str, count: int, junit_path):
+    def __init__(self, database: str, plan, label: str, count: int, junit_path):
         self._junit = junit_path
         self._begun = time.monotonic()
-        self._progress = Progress(len(items), lines=True)
-        self._boss = Supervisor(database, "run", min(count, len(items)), drain=True, say=print_trouble, argv=worker_argv(database))
+        self._progress = Progress(len(plan.items), lines=True)
+        self._boss = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble, argv=worker_argv(database))
         try:
             with Queue(database) as queue:
-                ids = queue.enqueue_many(items, label=label, pool=self._boss.id)
+                ids = queue.enqueue_many(plan, label=label, pool=self._boss.id)
                 self._batch = queue.job(ids[0]).batch
         except BaseException:
             self._boss.close()
@@ -4818,12 +4849,14 @@ def one_job(queue, ref: str):
 def cmd_show(args) -> int:
     with open_queue(args) as queue:
         job = one_job(queue, args.id)
-        history = [history_row(queue, job, attempt) for attempt in queue.history(job.id)]
+        attempts = queue.history(job.id)
+        history = [history_row(queue, job, attempt) for attempt in attempts]
         note = [worker.note for worker in queue.workers() if worker.id == job.worker and worker.note]
     if args.json:
         out_json(dict(job.to_dict(), history=history, note=note[0] if note else None))
         return 0
     facts = job.to_dict()
+    facts.update((key, local(getattr(job, key))) for key in facts if key.endswith("_at") and facts[key])
     for key, value in facts.items():
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
@@ -4832,8 +4865,9 @@ def cmd_show(args) -> int:
     if history:
         out("")
         print_table(("ATTEMPT", "OUTCOME", "WORKER", "PID", "STARTED", "DURATION", "ERROR"),
-                    [(row["attempt"], row["outcome"], row["worker"] or "-", row["pid"] or "-", row["started_at"] or "-",
-                      "-" if row["duration"] is None else span(row["duration"]), row["error"] or "") for row in history], ("ERROR",))
+                    [(row["attempt"], row["outcome"], row["worker"] or "-", row["pid"] or "-", local(attempt.started_at),
+                      "-" if row["duration"] is None else span(row["duration"]), row["error"] or "")
+                     for row, attempt in zip(history, attempts)], ("ERROR",))
     return 0
 
 
@@ -4870,9 +4904,11 @@ def cmd_logs(args) -> int:
             for attempt in range(1 if args.all_attempts else first, last + 1):
                 readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
                 readers[-1].skip_to_last(lines)
-            if job.attempt == 0 and not args.follow:
+            if args.follow or len(ids) > 1:
+                continue
+            if job.attempt == 0:
                 talk("job %d has not run yet" % job.id)
-            elif job.state != "processing" and not args.follow and not os.path.exists(queue.files.log(job.id, first)):
+            elif job.state != "processing" and not os.path.exists(queue.files.log(job.id, first)):
                 talk("job %d wrote nothing in attempt %d" % (job.id, first))
         write = output_writer()
         while readers:
@@ -5271,7 +5307,7 @@ def add_filters(parser) -> None:
     parser.add_argument("--state", action="append", metavar="S", help="in these states (may be repeated): " + ", ".join(STATES))
     parser.add_argument("--queue", metavar="NAME", help="in this queue")
     parser.add_argument("--name", metavar="GLOB", help="whose name matches, as in 'nightly-*'")
-    parser.add_argument("--batch", metavar="B", help="of this batch")
+    parser.add_argument("--batch", metavar="B", help="of this batch, or `last`")
 
 
 def add_dry_run(parser) -> None:
@@ -5404,7 +5440,7 @@ def args_wait(parser) -> None:
 def cmd_wait(args) -> int:
     timeout = parse_duration(args.timeout, "--timeout") if args.timeout is not None else None
     with open_queue(args) as queue:
-        ids = select_ids(queue, args, STATES if args.ids or args.batch else WAITING + ("processing",))
+        ids = select_ids(queue, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
         waiting = [job for job in map(queue.find, ids[:1]) if job is not None and job.state in WAITING]
         if waiting:
             warn_if_stuck(queue, waiting[0].id)
@@ -5496,7 +5532,7 @@ def reason_text(job, reason: str, detail) -> str:
     if reason == "behind":
         return "behind %s" % plural(detail, "other")
     words = {"id": job.id, "queue": job.queue, "key": plain(job.key or ""), "me": invoked(), "detail": detail,
-             "time": utc(detail) if reason in ("time", "rate") else "",
+             "time": local(detail) if reason in ("time", "rate") else "",
              "left": span(detail - time.time()) if reason == "time" else ""}
     return REASONS[reason] % words
 
@@ -5680,39 +5716,43 @@ def command_text(command) -> str:
     return command if isinstance(command, str) else OS.quote(command)
 
 
-def local(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+def args_names(parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="+", help="schedules")
 
 
-def args_name(parser) -> None:
-    parser.add_argument("name", metavar="NAME")
+def each_schedule(args, change) -> int:
+    """Calls change(queue, name), which returns a line, for each schedule named; all must be there."""
+    with open_queue(args) as queue:
+        for name in args.names:
+            queue.schedule(name)
+        for name in args.names:
+            out(change(queue, name))
+    return 0
 
 
 def cmd_cron_pause(args) -> int:
-    with open_queue(args) as queue:
-        queue.pause_schedule(args.name, True)
-    out("schedule %s is paused" % plain(args.name))
-    return 0
+    def pause(queue, name: str) -> str:
+        queue.pause_schedule(name, True)
+        return "schedule %s is paused" % plain(name)
+    return each_schedule(args, pause)
 
 
 def cmd_cron_resume(args) -> int:
-    with open_queue(args) as queue:
-        queue.pause_schedule(args.name, False)
-        out("schedule %s runs next at %s" % (plain(args.name), local(queue.schedule(args.name).next_at)))
-    return 0
+    def resume(queue, name: str) -> str:
+        queue.pause_schedule(name, False)
+        return "schedule %s runs next at %s" % (plain(name), local(queue.schedule(name).next_at))
+    return each_schedule(args, resume)
 
 
 def cmd_cron_rm(args) -> int:
-    with open_queue(args) as queue:
-        queue.remove_schedule(args.name)
-    out("schedule %s is removed; jobs that it enqueued stay" % plain(args.name))
-    return 0
+    def remove_one(queue, name: str) -> str:
+        queue.remove_schedule(name)
+        return "schedule %s is removed; jobs that it enqueued stay" % plain(name)
+    return each_schedule(args, remove_one)
 
 
 def cmd_cron_run(args) -> int:
-    with open_queue(args) as queue:
-        out(str(queue.run_schedule(args.name)))
-    return 0
+    return each_schedule(args, lambda queue, name: str(queue.run_schedule(name)))
 
 
 # -- config --
@@ -6066,62 +6106,80 @@ def command(words, run, arguments, purpose, example, rest=False, lead=0):
     return Command(tuple(words.split()), run, arguments, purpose, example, rest, lead)
 
 
-COMMANDS = (
-    command("enqueue", cmd_enqueue, args_enqueue, "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
-    command("run", cmd_run, args_run, "enqueue jobs, work them here and now, exit 0 if all completed",
-            "run --count 4 --file commands.txt", True),
-    command("worker start", cmd_worker_start, args_worker_start, "start worker processes", "worker start --count 4"),
-    command("worker stop", cmd_worker_stop, args_worker_stop, "stop all workers and wait until they are gone", "worker stop"),
-    command("worker scale", cmd_worker_scale, args_worker_scale, "have more workers or fewer", "worker scale 8"),
-    command("worker restart", cmd_worker_restart, args_none, "replace the workers, each after its job", "worker restart"),
-    command("worker list", cmd_worker_list, add_json, "show the workers", "worker list"),
-    command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json"),
-    command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10"),
-    command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12"),
-    command("logs", cmd_logs, args_logs, "print the output of jobs", "logs 12 -f"),
-    command("wait", cmd_wait, args_wait, "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
-    command("retry", cmd_retry, args_ids_dry, "run finished jobs again", "retry 12"),
-    command("edit", cmd_edit, args_edit, "change waiting jobs", "edit 12 --priority 5"),
-    command("rm", cmd_rm, args_rm, "remove finished jobs and their logs", "rm 12"),
-    command("prune", cmd_rm, args_rm, "the same, meant for filters", "prune --older-than 7d --state completed"),
-    command("stats", cmd_stats, args_stats, "show rates, durations and waiting times, by queue and by program", "stats --since 1h"),
-    command("top", cmd_top, args_top, "watch queues, workers and jobs live, and act on them", "top"),
-    command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f"),
-    command("dlq list", cmd_dlq_list, args_list, "show the dead jobs", "dlq list"),
-    command("dlq retry", cmd_dlq_retry, args_ids_dry, "send dead jobs back to pending", "dlq retry 12"),
-    command("dlq purge", cmd_dlq_purge, args_ids_dry, "remove dead jobs and their logs", "dlq purge --all"),
-    command("cancel", cmd_cancel, args_ids_dry, "cancel jobs, running ones too", "cancel 12 15-18"),
-    command("hold", cmd_hold, args_ids_dry, "keep waiting jobs back", "hold 12"),
-    command("release", cmd_release, args_ids_dry, "let held jobs go", "release 12"),
-    command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12"),
-    command("queue list", cmd_queue_list, add_json, "show the queues", "queue list"),
-    command("queue pause", cmd_queue_pause, args_queue_names, "start no more jobs of a queue", "queue pause mail"),
-    command("queue resume", cmd_queue_resume, args_queue_names, "let a paused queue go on", "queue resume --all"),
-    command("queue limit", cmd_queue_limit, args_queue_limit, "bound how many jobs of a queue run at once", "queue limit mail 2"),
-    command("queue rate", cmd_queue_rate, args_queue_rate, "bound how often jobs of a queue start", "queue rate mail 10/m"),
-    command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list"),
-    command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3"),
-    command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
-            "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
-    command("cron list", cmd_cron_list, add_json, "show the schedules, with their next run", "cron list"),
-    command("cron pause", cmd_cron_pause, args_name, "pause a schedule", "cron pause nightly"),
-    command("cron resume", cmd_cron_resume, args_name, "let a paused schedule go on", "cron resume nightly"),
-    command("cron rm", cmd_cron_rm, args_name, "remove a schedule", "cron rm nightly"),
-    command("cron run", cmd_cron_run, args_name, "enqueue a schedule's job now", "cron run nightly"),
-    command("config list", cmd_config_list, add_json, "show all settings", "config list"),
-    command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries"),
-    command("config set", cmd_config_set, args_config_set, "change a setting, for jobs enqueued from now on", "config set max_retries 5"),
-    command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
-    command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
-    command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix"),
-    command("export", cmd_export, args_none, "print the whole queue as JSON Lines", "export > queue.jsonl"),
-    command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
-    command("completion", cmd_completion, args_completion, "print completion for a shell", "completion bash > ~/.queuectl-completion"),
-    command("service", cmd_service, args_service, "print a systemd, launchd or Windows service", "service systemd --count 4"),
-    command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
-    command("_worker", cmd__worker, args__worker, "", ""),
-    command("_complete", None, args_none, "", "", True),
+COMMAND_GROUPS = (
+    ("run jobs", (
+        command("run", cmd_run, args_run, "enqueue jobs, work them here and now, exit 0 if all completed",
+                "run --count 4 --file commands.txt", True),
+        command("enqueue", cmd_enqueue, args_enqueue, "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
+        command("worker start", cmd_worker_start, args_worker_start, "start worker processes", "worker start --count 4"),
+        command("worker stop", cmd_worker_stop, args_worker_stop, "stop all workers and wait until they are gone", "worker stop"),
+    )),
+    ("look", (
+        command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json"),
+        command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10"),
+        command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12"),
+        command("logs", cmd_logs, args_logs, "print the output of jobs", "logs 12 -f"),
+        command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12"),
+        command("wait", cmd_wait, args_wait, "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
+        command("top", cmd_top, args_top, "watch queues, workers and jobs live, and act on them", "top"),
+        command("stats", cmd_stats, args_stats, "show rates, durations and waiting times, by queue and by program", "stats --since 1h"),
+        command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f"),
+    )),
+    ("change jobs", (
+        command("cancel", cmd_cancel, args_ids_dry, "cancel jobs, running ones too", "cancel 12 15-18"),
+        command("hold", cmd_hold, args_ids_dry, "keep waiting jobs back", "hold 12"),
+        command("release", cmd_release, args_ids_dry, "let held jobs go", "release 12"),
+        command("edit", cmd_edit, args_edit, "change waiting jobs", "edit 12 --priority 5"),
+        command("retry", cmd_retry, args_ids_dry, "run finished jobs again", "retry 12"),
+        command("rm", cmd_rm, args_rm, "remove finished jobs and their logs", "rm 12"),
+        command("prune", cmd_rm, args_rm, "the same, meant for filters", "prune --older-than 7d --state completed"),
+    )),
+    ("the dead letter queue", (
+        command("dlq list", cmd_dlq_list, args_list, "show the dead jobs", "dlq list"),
+        command("dlq retry", cmd_dlq_retry, args_ids_dry, "send dead jobs back to pending", "dlq retry 12"),
+        command("dlq purge", cmd_dlq_purge, args_ids_dry, "remove dead jobs and their logs", "dlq purge --all"),
+    )),
+    ("workers", (
+        command("worker list", cmd_worker_list, add_json, "show the workers", "worker list"),
+        command("worker scale", cmd_worker_scale, args_worker_scale, "have more workers or fewer", "worker scale 8"),
+        command("worker restart", cmd_worker_restart, args_none, "replace the workers, each after its job", "worker restart"),
+        command("service", cmd_service, args_service, "print a systemd, launchd or Windows service", "service systemd --count 4"),
+    )),
+    ("queues, batches, schedules", (
+        command("queue list", cmd_queue_list, add_json, "show the queues", "queue list"),
+        command("queue pause", cmd_queue_pause, args_queue_names, "start no more jobs of a queue", "queue pause mail"),
+        command("queue resume", cmd_queue_resume, args_queue_names, "let a paused queue go on", "queue resume --all"),
+        command("queue limit", cmd_queue_limit, args_queue_limit, "bound how many jobs of a queue run at once", "queue limit mail 2"),
+        command("queue rate", cmd_queue_rate, args_queue_rate, "bound how often jobs of a queue start", "queue rate mail 10/m"),
+        command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list"),
+        command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3"),
+        command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
+                "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
+        command("cron list", cmd_cron_list, add_json, "show the schedules, with their next run", "cron list"),
+        command("cron pause", cmd_cron_pause, args_names, "pause a schedule", "cron pause nightly"),
+        command("cron resume", cmd_cron_resume, args_names, "let a paused schedule go on", "cron resume nightly"),
+        command("cron rm", cmd_cron_rm, args_names, "remove a schedule", "cron rm nightly"),
+        command("cron run", cmd_cron_run, args_names, "enqueue a schedule's job now", "cron run nightly"),
+    )),
+    ("settings and keeping", (
+        command("config list", cmd_config_list, add_json, "show all settings", "config list"),
+        command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries"),
+        command("config set", cmd_config_set, args_config_set, "change a setting, for jobs enqueued from then on",
+                "config set max_retries 5"),
+        command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
+        command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
+        command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix"),
+        command("export", cmd_export, args_none, "print the whole queue as JSON Lines", "export > queue.jsonl"),
+        command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
+        command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
+        command("completion", cmd_completion, args_completion, "print completion for a shell", "completion bash > ~/.queuectl-completion"),
+    )),
+    ("", (
+        command("_worker", cmd__worker, args__worker, "", ""),
+        command("_complete", None, args_none, "", "", True),
+    )),
 )
+COMMANDS = tuple(found for _, group in COMMAND_GROUPS for found in group)
 
 
 # == Parser ============================================================================
@@ -6141,6 +6199,8 @@ def split_words(words: list) -> tuple:
     for found in COMMANDS:
         if tuple(words[:len(found.words)]) == found.words:
             return db, found, words[len(found.words):]
+    if words[0] == "help" and len(words) > 1:
+        return split_words(words[1:] + ["--help"])
     if words[0] in ("-h", "--help", "help", "-V", "--version"):
         return db, None, words
     raise UserError(unknown_command(words))
@@ -6154,8 +6214,16 @@ def unknown_command(words: list) -> str:
         if len(words) == 1 or words[1].startswith("-"):
             return "%s what? Give one of: %s" % (plain(words[0]), ", ".join(group))
         return "no command %s%s" % (quoted(" ".join(words[:2])), nearest(words[1], group))
-    names = {found.words[0] for found in COMMANDS if not found.words[0].startswith("_")}
-    return "no command %s%s: see `%s --help`" % (quoted(words[0]), nearest(words[0], names), invoked())
+    names = {" ".join(found.words): found for found in COMMANDS if found.purpose}
+    ends = [name for name in names if name.split()[-1] == words[0]]
+    hint = " (did you mean %s?)" % (OTHER_WORDS.get(words[0]) or ends[0]) if words[0] in OTHER_WORDS or ends else nearest(words[0], names)
+    return "no command %s%s: see `%s --help`" % (quoted(words[0]), hint, invoked())
+
+
+# What other tools call our commands.
+OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueue", "submit": "enqueue", "push": "enqueue",
+               "kill": "cancel", "delete": "rm", "remove": "rm", "clean": "prune", "requeue": "retry", "tail": "logs -f",
+               "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume"}
 
 
 def build_parser(found):
@@ -6258,8 +6326,10 @@ def parse_words(words: list):
 def print_help() -> None:
     out("%s %s: a persistent background job queue in one file\n" % (PROGRAM, __version__))
     out("usage: %s [--db PATH] COMMAND [options]\n" % PROGRAM)
-    for found in COMMANDS:
-        if found.purpose:
+    out("Start with: %(p)s run 'make test' | or: %(p)s worker start; %(p)s enqueue make test\n" % {"p": invoked()})
+    for title, group in COMMAND_GROUPS[:-1]:
+        out(title)
+        for found in group:
             out("  %-14s %s" % (" ".join(found.words), found.purpose))
     out("\n%s COMMAND --help tells more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
 

@@ -293,10 +293,10 @@ def test_edit_of_a_job_that_does_not_wait_or_with_nonsense_changes_nothing(mixed
 
 def test_rm_takes_finished_jobs_with_their_logs_and_history_and_no_others(queue):
     work_off(queue, "echo one", "echo two", "echo three")
-    logs = sorted(queue.files.glob("logs/*/*.log"))
+    logs = sorted(queue.files.glob("logs/**/*.log"))
     assert len(logs) == 3
     assert "2 jobs" in queue.out("rm", 1, 3)
-    assert list(states(queue)) == [2] and sorted(queue.files.glob("logs/*/*.log")) == logs[1:2]
+    assert list(states(queue)) == [2] and sorted(queue.files.glob("logs/**/*.log")) == logs[1:2]
     assert [job for job, in queue.sql("SELECT DISTINCT job FROM history WHERE job<>3")] == [2]
     assert queue.enqueue("true") == 4
     assert call(queue, "show", 1)[0] == 2
@@ -672,8 +672,7 @@ def test_list_watch_draws_the_list_again_until_it_is_interrupted(queue, screens)
     seen = screen.steady()
     assert seen.splitlines()[0].split()[:2] == ["ID", "STATE"] and "31" in seen.splitlines()[1], seen  # the newest stay in sight
     screen.keys("C-c")
-    wait_until(lambda: screen.fact("pane_dead") == "1")
-    assert screen.fact("pane_dead_status") in ("0", "130")
+    wait_until(lambda: screen.fact("pane_dead_status") in ("0", "130"), message="the end of the watch")
 
 
 # ---- stats -----------------------------------------------------------------------------------------
@@ -1080,7 +1079,8 @@ def test_a_service_starts_the_workers_and_a_term_lets_them_finish_their_job(queu
     try:
         started = queue.dir / "started"
         job = cli("enqueue", *queue.script("import sys, time; open(sys.argv[1], 'w'); time.sleep(0.5)", started)).strip()
-        wait_until(started.exists, message="the job runs")
+        wait_until(lambda: started.exists() or boss.poll() is not None, message="the job runs")
+        assert started.exists(), boss.stderr.read()
         assert len(json.loads(cli("worker", "list", "--json"))) == 2
         boss.terminate()
         assert boss.wait(20) == 0, boss.stderr.read()

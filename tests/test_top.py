@@ -273,9 +273,8 @@ def test_every_size_of_the_window_is_filled_and_nothing_wraps(queue, top):
     change(queue, lambda store: store.enqueue_many(
         [{"command": "echo \u65e5\u672c\u8a9e\u306e\u9577\u3044\u30b3\u30de\u30f3\u30c9 " * 8, "queue": "q%d" % n} for n in range(3)]
         + ["echo %d %s" % (n, "long " * 60) for n in range(60)]))
+    queue.cli("queue", "pause", "--all")
     queue.start(3)
-    for name in ["default"] + ["q%d" % n for n in range(3)]:
-        queue.cli("queue", "pause", name)
     job = max(number for number, in queue.sql("SELECT id FROM job"))
     screen = top()
     for columns, lines in ((60, 12), (140, 40), (40, 10), (25, 24), (200, 50), (80, 24)):

@@ -1645,6 +1645,7 @@ class Plan:
         self._schedule = schedule
         self._cwd = cwd
         self._batch = None
+        self._newest = None    # the last job before these
         self.twins = set()    # jobs that were there already, by their unique key
         self._base = OS.environment({}) if base is None else base
         self._envs = {}        # environment -> its id
@@ -1694,6 +1695,7 @@ class Plan:
     def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
         """Writes them within a transaction of a queue; returns their ids.  See Queue.enqueue_many."""
         self._queue = queue
+        self._newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0]
         queue._need_queue("default")
         if label is not None:
             self._batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
@@ -1783,30 +1785,38 @@ class Plan:
         queue = self._queue
         for (where, _, options), identity in self._new:
             for option, any_end in (("after", 0), ("after_any", 1), ("after_batch", 1)):
-                for ref in options.get(option, ()):
-                    queue._db.execute("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
+                parents = [parent for ref in options.get(option, ()) for parent in self._parents(where, ref, option)]
+                queue._db.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
                                       "ON CONFLICT(parent, child) DO UPDATE SET any=min(any, excluded.any)",
-                                      (self._parent(where, ref, option), identity, any_end))
+                                      [(parent, identity, any_end) for parent in parents])
         if any("after" in item[2] or "after_any" in item[2] for item, _ in self._new):
             self._refuse_cycles([identity for _, identity in self._new])
         for _, identity in self._new:
             self._release(queue._job(identity), now)
 
-    def _parent(self, where: str, ref: str, option: str) -> int:
+    def _parents(self, where: str, ref: str, option: str) -> list:
+        """What a reference to something that a job comes after stands for; a batch is a negative number."""
         queue = self._queue
         if option == "after_batch":
-            if ref == "last":
-                ref = str(max([b.id for b in queue.batches(2) if b.id != self._batch], default=""))
-            row = queue._db.execute("SELECT id FROM batch WHERE id=?", (ref if ref.isdigit() and len(ref) < 19 else -1,)).fetchone()
-            if row and row[0] == self._batch:
-                raise UserError("%sa job can't come after the batch that it is part of" % where)
-            if row is None:
-                raise UserError("%sno batch %s: see `%s batch list`" % (where, quoted(ref), PROGRAM))
-            return -row[0]
+            return [-self._parent_batch(where, ref)]
+        if ref == "last" and self._newest:
+            return [self._newest]
         number = queue._job_or_schedule(ref)
-        if number is None:
-            raise UserError("%sno job %s to come after" % (where, quoted(ref)))
-        return number
+        if number is not None:
+            return [number]
+        try:
+            return queue.ids(ref)
+        except UserError:
+            raise UserError("%sno job %s to come after" % (where, quoted(ref))) from None
+
+    def _parent_batch(self, where: str, ref: str) -> int:
+        ids = [batch.id for batch in self._queue.batches(2 if ref == "last" else 0) if batch.id != self._batch]
+        found = ids[:1] if ref == "last" else [number for number in ids if str(number) == ref]
+        if not found and ref == str(self._batch):
+            raise UserError("%sa job can't come after the batch that it is part of" % where)
+        if not found:
+            raise UserError("%sno batch %s: see `%s batch list`" % (where, quoted(ref), PROGRAM))
+        return found[0]
 
     def _refuse_cycles(self, ids: list) -> None:
         """Takes away, again and again, what waits for nothing new; what is left waits for itself."""
@@ -2357,8 +2367,10 @@ class Queue:
                 return None
             if several or every is not None:
                 # Queues of the same priority take turns, so that a flood in one does not starve another.
-                self._db.execute("UPDATE queue SET served=max(:now, served+0.000001), next_at=:next WHERE name=:name",
-                                 {"now": now, "next": now + (every or 0), "name": job.queue})
+                self._db.execute("UPDATE queue SET served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
+                                 {"next": now + (every or 0), "name": job.queue})
+            if every is not None:
+                self._tell()  # a supervisor has to know when the next may start
             return self._take(job, worker, now)
         return None
 
@@ -2513,7 +2525,7 @@ class Queue:
         times = self._read(
             "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
             "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
-            "(SELECT min(next_at) FROM queue WHERE every IS NOT NULL AND paused=0 AND next_at>:now AND EXISTS("
+            "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
             " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0)), "
             "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock()})[0]
         return min((t for t in times if t is not None), default=None)
@@ -2604,6 +2616,16 @@ class Queue:
                             "batch": batch, "before": before})
         wanted = None if ids is None else set(ids)
         return [job for job, in rows if wanted is None or job in wanted]
+
+    def ids(self, ref: str) -> list:
+        """The ids that an id, a name, a range (5-8) or `last` stands for; UserError when there is no such job."""
+        low, dash, high = ref.partition("-")
+        if dash and low.isdigit() and high.isdigit() and len(ref) < 30:
+            found = self.ids_between(int(low), int(high))
+            if not found:
+                raise UserError("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
+            return found
+        return [self.last_job().id if ref == "last" else self.job(ref).id]
 
     def last_job(self):
         """The newest job; UserError when there is none."""
@@ -2697,7 +2719,7 @@ class Queue:
         return results
 
     def cancel(self, ids) -> list:
-        """(id, result): `done`, `asked` (its worker ends it at once) or, where it was too late, its state."""
+        """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
         return self._each(ids, self._cancel)
 
     def _cancel(self, job, now: float) -> str:
@@ -2705,14 +2727,18 @@ class Queue:
             self._db.execute("UPDATE job SET cancel=1 WHERE id=?", (job.id,))
             self._tell()
             return "asked"
-        return "done" if self._end(job, "cancel", now, error="cancelled") else job.state
+        if self._end(job, "cancel", now, error="cancelled"):
+            return "cancelled"
+        return "cancelled already" if job.state == "cancelled" else job.state
 
     def retry(self, ids) -> list:
-        """(id, result): `retried` (retries counted anew, history kept), or why not: its state, or a failed parent."""
+        """(id, result): `pending` (retries counted anew, history kept), or why not: its state, or a failed parent."""
         def change(job, now):
             if self._revive(job, now):
-                return "retried"
+                return "pending"
             failed = self._failed_parent(job)
+            if job.state == "pending":
+                return "pending already"
             return job.state if failed is None else "%s: retry %s first" % (job.state, orphan_text(*failed)[4:])
         return self._each(ids, change)
 
@@ -2797,8 +2823,8 @@ class Queue:
             options = dict(options, cwd=os.fsdecode(parse_directory(options["cwd"], "cwd")))
         [plan] = Plan([options]).items
         for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
-            if self.find(ref) is None and ref not in [schedule.name for schedule in self.schedules()]:
-                raise UserError("no job or schedule %s to come after" % quoted(ref))
+            if ref not in [schedule.name for schedule in self.schedules()]:
+                self.ids(ref)
         with Transaction(self):
             if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
                 raise UserError("there is a schedule %s already: remove it first, with `%s cron rm`" % (quoted(name), PROGRAM))
@@ -2838,9 +2864,9 @@ class Queue:
 
     def _fire(self, now: float) -> None:
         """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once."""
-        for row in self._db.execute("SELECT " + ", ".join(Schedule._fields) + " FROM schedule WHERE paused=0 AND next_at<=? "
-                                    "ORDER BY instr(options, '\"after')>0, next_at", (now,)).fetchall():  # parents first
-            schedule = Schedule._make(row)
+        due = [Schedule._make(row) for row in self._db.execute(
+            "SELECT " + ", ".join(Schedule._fields) + " FROM schedule WHERE paused=0 AND next_at<=?", (now,))]
+        for schedule in sorted(due, key=lambda schedule: ('"after' in schedule.options, schedule.next_at)):  # parents first
             late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
             error = None
             if not late and not (schedule.no_overlap and self._unfinished_job(schedule.last_job)):
@@ -4361,6 +4387,7 @@ def enqueue_file(args, options: dict) -> int:
         else:
             batch = queue.job(ids[-1]).batch
             verdict("Enqueued %s, %d to %d%s" % (plural(len(ids), "job"), min(ids), max(ids), " (batch %d)" % batch if batch else ""))
+            warn_if_stuck(queue, ids[-1])
     return 0
 
 
@@ -4759,7 +4786,7 @@ def cmd_list(args) -> int:
 
 def list_once(args) -> int:
     states, limit = states_asked(args), limit_asked(args)
-    columns = USUAL_COLUMNS
+    columns = USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command")
     if args.columns is not None:
         columns = [parse_choice(column.strip(), "--columns", tuple(COLUMNS)) for column in args.columns.split(",")]
     filters = {"queue": args.queue, "name": args.name,
@@ -4843,7 +4870,7 @@ def args_show(parser) -> None:
 
 
 def one_job(queue, ref: str):
-    return queue.last_job() if ref == "last" else queue.job(ref)
+    return queue.job(queue.ids(ref)[0])
 
 
 def cmd_show(args) -> int:
@@ -5225,7 +5252,7 @@ class Top:
             self._sampled, last = time.monotonic(), self._queue.last_event()
             self._ends = (self._ends + [max(0, last - self._last)])[-max(10, width - 30):] if self._last is not None else []
             self._last = last
-        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
+        lines = [fit("top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
                  fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
                  fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
         for row in self._queue.queues()[:4]:
@@ -5325,17 +5352,7 @@ def states_asked(args) -> list:
 
 def ids_named(queue, refs) -> list:
     """The ids of the jobs named by id, name, range (5-8) or `last`; all looked up before anything is done."""
-    ids = []
-    for ref in refs:
-        low, dash, high = ref.partition("-")
-        if dash and low.isdigit() and high.isdigit() and len(ref) < 30:
-            found = queue.ids_between(int(low), int(high))
-            if not found:
-                raise UserError("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
-            ids.extend(found)
-        else:
-            ids.append(one_job(queue, ref).id)
-    return list(dict.fromkeys(ids))
+    return list(dict.fromkeys(number for ref in refs for number in queue.ids(ref)))
 
 
 def select_ids(queue, args, states, before=None) -> list:
@@ -5388,11 +5405,11 @@ def report_each(word: str, results: list, good: tuple) -> int:
 
 
 def cmd_dlq_retry(args) -> int:
-    return act(args, ("dead",), "retry", "Back to pending:", Queue.retry, ("retried",), strict=True)
+    return act(args, ("dead",), "retry", "Back to pending:", Queue.retry, ("pending",), strict=True)
 
 
 def cmd_retry(args) -> int:
-    return act(args, FINAL, "retry", "Back to pending:", Queue.retry, ("retried",))
+    return act(args, FINAL, "retry", "Back to pending:", Queue.retry, ("pending",))
 
 
 def cmd_dlq_purge(args) -> int:
@@ -5485,7 +5502,7 @@ def wait_for(queue, ids: list, timeout) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(args) -> int:
-    return act(args, WAITING + ("processing",), "cancel", "Cancelled", Queue.cancel, ("done", "asked"))
+    return act(args, WAITING + ("processing",), "cancel", "Cancelled", Queue.cancel, ("cancelled", "asked"))
 
 
 def cmd_hold(args) -> int:
@@ -6216,7 +6233,8 @@ def unknown_command(words: list) -> str:
         return "no command %s%s" % (quoted(" ".join(words[:2])), nearest(words[1], group))
     names = {" ".join(found.words): found for found in COMMANDS if found.purpose}
     ends = [name for name in names if name.split()[-1] == words[0]]
-    hint = " (did you mean %s?)" % (OTHER_WORDS.get(words[0]) or ends[0]) if words[0] in OTHER_WORDS or ends else nearest(words[0], names)
+    hint = " (did you mean %s?)" % (OTHER_WORDS.get(words[0]) or ends[0]) if words[0] in OTHER_WORDS or ends else nearest(
+        words[0], set(names) | {name.split()[0] for name in names})
     return "no command %s%s: see `%s --help`" % (quoted(words[0]), hint, invoked())
 
 

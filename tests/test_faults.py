@@ -340,17 +340,18 @@ queuectl.Plan._finish = finish""", 0),
 }
 
 
-@pytest.mark.parametrize("point", ENQUEUE_POINTS)
-def test_an_enqueue_killed_at_a_crash_point_stores_all_or_nothing(bench, point):
-    patch, stored = ENQUEUE_POINTS[point]
+def test_an_enqueue_killed_at_any_crash_point_stores_all_or_nothing(bench):
     bench.queue.start(1)
-    done = bench.patched(patch, "enqueue", "--env", "A=B", "--name", "one", *bench.words("exit=0"))
-    assert done.returncode == -signal.SIGKILL and done.stdout == ""
-    assert len(bench.queue.sql("SELECT id FROM job")) == stored
-    job = bench.enqueue("exit=0", options=["--name", "two"])  # the lock is free, nothing is in the way
-    bench.queue.wait_for(job, "completed")
-    if stored:
-        bench.queue.wait_for("one", "completed")
+    for number, (point, (patch, stored)) in enumerate(ENQUEUE_POINTS.items()):
+        before = len(bench.queue.sql("SELECT id FROM job"))
+        done = bench.patched(patch, "enqueue", "--env", "A=%d" % number, "--name", "one-%d" % number, *bench.words("exit=0"))
+        assert done.returncode == -signal.SIGKILL and done.stdout == "", point
+        assert len(bench.queue.sql("SELECT id FROM job")) == before + stored, point
+        assert database_faults(bench.queue.db) == [], point
+        job = bench.enqueue("exit=0")  # the lock is free, nothing is in the way
+        bench.queue.wait_for(job, "completed")
+        if stored:
+            bench.queue.wait_for("one-%d" % number, "completed")
     check(bench)
 
 
@@ -768,7 +769,8 @@ class Holder:
         self._db.close()
 
 
-def test_commands_wait_for_a_locked_database_and_then_say_one_clear_line(bench):
+@pytest.mark.parametrize("seconds", [1, pytest.param(6.5, marks=pytest.mark.slow)])  # past the 5 s of a worker's patience
+def test_commands_wait_for_a_locked_database_and_then_say_one_clear_line(bench, seconds):
     bench.queue.start(1)
     job = bench.enqueue("until=go", "exit=0", options=["--max-retries", 0])
     wait_until(lambda: bench.started(job), message="the job runs")
@@ -781,7 +783,7 @@ def test_commands_wait_for_a_locked_database_and_then_say_one_clear_line(bench):
     waiting = bench.queue.beside("enqueue", "exit 0")
     bench.go("go")
     wait_until(lambda: bench.journal("end", job=job), message="the job ends")
-    end = time.monotonic() + 6.5  # past the 5 s after which a worker's statement gives up
+    end = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() > end, message="a while", interval=0.1)
     assert bench.queue.job(job).state == "processing" and bench.workers() == workers
     holder.release()
@@ -928,8 +930,8 @@ def damaged(bench, name):
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["header", "first page", "all pages but the first", "truncated to half",
-                                  "truncated within the first page", "truncated within a page"])
+@pytest.mark.parametrize("name", ["header", "all pages but the first", "truncated to half", *[
+    pytest.param(name, marks=pytest.mark.slow) for name in ("first page", "truncated within the first page", "truncated within a page")]])
 def test_a_damaged_database_is_one_clear_line_and_is_made_no_worse(bench, name):
     jobs = bench.enqueue_many(["exit %d # %s" % (n, "x" * 500) for n in range(400)])
     before = damaged(bench, name)
@@ -1067,7 +1069,8 @@ def test_a_clock_that_jumps_a_day_touches_no_timeout_and_no_running_job(bench, c
     check_with_jumps(bench, {survives: "completed", ends: "dead"})
 
 
-@pytest.mark.parametrize("first, then", [(0, -DAY), (DAY, 0), (DAY, -DAY), (0, DAY)])
+@pytest.mark.parametrize("first, then", [(0, -DAY), pytest.param(DAY, 0, marks=pytest.mark.slow),
+                                         pytest.param(DAY, -DAY, marks=pytest.mark.slow), (0, DAY)])
 def test_retries_and_delays_in_progress_are_not_stuck_when_the_clock_jumps(bench, clock, first, then):
     clock.jump(first)
     clock.start(1)
@@ -1171,17 +1174,18 @@ def test_a_stranger_that_got_the_number_of_a_dead_attempts_group_is_not_signalle
         stranger.wait()
 
 
-@pytest.mark.parametrize("content", ["", "garbage\n", "1 2 3\n", "-1 -1 -1 -1 nan 0 x\n", "1 {job} 1 1 0 0 {machine}\n",
-                                     "1 {job} 1 0 0 0 {machine}\n"])
-def test_a_lock_file_that_says_nonsense_makes_nobody_signal_anything(bench, content):
-    bench.queue.start(1)
-    job = bench.enqueue("hang=2", options=["--max-retries", 0])
-    wait_until(lambda: bench.started(job), message="the job runs")
+def test_lock_files_that_say_nonsense_make_nobody_signal_anything(bench):
+    contents = ["", "garbage\n", "1 2 3\n", "-1 -1 -1 -1 nan 0 x\n", "1 {job} 1 1 0 0 {machine}\n", "1 {job} 1 0 0 0 {machine}\n"]
+    bench.queue.start(len(contents))
+    jobs = [bench.enqueue("hang=2", options=["--max-retries", 0]) for _ in contents]
+    wait_until(lambda: len(bench.journal("start")) == len(jobs), message="all jobs run")
     kill_all_and_wait(bench)
-    [lock] = bench.queue.files.glob("workers/[0-9]*.lock")
-    lock.write_text(content.format(job=job, machine=lock.read_text().split()[6]))
-    bench.queue.start(1)
-    bench.queue.wait_for(job, "completed")
+    for content, (worker, job) in zip(contents, bench.queue.sql("SELECT worker, id FROM job")):
+        lock = bench.queue.files / "workers" / ("%d.lock" % worker)
+        lock.write_text(content.format(job=job, machine=lock.read_text().split()[6]))
+    bench.queue.start(2)
+    for job in jobs:
+        bench.queue.wait_for(job, "completed")
     check(bench)
 
 
@@ -1491,7 +1495,7 @@ while not os.path.exists(%(stop)r):
 """
 
 
-@pytest.mark.parametrize("moments", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [12, pytest.param(200, marks=pytest.mark.slow)])
 def test_at_random_moments_the_files_on_disk_are_a_sound_queue(bench, tmp_path, moments):
     import random
     chance = random.Random(20240817)

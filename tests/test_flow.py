@@ -589,9 +589,9 @@ def test_a_unique_job_may_come_again_after_its_end_and_the_time_asked_for(store,
 
 def test_unique_keys_hold_within_a_file_and_only_new_jobs_count_in_its_batch(store):
     old = store.enqueue("x", unique="c")
-    twins = []
-    ids = store.enqueue_many([{"command": "x", "unique": key} for key in "aabc"], label="f", on_twin=twins.append)
-    assert ids[0] == ids[1] != ids[2] and ids[3] == old and twins == [ids[0], old]
+    plan = queuectl.Plan([{"command": "x", "unique": key} for key in "aabc"])
+    ids = store.enqueue_many(plan, label="f")
+    assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.twins == {ids[0], old}
     assert [(b.total, b.unfinished) for b in store.batches()] == [(2, 2)]
 
 

@@ -79,7 +79,7 @@ def test_a_long_reader_into_a_slow_pipe_neither_stops_writers_nor_grows_the_wal(
     reader = subprocess.Popen(queue.command("list", "--limit", "0", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               env=queue.environment(), cwd=str(queue.dir))
     pieces = [os.read(reader.stdout.fileno(), 4096)]
-    writer = subprocess.Popen([sys.executable, "-c", WRITER % (str(faults.ROOT), str(queue.db)), "4"], stdout=subprocess.PIPE,
+    writer = subprocess.Popen([sys.executable, "-c", WRITER % (str(faults.ROOT), str(queue.db)), "2.5"], stdout=subprocess.PIPE,
                               env=queue.environment(), cwd=str(queue.dir), universal_newlines=True)
     wal = Path(str(queue.db) + "-wal")
     largest = 0
@@ -91,7 +91,7 @@ def test_a_long_reader_into_a_slow_pipe_neither_stops_writers_nor_grows_the_wal(
     count, longest = writer.stdout.read().split()
     writer.stdout.close()
     assert reader.poll() is None, "the reader is still at it"
-    assert int(count) >= 2000 and float(longest) < within(1.0), (count, longest)
+    assert int(count) >= 1000 and float(longest) < within(1.0), (count, longest)
     assert largest < 24 * 2**20, "the WAL grew to %d MiB" % (largest // 2**20)
     pieces.append(reader.stdout.read())
     assert reader.wait(30) == 0, reader.stderr.read()
@@ -148,7 +148,8 @@ def test_a_million_pending_jobs_stay_responsive(bench):
     for name, limit, args in (("dlq list of 100,000", 1.0, ["dlq", "list"]), ("status", 1.0, ["status"]),
                               ("dlq purge of 100,000", 90.0, ["dlq", "purge", "--all"])):
         timed(limits, name, limit, lambda: queue.run(queue.command(*args), timeout=200))
-    finish_by_hand(queue.db, 200000, "completed", time.time() - 30 * 86400)
+    finish_by_hand(queue.db, 200000, "completed", time.time() - 10)
+    queue.cli("config", "set", "keep_finished", "1s")
     before = queue.sql("SELECT count(*) FROM job")[0][0]
     queue.start(1)
     for _ in range(20):  # while old jobs are removed

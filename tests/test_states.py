@@ -62,10 +62,11 @@ def happen(store, clock, event, number, claimed):
         [(_, result)] = store.cancel([number])
         if result == "asked":
             finish(store, claimed, "failed", None)  # the TERM ended it
-        assert result in ("cancelled", "asked") or result == job.state
+        assert result in ("cancelled", "asked", "cancelled already") or result == job.state
         return store.last_event() > last
     if event == "retry":
-        assert store.retry([number]) == [(number, "pending" if job.state in FINAL else job.state)]
+        wanted = "pending" if job.state in FINAL else "pending already" if job.state == "pending" else job.state
+        assert store.retry([number]) == [(number, wanted)]
         return store.last_event() > last
     if event == "expire":
         if job.state not in WAITING:

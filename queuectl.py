@@ -1573,6 +1573,8 @@ def refuse_strange_wal(path: str) -> None:
                 return
     except OSError:
         return
+    if not any(head[60:64]):
+        return  # the queue is so new that all of it is in the WAL
     ahead = int.from_bytes(page[48:52], "big") - int.from_bytes(head[24:28], "big")
     if page[24 + 60:24 + 64] != head[60:64] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1:
         raise UserError("%s-wal is of another database, or of another time of this one: move it away, or bring back "
@@ -1810,8 +1812,11 @@ class Plan:
             raise UserError("%sno job %s to come after" % (where, quoted(ref))) from None
 
     def _parent_batch(self, where: str, ref: str) -> int:
-        ids = [batch.id for batch in self._queue.batches(2 if ref == "last" else 0) if batch.id != self._batch]
-        found = ids[:1] if ref == "last" else [number for number in ids if str(number) == ref]
+        if ref == "last":
+            found = [batch.id for batch in self._queue.batches(2) if batch.id != self._batch][:1]
+        else:
+            found = [batch for batch, in self._queue._read("SELECT id FROM batch WHERE id=? AND id IS NOT ?", (
+                int(ref) if ref.isdigit() and len(ref) < 19 else -1, self._batch))]
         if not found and ref == str(self._batch):
             raise UserError("%sa job can't come after the batch that it is part of" % where)
         if not found:
@@ -5252,7 +5257,7 @@ class Top:
             self._sampled, last = time.monotonic(), self._queue.last_event()
             self._ends = (self._ends + [max(0, last - self._last)])[-max(10, width - 30):] if self._last is not None else []
             self._last = last
-        lines = [fit("top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
+        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
                  fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
                  fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
         for row in self._queue.queues()[:4]:

@@ -230,9 +230,11 @@ def encodable(text: str, what: str):
     except UnicodeEncodeError:
         pass
     try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise UserError("%s holds half of a surrogate pair, which is no character" % what) from None
+        data = text.encode("utf-8", "surrogateescape")
+        os.fsdecode(data)  # refused on Windows, whose names are characters
+        return data
+    except UnicodeError:
+        raise UserError("%s holds half of a surrogate pair, or bytes, that are no character" % what) from None
 
 
 def utc(seconds):
@@ -1484,7 +1486,528 @@ class PosixBell:
                 pass
 
 
-OS = Linux() if sys.platform.startswith("linux") and not os.environ.get("QUEUECTL_FALLBACKS") else Posix()
+class Windows:
+    """Windows.  A lock is the open file itself: who opens it for writing lets others only read.
+
+    A second such opening is refused for as long as any handle of the first is left, inherited ones too, so a job
+    holds its output as on POSIX.  (The byte ranges that msvcrt locks are not inherited, and keep readers out.)
+    A Job Object ends what a killed worker ran: its one handle is the worker's, and closed with it.
+    """
+
+    forks = False
+    job_faults = (7,)      # E2BIG: see spawn
+    longest_wait = 0.2     # select waits for sockets only, not for the end of a process
+    stream_options = {"encoding": "utf-8"}  # a pipe's own is the code page, which has no check mark
+
+    STOPPED = 0xC000013A   # STATUS_CONTROL_C_EXIT: what Ctrl-C and Ctrl-Break end with, and we
+    CRASHES = {0xC0000005: "access violation", 0xC00000FD: "stack overflow", 0xC0000374: "heap corruption",
+               0xC0000409: "aborted", 0xC0000135: "a DLL is missing", 0xC0000142: "a DLL failed to start"}
+    SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@+:./\\-_"
+    # What is called of kernel32: the result, then the arguments.  h: handle or pointer, t: text, n: number, b: true or
+    # false.  A false or invalid result is raised; a number may be anything.
+    CALLS = {
+        "CreateFileW": "htnnhnnh", "GetDriveTypeW": "nt", "GetConsoleMode": "bhh", "SetConsoleMode": "bhn",
+        "CreateEventW": "hhnnt", "SetEvent": "bh", "CreateSemaphoreW": "hhnnt", "ReleaseSemaphore": "bhnh",
+        "CreateJobObjectW": "hht", "SetInformationJobObject": "bhnhn", "QueryInformationJobObject": "bhnhnh",
+        "AssignProcessToJobObject": "bhh", "TerminateJobObject": "bhn", "ResumeThread": "nh", "SetErrorMode": "nn",
+        "GetProcessAffinityMask": "bhhh", "GetSystemTimes": "bhhh", "SetPriorityClass": "bhn"}
+
+    def __init__(self):
+        self._kernel = None
+        self._attempt = None           # (pid, process, Job Object) of the attempt that was started last
+        self._sample = (0.0, 0, 0)     # when the load was measured; the cores' idle and whole time until then
+        self._load = 0.0
+
+    def call(self, name: str, *arguments):
+        """Calls a function of kernel32 (see CALLS)."""
+        import ctypes
+        if self._kernel is None:
+            self._kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        types = {"h": ctypes.c_void_p, "t": ctypes.c_wchar_p, "n": ctypes.c_uint32, "b": ctypes.c_int}
+        function = getattr(self._kernel, name)
+        function.restype, *function.argtypes = [types[letter] for letter in self.CALLS[name]]
+        result = function(*arguments)
+        if self.CALLS[name][0] != "n" and result in (None, 0, ctypes.c_void_p(-1).value):
+            raise ctypes.WinError(ctypes.get_last_error())
+        return result
+
+    # -- places and words --
+
+    def state_dir(self) -> str:
+        base = os.environ.get("LOCALAPPDATA", "")
+        if not os.path.isabs(base):
+            raise UserError("LOCALAPPDATA names no directory to keep the queue in: give --db PATH or set QUEUECTL_DB")
+        return os.path.join(base, PROGRAM)
+
+    def quote(self, words) -> str:
+        """An argument list as the cmd.exe command that runs it unchanged."""
+        if any("\n" in word or "\r" in word for word in words):
+            raise UserError("cmd.exe can't hand on an argument with a line break: put it into a file")
+        if words[0].lower() == "echo":  # it would print the quotes too
+            return " ".join([words[0]] + [self._escaped(word) for word in words[1:]])
+        return " ".join([self._quoted(words[0])] + [self._argument(word) for word in words[1:]])
+
+    def _quoted(self, word: str) -> str:
+        """As programs take their command line apart; in quotes wherever cmd.exe could see more than letters."""
+        import subprocess
+        return word if word and not word.strip(self.SAFE) else '"' + subprocess.list2cmdline([" " + word])[2:]
+
+    def _argument(self, word: str) -> str:
+        """cmd.exe takes the quote of \\" for the end of a quotation, and expands %NAME% in one: both are escaped."""
+        return self._escaped(self._quoted(word)) if '"' in word or "%" in word else self._quoted(word)
+
+    def _escaped(self, text: str) -> str:
+        """Each special character after a caret; after a percent sign any, so that %NAME% and %NAME:a=b% name no variable."""
+        return "".join("^" + char if char in '()%!^"<>&|' or before == "%" else char for before, char in zip(" " + text, text))
+
+    def environment(self, more: dict) -> bytes:
+        """This process's environment and `more`, as sorted K=V entries between NULs."""
+        return self.merge(b"", {**os.environ, **more})
+
+    def merge(self, data: bytes, more: dict) -> bytes:
+        entries = ["%s=%s" % pair for pair in sorted(self.job_environment(data, more).items())]
+        return "\0".join(entries).encode("utf-8", "surrogatepass")
+
+    def job_environment(self, data: bytes, more: dict) -> dict:
+        """What `environment` stored, and `more`, in the form that spawn takes."""
+        entries = data.decode("utf-8", "surrogatepass").split("\0")
+        return self.with_variables(dict(entry.split("=", 1) for entry in entries if "=" in entry[1:]), more)
+
+    def with_variables(self, env: dict, more: dict) -> dict:
+        return {**env, **{key.upper(): value for key, value in more.items()}}  # Path is PATH
+
+    def cores(self) -> int:
+        import _winapi
+        import ctypes
+        mine, system = ctypes.c_size_t(), ctypes.c_size_t()
+        self.call("GetProcessAffinityMask", _winapi.GetCurrentProcess(), ctypes.byref(mine), ctypes.byref(system))
+        return bin(mine.value).count("1") or os.cpu_count() or 1  # 0: we are in several groups of 64 cores
+
+    def load(self) -> float:
+        """How many cores were busy, over a second or more: Windows keeps no average."""
+        import ctypes
+        at, idle_before, total_before = self._sample
+        if time.monotonic() - at >= 1.0:
+            idle, kernel, user = ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint64()
+            self.call("GetSystemTimes", ctypes.byref(idle), ctypes.byref(kernel), ctypes.byref(user))
+            total = kernel.value + user.value  # the kernel's holds the idle time
+            if at:
+                busy = 1 - (idle.value - idle_before) / max(1, total - total_before)
+                self._load = busy * (os.cpu_count() or 1)
+            self._sample = (time.monotonic(), idle.value, total)
+        return self._load
+
+    def be_nice(self, niceness: int) -> None:
+        import _winapi
+        if niceness:  # below normal or idle; jobs inherit it
+            self.call("SetPriorityClass", _winapi.GetCurrentProcess(), 0x4000 if niceness < 10 else 0x40)
+
+    def network_disk(self, path: str) -> str:
+        drive = os.path.splitdrive(os.path.realpath(path))[0]
+        share = drive.startswith("\\\\") and drive[:4] != "\\\\?\\"
+        return "a share" if share or self.call("GetDriveTypeW", drive + "\\") == 4 else ""  # DRIVE_REMOTE
+
+    # -- locks that the system drops with their last holder --
+
+    def _open(self, path: str, sharing: int, how: int, flags: int = 0) -> int:
+        import msvcrt
+        try:
+            handle = self.call("CreateFileW", path, 0xC0000000, sharing, None, how, 0x80, None)  # to read and write
+        except PermissionError as error:
+            if error.winerror != 32:  # ERROR_SHARING_VIOLATION
+                raise
+            raise BlockingIOError(0, "is open in another process", path) from None
+        return msvcrt.open_osfhandle(handle, flags)
+
+    def hold(self, path: str) -> int:
+        """Makes `path` and locks it for as long as the descriptor is open; nobody can delete it then."""
+        return self._open(path, 1, 4)  # FILE_SHARE_READ, OPEN_ALWAYS
+
+    def seize(self, path: str):
+        """A descriptor that holds the lock of an existing file; None where another holds it."""
+        try:
+            return self._open(path, 1, 3)  # OPEN_EXISTING
+        except BlockingIOError:
+            return None
+
+    def is_held(self, path: str) -> bool:
+        try:
+            os.close(os.open(path, os.O_RDWR))  # this lets others write: two who only ask don't disturb each other
+        except PermissionError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def open_gate(self, path: str):
+        """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
+        return None
+
+    def write_record(self, fd: int, text: str) -> None:
+        """Puts one line of at most 200 characters at the start of a lock file."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.write(fd, text.ljust(200).encode() + b"\n")
+
+    # -- which machine and process this is --
+
+    def machine(self) -> str:
+        """Boots don't matter: no lock, event or Job Object outlives one, and nothing else leads from a pid to a process."""
+        return "".join(os.environ.get("COMPUTERNAME", "windows").split())[:60]
+
+    def born(self) -> float:
+        return time.time()
+
+    def processes(self) -> list:
+        """Looked through for a worker whose lock file is gone; but that of a living one can't be deleted."""
+        return []
+
+    def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
+        """A Job Object has ended them, or is about to; gives them the moment that it takes."""
+        for _ in range(50):
+            if not self.is_held(path):
+                break
+            time.sleep(0.01)
+        return []
+
+    # -- running a job --
+
+    def spawn(self, command: str, env: dict, output: int, script: str):
+        """Starts `command` by cmd.exe in a hidden console of its own; returns its pid, which names its Job Object too.
+
+        It starts suspended, so that nothing of it runs outside of the Job Object.  Its handle of the output can only
+        append, to whatever length the file is cut.  Then the directory is left: the current one can't be deleted.
+        """
+        import _winapi
+        import msvcrt
+        import subprocess
+        if max(map(len, command.split("\n"))) > 8191:
+            raise OSError(7, "cmd.exe takes no line of more than 8191 characters")
+        self._forget()
+        home = os.path.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32")
+        line = 'cmd.exe /d /s /c "%s"' % ('"%s"' % self._script(command, script) if "\n" in command else command)
+        me, null = _winapi.GetCurrentProcess(), os.open(os.devnull, os.O_RDONLY)
+        stdin = msvcrt.get_osfhandle(null)
+        os.set_handle_inheritable(stdin, True)
+        append = 0x120084  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, READ_CONTROL, SYNCHRONIZE
+        stdout = _winapi.DuplicateHandle(me, msvcrt.get_osfhandle(output), me, append, True, 0)
+        start = subprocess.STARTUPINFO(dwFlags=subprocess.STARTF_USESTDHANDLES, hStdInput=stdin, hStdOutput=stdout,
+                                       hStdError=stdout, lpAttributeList={"handle_list": [stdin, stdout]})
+        flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP | 0x4  # CREATE_SUSPENDED
+        try:
+            process, thread, pid, _ = _winapi.CreateProcess(
+                os.path.join(home, "cmd.exe"), line, None, None, True, flags, env, None, start)
+        finally:
+            os.close(null)
+            _winapi.CloseHandle(stdout)
+            os.chdir(home)
+        try:
+            self._attempt = pid, process, self._job_object(process)
+            self.call("ResumeThread", thread)
+        except OSError:
+            _winapi.TerminateProcess(process, self.STOPPED)
+            raise
+        finally:
+            _winapi.CloseHandle(thread)
+        return pid
+
+    def _script(self, command: str, path: str) -> str:
+        """A batch file of a command of several lines; of a command line cmd.exe would take the first alone."""
+        text = command.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n"
+        try:
+            data = ("@echo off\r\n" + text).encode("oem")  # a new console's code page
+        except UnicodeEncodeError:
+            data = ("@echo off\r\nchcp 65001 >nul\r\n" + text).encode("utf-8", "surrogatepass")
+        with open(path, "wb") as file:
+            file.write(data)
+        return path
+
+    def _job_object(self, process):
+        job = self.call("CreateJobObjectW", None, None)
+        self._limit(job, 0x2400)  # KILL_ON_JOB_CLOSE, DIE_ON_UNHANDLED_EXCEPTION: nobody could answer its window
+        self.call("AssignProcessToJobObject", job, process)
+        return job
+
+    def _limit(self, job, flags: int) -> None:
+        import ctypes
+        words = (ctypes.c_uint32 * (36 if sys.maxsize > 2**32 else 28))()  # JOBOBJECT_EXTENDED_LIMIT_INFORMATION
+        words[4] = flags
+        self.call("SetInformationJobObject", job, 9, words, ctypes.sizeof(words))
+
+    def _forget(self) -> None:
+        import _winapi
+        for handle in (self._attempt or ())[1:]:
+            _winapi.CloseHandle(handle)
+        self._attempt = None
+
+    def process_of(self, pid: int):
+        """The handle of an attempt's main process."""
+        return self._attempt[1]
+
+    def exit_code(self, pid: int) -> int:
+        """Of an attempt whose main process has ended; -1: stopped, by us or by Ctrl-C.
+
+        What a job leaves behind that went well lives on, as on POSIX: its Job Object must end nothing any more.
+        """
+        import _winapi
+        code = _winapi.GetExitCodeProcess(self._attempt[1])
+        if not code:
+            self._limit(self._attempt[2], 0)
+        return -1 if code == self.STOPPED else code
+
+    def open_output(self, path: str) -> int:
+        """The file that a job writes to, and so locks; it may be renamed or deleted for all that."""
+        return self._open(path, 1 | 4, 4, os.O_APPEND)  # FILE_SHARE_READ and DELETE, OPEN_ALWAYS
+
+    def signal_group(self, group: int, hard: bool) -> bool:
+        """Ends all of a job, hard or not: Windows has no TERM.  (Ctrl-Break reaches programs of the same console only,
+        and few of them heed it.)  False when nothing of it is left."""
+        if not self.group_alive(group):
+            return False
+        self.call("TerminateJobObject", self._attempt[2], self.STOPPED)
+        return True
+
+    def stop_group(self, group: int, stop: bool) -> None:
+        """Stops all of a job for a moment, or has it go on; group 0: nothing is left to stop."""
+        import _winapi
+        import ctypes
+        if not self.group_alive(group):
+            return
+        words = (ctypes.c_size_t * 1025)()  # JOBOBJECT_BASIC_PROCESS_ID_LIST: two numbers of 32 bits, then the pids
+        try:
+            self.call("QueryInformationJobObject", self._attempt[2], 3, words, ctypes.sizeof(words), None)
+        except OSError:
+            pass  # more than fit: these are in it all the same
+        for pid in words[8 // ctypes.sizeof(ctypes.c_size_t):]:
+            try:
+                process = pid and _winapi.OpenProcess(0x800, False, pid)  # PROCESS_SUSPEND_RESUME
+            except OSError:
+                continue  # it has just ended
+            if process:
+                ctypes.WinDLL("ntdll")["NtSuspendProcess" if stop else "NtResumeProcess"](ctypes.c_void_p(process))
+                _winapi.CloseHandle(process)
+
+    def group_alive(self, group: int) -> bool:
+        import ctypes
+        if self._attempt is None or self._attempt[0] != group:
+            return False
+        words = (ctypes.c_uint32 * 12)()  # JOBOBJECT_BASIC_ACCOUNTING_INFORMATION; 10: ActiveProcesses
+        self.call("QueryInformationJobObject", self._attempt[2], 1, words, ctypes.sizeof(words), None)
+        return words[10] > 0
+
+    def failure_text(self, code: int) -> str:
+        if code < 0:
+            return "stopped by Ctrl-C"
+        return "exit %d" % code + (" (%s)" % self.CRASHES[code] if code in self.CRASHES else "")
+
+    # -- the supervisor's side --
+
+    def argv(self, argv: list) -> list:
+        """A venv's python.exe starts the real one, which then has another pid; we need nothing of the venv."""
+        return [getattr(sys, "_base_executable", None) or argv[0]] + argv[1:]
+
+    def detach(self, argv: list, log: str):
+        """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
+        import subprocess
+        flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
+        with open(log, "ab") as file:
+            options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": file, "cwd": os.path.dirname(sys.executable)}
+            try:  # out of the Job Object of a terminal or a CI runner, which ends with it
+                process = subprocess.Popen(self.argv(argv), creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB, **options)
+            except PermissionError:  # it lets nobody go
+                process = subprocess.Popen(self.argv(argv), creationflags=flags, **options)
+        process.returncode = 0  # it is not ours to wait for
+        return process.pid, process.stdout
+
+    def close_strangers(self) -> None:
+        """Nothing to do: our children inherit the handles that are named to them, and no others."""
+
+    def before_forks(self) -> None:
+        """Nothing to do where workers are not forked."""
+
+    def crew(self, token: str):
+        return WindowsCrew(self, token)
+
+    def bell(self, where: str):
+        return WindowsBell(self, where)
+
+    def event(self, pid: int, word: str):
+        """The event by which a worker is told; Global: from any of the user's sessions."""
+        return self.call("CreateEventW", None, word != "look", False, "Global\\%s-%d-%s" % (PROGRAM, pid, word))
+
+    def semaphore(self, token: str):
+        """What wakes one idle worker a count."""
+        return self.call("CreateSemaphoreW", None, 0, 2**30, "Global\\%s-%s" % (PROGRAM, token))
+
+    def signal_worker(self, pid: int, word: str) -> None:
+        """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
+        import _winapi
+        try:
+            event = self.event(pid, word)
+            self.call("SetEvent", event)
+            _winapi.CloseHandle(event)
+        except PermissionError:
+            pass  # another user's
+
+    def install_dir(self) -> str:
+        return os.path.join(os.path.expanduser("~"), ".local", "bin")
+
+    def launcher(self, folder: str) -> tuple:
+        """(file name, text) of the command that `install` makes."""
+        code = "import sys; sys.argv[0] = '%s'; sys.path.insert(0, '%s'); import queuectl; sys.exit(queuectl.main())" % (
+            PROGRAM, folder.encode("unicode_escape").decode("ascii").replace("'", "\\x27"))
+        line = '@"%s" -IS -c "%s" ' % (self.argv([sys.executable])[0], code)
+        page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # else it is read in the console's code page
+        return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
+
+    def reader_left(self, seconds: float) -> bool:
+        """Waits so long.  That nobody reads our stdout any more shows in the next write only."""
+        time.sleep(seconds)
+        return False
+
+    def raw_terminal(self, on_end):
+        return WindowsKeys()
+
+    def terminal_colours(self, stream) -> bool:
+        """Whether it is a console, which is told here to heed escape sequences (from Windows 10 on)."""
+        import ctypes
+        import msvcrt
+        mode = ctypes.c_uint32()
+        try:
+            handle = msvcrt.get_osfhandle(stream.fileno())
+            self.call("GetConsoleMode", handle, ctypes.byref(mode))
+            return bool(mode.value & 4 or self.call("SetConsoleMode", handle, mode.value | 4))
+        except (OSError, ValueError, AttributeError):
+            return False  # a pipe, NUL, none at all, or an older console
+
+
+class WindowsKeys:
+    """The console's keys one by one."""
+
+    NAMES = {"H": "up", "P": "down", "I": "page up", "Q": "page down"}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        """The console's mode was not changed."""
+
+    def read(self, timeout: float) -> str:
+        """The next key, by name where it has one; "" at the timeout."""
+        import msvcrt
+        limit = time.monotonic() + timeout
+        while not msvcrt.kbhit():  # the console's handle can't be waited for: it tells of the mouse too
+            if time.monotonic() > limit:
+                return ""
+            time.sleep(0.02)
+        key = msvcrt.getwch()
+        return self.NAMES.get(msvcrt.getwch(), "") if key in "\0\xe0" else key
+
+
+class WindowsCrew:
+    """The supervisor's end of its workers: a semaphore that wakes one of them a count, and events for each."""
+
+    def __init__(self, system, token: str):
+        self._system = system
+        self._token = token
+        self._wake = system.semaphore(token)
+        self._children = {}  # pid -> (process, when it was started, its events: kept until it has opened them too)
+
+    def start(self, work, argv: list) -> int:
+        """Starts one worker, as a new program; it shares a terminal's console to write to it, but not its Ctrl-C."""
+        import subprocess
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP
+        if not self._system.terminal_colours(sys.stdout) and not self._system.terminal_colours(sys.stderr):
+            flags |= subprocess.DETACHED_PROCESS
+        child = subprocess.Popen(self._system.argv(argv) + ["%s.%d" % (self._token, os.getpid())], stdin=subprocess.DEVNULL,
+                                 stdout=sys.stdout, stderr=sys.stderr, creationflags=flags, cwd=os.path.dirname(sys.executable))
+        events = [self._system.event(child.pid, word) for word in ("now", "stop", "look")]
+        self._children[child.pid] = child, time.monotonic(), events
+        return child.pid
+
+    def wake(self, count: int) -> None:
+        """Wakes that many workers, fewer where as many are being woken already."""
+        import _winapi
+        waiting = 0
+        while _winapi.WaitForSingleObject(self._wake, 0) == 0:
+            waiting += 1
+        count = max(waiting, min(count, len(self._children)))
+        if count:
+            self._system.call("ReleaseSemaphore", self._wake, count, None)
+
+    def pids(self) -> list:
+        return list(self._children)
+
+    def reap(self) -> list:
+        """For each worker process that has ended since: the seconds that it lived."""
+        import _winapi
+        ended = []
+        for pid, (child, started, events) in list(self._children.items()):
+            if child.poll() is not None:
+                ended.append(time.monotonic() - started)
+                del self._children[pid]
+                for event in events:
+                    _winapi.CloseHandle(event)
+        return ended
+
+
+class WindowsBell:
+    """What a worker waits on.  Level 1: end after this job; 2: end now.  `look` falls when it shall look.
+
+    An order is noticed by the next wait, at the latest by that for the end of the job.
+    """
+
+    def __init__(self, system, where: str):
+        import _winapi
+        import signal
+        token, _, boss = where.partition(".")
+        self.level = 0
+        self.look = False
+        self._system = system
+        self._orders = {word: system.event(os.getpid(), word) for word in ("now", "stop", "look")}
+        self._wake = system.semaphore(token)
+        try:
+            self._boss = _winapi.OpenProcess(0x100000, False, int(boss))  # SYNCHRONIZE
+        except OSError:
+            self._boss = None  # gone already
+        for name in ("SIGINT", "SIGBREAK"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        system.call("SetErrorMode", 0x8003)  # of ours and of our jobs: no window asks what to do about an error
+
+    def orphaned(self) -> bool:
+        import _winapi
+        return self._boss is None or _winapi.WaitForSingleObject(self._boss, 0) == 0
+
+    def _wait(self, handles: list, seconds):
+        """Waits for one of `handles`, an order, or the time (None: for ever); returns the handle that it was, or None."""
+        import _winapi
+        words = [word for word, level in (("now", 2), ("stop", 1), ("look", 3)) if level > self.level]
+        waited = [self._orders[word] for word in words] + handles
+        limit = _winapi.INFINITE if seconds is None else min(int(max(0, seconds) * 1000 + 0.999), 2**31)
+        found = _winapi.WaitForMultipleObjects(waited, False, limit)
+        if len(words) <= found < len(waited):
+            return waited[found]
+        if found < len(words):
+            self.look = self.look or words[found] == "look"
+            self.level = max(self.level, {"now": 2, "stop": 1, "look": 0}[words[found]])
+        return None
+
+    def wait_for_work(self) -> None:
+        """Returns when there may be a job, or something to look at, or the supervisor is gone."""
+        if not self.level and not self.look and not self.orphaned():
+            self._wait([self._boss, self._wake], None)
+
+    def wait_for_exit(self, pid: int, timeout):
+        """The exit code of a job, or None at the timeout or when rung."""
+        if not self.look and self._wait([self._system.process_of(pid)], timeout) is not None:
+            return self._system.exit_code(pid)
+        return None
+
+    def pause(self, seconds) -> None:
+        """Waits until an order or the time; None: for an order only."""
+        self._wait([], seconds)
+
+
+OS = Windows() if os.name == "nt" else Linux() if sys.platform.startswith("linux") and not os.environ.get("QUEUECTL_FALLBACKS") else Posix()
 
 
 def find_database(given) -> str:
@@ -1555,10 +2078,20 @@ def searchable(text: str):
 def refuse_strange_wal(path: str) -> None:
     """Refuses a -wal beside the database that is another's, before SQLite, which can't tell, writes it in.
 
-    Compares page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
-    user_version, and the change counter, which a WAL of the same file can be ahead of by one commit at
-    first.  Only for a process without a connection: closing the file would drop its locks (fcntl(2)).
+    Looks again before it judges: in a queue at work the file and the WAL may change between two reads.
+    Only for a process without a connection: closing the file would drop its locks (fcntl(2)).
     """
+    for _ in range(5):
+        if not has_strange_wal(path):
+            return
+        time.sleep(0.03)
+    raise UserError("%s-wal is of another database, or of another time of this one: move it away, or bring back "
+                    "the database that it belongs to" % plain(path))
+
+
+def has_strange_wal(path: str) -> bool:
+    """Compares page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
+    user_version, and the change counter, which a WAL of the same file is ahead of by one commit at first."""
     try:
         with open(path + "-wal", "rb") as wal, open(path, "rb") as file:
             head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
@@ -1566,19 +2099,17 @@ def refuse_strange_wal(path: str) -> None:
                 wal.seek(32 + frame * (24 + size))
                 page = wal.read(24 + 100)
                 if len(page) < 124:
-                    return
+                    return False
                 if page[:4] == b"\0\0\0\1":
                     break
             else:
-                return
+                return False
     except OSError:
-        return
+        return False
     if not any(head[60:64]):
-        return  # the queue is so new that all of it is in the WAL
+        return False  # the queue is so new that all of it is in the WAL
     ahead = int.from_bytes(page[48:52], "big") - int.from_bytes(head[24:28], "big")
-    if page[24 + 60:24 + 64] != head[60:64] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1:
-        raise UserError("%s-wal is of another database, or of another time of this one: move it away, or bring back "
-                        "the database that it belongs to" % plain(path))
+    return page[24 + 60:24 + 64] != head[60:64] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1
 
 
 class Transaction:
@@ -2444,13 +2975,12 @@ class Queue:
             self._tell()
             return identity, OS.hold(self.files.lock(identity))
 
-    def remove_worker(self, worker: int) -> None:
+    def remove_worker(self, worker: int) -> bool:
+        """Takes a worker off the list that ends well; its lock file may go then, once it is closed."""
         with Transaction(self):
             gone = self._db.execute("DELETE FROM worker WHERE id=? AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?)",
                                     (worker, worker)).rowcount
-        if gone:  # else it holds a job whose outcome could not be written: left to a rescuer
-            remove(self.files.lock(worker))
-            remove(self.files.output(worker))
+        return bool(gone)  # else it holds a job whose outcome could not be written: left to a rescuer
 
     def remove_supervisor(self, supervisor: int) -> None:
         """Takes a supervisor off the list; jobs that a `run` had kept for itself are anyone's."""
@@ -2509,7 +3039,6 @@ class Queue:
             if outcome is not None:
                 self._record(worker, outcome, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
-        remove(self.files.lock(worker))
         remove(self.files.output(worker))
 
     def ready(self, most: int, queues=None, own=None) -> int:
@@ -3203,7 +3732,7 @@ class Runner:
             self._env = (env, OS.job_environment(env, {}))
         born = OS.born()
         try:
-            pid = OS.spawn(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".sh")
+            pid = OS.spawn(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".cmd")
         except OSError as error:
             if error.errno in OS.job_faults:
                 raise JobFailure("can't be started: %s" % error.strerror) from None
@@ -3251,7 +3780,7 @@ class Runner:
             return
         limit = time.monotonic() + self._setting("kill_grace")
         while OS.group_alive(group) and time.monotonic() < limit and self._bell.level < 2:
-            time.sleep(0.01)
+            self._bell.pause(0.01)
         limit = time.monotonic() + 2.0
         while OS.group_alive(group) and time.monotonic() < limit:
             OS.signal_group(group, hard=True)
@@ -3332,7 +3861,7 @@ class Runner:
             copy_bytes(saved, new, old)
             copy_bytes(source, new, fresh)
         os.ftruncate(self._output, 0)
-        with open(self._path + ".new", "rb") as new, open(self._path, "ab") as output:
+        with open(self._path + ".new", "rb") as new, open(self._output, "ab", closefd=False) as output:
             copy_bytes(new, output, 2 ** 50)
         remove(self._path + ".new")
         remove(self._path + ".tail")
@@ -3342,7 +3871,7 @@ class Runner:
         if self._output is not None:
             os.close(self._output)
             self._output = None
-        for suffix in ("", ".sh", ".tail", ".new"):
+        for suffix in ("", ".cmd", ".tail", ".new"):
             remove(self._path + suffix)
 
 
@@ -3420,12 +3949,15 @@ class Worker:
     def close(self) -> None:
         self._say("stopped")
         self._runner.close()
+        gone = False
         try:
-            self._queue.remove_worker(self.id)
+            gone = self._queue.remove_worker(self.id)
         except (sqlite3.Error, OSError, QueueGone):
             pass  # its lock is free, so the next supervisor takes it off the list
         self._queue.close()
         os.close(self._lock)
+        if gone:
+            remove(self._queue.files.lock(self.id))  # Windows removes no open file
 
     def _stopping(self) -> bool:
         return bool(self._bell.level) or self._bell.orphaned()
@@ -3548,10 +4080,12 @@ def rescue(queue, worker, say) -> bool:
     lock = take_from_dead(queue.files.lock(worker.id), worker)
     if lock is None:
         return False
+    released = False
     try:
         job = queue.job_of_worker(worker.id)
         if job is None:
             queue.release_dead(worker.id, None)
+            released = True
             return True
         record = read_record(queue.files.lock(worker.id))
         group = record.group if record and (record.job, record.attempt) == (job.id, job.attempt) else 0
@@ -3560,10 +4094,13 @@ def rescue(queue, worker, say) -> bool:
         queue.files.keep(worker.id, job.id, job.attempt)
         duration = max(0.0, time.time() - job.started_at)
         queue.release_dead(worker.id, Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration))
+        released = True
         say("crashed", job=job, worker=worker.id)
         return True
     finally:
         os.close(lock)
+        if released:
+            remove(queue.files.lock(worker.id))  # Windows removes no open file
 
 
 def take_from_dead(path: str, worker):
@@ -3887,6 +4424,7 @@ class Supervisor:
         self.queue.remove_supervisor(self.id)
         self.queue.close()
         os.close(self._lock)
+        remove(self.queue.files.lock("s%d" % self.id))  # again: Windows removes no open file
         self._say("ended")
 
 
@@ -4533,7 +5071,7 @@ class Run:
 # -- worker --
 
 def worker_argv(database: str) -> list:
-    return program_argv() + ["_worker", "--db", database]
+    return program_argv() + ["_worker", "--db", os.path.abspath(database)]
 
 
 def program_argv() -> list:
@@ -4674,8 +5212,13 @@ def cmd_worker_stop(args) -> int:
 def stop_supervisors(queue, wanted: set, level: int) -> None:
     for supervisor in wanted:
         queue.ask_stop(supervisor, level)
+    begun, told = time.monotonic(), False
     while wanted_left(queue, wanted, level):
         time.sleep(0.01)
+        running = [str(w.job) for w in queue.workers() if w.supervisor in wanted and w.job]
+        if running and not told and time.monotonic() - begun > 1:
+            told = True
+            talk("waiting for job %s to end; `%s worker stop --now` gives it back" % (", ".join(running[:5]), invoked()))
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
@@ -5456,7 +5999,8 @@ def cmd_edit(args) -> int:
 
 def args_wait(parser) -> None:
     args_ids(parser)
-    parser.add_argument("--timeout", metavar="DURATION", help="give up after this, with exit status 124")
+    parser.add_argument("--timeout", metavar="DURATION", help="give up after this, with exit status 124; "
+                        "--all, --queue and --state wait for what is unfinished now")
 
 
 def cmd_wait(args) -> int:

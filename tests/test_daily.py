@@ -395,7 +395,7 @@ def test_every_command_for_one_job_knows_it_by_id_by_name_and_as_the_last(mixed)
         for ref in (7, "nightly-3", "last"):
             assert call(mixed, word, ref)[0] == 0, (word, ref)
     assert json.loads(call(mixed, "show", "last", "--json")[1])["id"] == 9
-    assert call(mixed, "enqueue", "--after", "last", "exit 0")[0] == call(mixed, "enqueue", "--after-any", "last,1", "exit 0")[0] == 0
+    assert (mixed.enqueue("--after", "last", "exit 0"), mixed.enqueue("--after-any", "last,1", "exit 0")) == (10, 11)
     assert mixed.sql("SELECT child, parent FROM dep ORDER BY child, parent") == [(10, 9), (11, 1), (11, 10)]
 
 

@@ -2109,7 +2109,7 @@ def has_strange_wal(path: str) -> bool:
     if not any(head[60:64]):
         return False  # the queue is so new that all of it is in the WAL
     ahead = int.from_bytes(page[48:52], "big") - int.from_bytes(head[24:28], "big")
-    return page[24 + 60:24 + 64] != head[60:64] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1
+    return page[24 + 60:24 + 63] != head[60:63] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1
 
 
 class Transaction:

@@ -840,7 +840,8 @@ def rich(queue):
     queue.cli("enqueue", "--file", "-", binary=True, stdin=b"echo \xff\xfe bytes\n" + "echo \u65e5\u672c \u2028\n".encode() + b'''{"command": "echo child", "after": "p"}
 {"command": "sleep 1", "id": "p", "queue": "mail", "priority": -3, "timeout": "90m", "key": "k", "retry_on": "1,3-5", "at": "2040-01-01"}
 {"command": "echo kept back", "hold": true, "unique": "u", "key": "k", "slots": 3, "ttl": "400d", "backoff": "linear"}''')
-    queue.cli("cron", "add", "nightly", "30 2 * * *", "--tz", "Europe/Berlin", "--no-overlap", "echo night")
+    queue.cli("cron", "add", "nightly", "30 2 * * *", "--tz", "Europe/Berlin" if sys.version_info >= (3, 9) else "UTC", "--no-overlap",
+              "echo night")
     queue.cli("queue", "limit", "mail", 2), queue.cli("queue", "rate", "mail", "10/m"), queue.cli("queue", "pause", "mail")
     queue.cli("cancel", queue.enqueue("exit 0"))
     queue.cli("rm", queue.enqueue("exit 0"), check=False)

@@ -996,7 +996,7 @@ def leave_wal(queue, path, count):
     return wal
 
 
-@pytest.mark.parametrize("origin", ["a queue with more pages", "a queue with fewer pages", "no queue", "an older backup of this one"])
+@pytest.mark.parametrize("origin", ["a queue with more pages", "a queue with fewer pages", "no queue"])
 def test_the_wal_of_another_database_beside_it_is_refused_and_nothing_made_worse(bench, tmp_path, origin):
     queue = bench.queue
     bench.enqueue_many(["exit 0 # own %d" % n for n in range(300)])

@@ -1035,6 +1035,14 @@ def test_a_retry_opens_its_batch_again(store):
     assert order(store) == [ids[0], waits]
 
 
+def test_explain_bears_a_key_that_was_given_back_meanwhile(store):
+    first, second = store.enqueue_many([{"command": "x", "key": "k"}] * 2)
+    read = store.job(second)
+    finish(store, claim(store))
+    finish(store, claim(store))
+    assert isinstance(store.why_waiting(read), list)
+
+
 # ==== with the real program ====================================================================================
 # ---- cancel ---------------------------------------------------------------------------------------------------
 
@@ -1388,6 +1396,21 @@ def test_a_batch_is_listed_shown_cancelled_and_come_after(queue):
     assert queue.json("batch", "show", 1)["unfinished"] == 0
     for words in (["batch", "show", "9"], ["batch", "show", "x"], ["cancel", "--batch", "9"], ["enqueue", "--after-batch", "9", "true"]):
         assert "no batch" in queue.cli(*words, check=False).stderr
+
+
+def test_a_run_whose_first_line_is_a_twin_tells_of_its_own_batch(queue):
+    queue.enqueue("--unique", "u", "--hold", "true")
+    lines = '{"command": "true", "unique": "u"}\n{"command": "exit 3", "max_retries": 0}\n'
+    result = queue.cli("run", "--file", "-", stdin=lines, check=False)
+    assert result.returncode == 1 and "exit 3" in result.stdout, result.stdout
+
+
+def test_a_run_ends_when_what_is_left_waits_for_a_held_job(queue):
+    lines = '{"command": "true", "id": "h", "hold": true}\n{"command": "true", "after": "h"}\n{"command": "true"}\n'
+    (queue.dir / "jobs").write_text(lines)
+    run = queue.beside("run", "--file", queue.dir / "jobs")
+    assert run.ends(timeout=8) != 0
+    assert queue.job(3).state == "completed" and queue.job(2).state == "pending"
 
 
 def test_a_run_is_a_batch(queue):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from life import Clock, claim, finish, guard_states, invariants, open_store, rows
+from life import Clock, claim, finish, guard_states, invariants, open_store, pool, rows
 
 import queuectl
 
@@ -37,7 +37,9 @@ class Model:
         self.batches = {}                 # id -> ids of its jobs, gone or not
         self.holder = {}                  # key -> the job that has it
         self.paused, self.limit = set(), {}
-        self.turn = {}                    # queue -> when it was last served
+        self.every, self.next_at = {}, {}  # queue -> seconds between two starts, and when the next may be
+        self.schedule = None              # (seconds between two runs, time of the next), or no schedule
+        self.turn = {}                    # queue -> its place in the order in which queues were last served
         self.last_id = self.last_batch = 0
 
     # -- what keeps a job back --
@@ -112,8 +114,8 @@ class Model:
             j.state not in FINAL or j.finished_at > self.clock() - window)]
         return max(found, default=None)
 
-    def add(self, specs, label):
-        """The ids of new jobs; `specs` as SimpleNamespace, their parents as ids, or as positions below zero."""
+    def add(self, specs, label, pool=None):
+        """The ids of new jobs; a parent is an id, a batch below zero, or a Place in the same file."""
         ids, new = [], []
         if label:
             self.last_batch += 1
@@ -128,7 +130,7 @@ class Model:
                 id=self.last_id, state="pending", queue=spec.queue, priority=spec.priority, key=spec.key, unique=spec.unique,
                 held=spec.hold, run_at=self.clock() + spec.delay, expires_at=self.clock() + spec.ttl if spec.ttl else None,
                 max_retries=spec.max_retries, attempt=0, attempts=0, crashes=0, snoozes=0, asked=False, error=None, cause=None,
-                finished_at=None, worker=None, waits_for={}, seen_due=False, pool=None, batch=self.last_batch if label else None)
+                finished_at=None, worker=None, waits_for={}, seen_due=False, pool=pool, batch=self.last_batch if label else None)
             self.jobs[job.id] = job
             self.turn.setdefault(job.queue, 0)
             ids.append(job.id)
@@ -152,7 +154,7 @@ class Model:
             if state == "completed" or any_end and state in FINAL:
                 del job.waits_for[parent]
             elif state in FINAL:
-                failed = failed or parent
+                failed = parent
         if failed:
             self.end(job, "cancelled", "parent", failed)
         else:
@@ -215,9 +217,23 @@ class Model:
             if job.state in WAITING and job.expires_at is not None and job.expires_at <= self.clock():
                 self.end(job, "cancelled", "expired")
 
+    def fire(self):
+        every, next_at = self.schedule or (0, self.clock() + 1)
+        if next_at <= self.clock():
+            self.add([SimpleNamespace(**SCHEDULED)], None)
+            missed = (self.clock() - next_at) // every
+            self.schedule = every, next_at + (missed + 1) * every
+
+    def the_run_ends(self):
+        """What is left of it is anyone's."""
+        mine = [j for j in self.jobs.values() if j.pool]
+        for job in mine:
+            job.pool = None
+
     def may_run(self, job):
         running = sum(j.state == "processing" and j.queue == job.queue for j in self.jobs.values())
         return (self.reason(job) == "ready" and job.queue not in self.paused
+                and (job.queue not in self.every or self.next_at[job.queue] <= self.clock())
                 and (self.limit.get(job.queue) is None or running < self.limit[job.queue]))
 
     def claim(self, worker, queues):
@@ -234,7 +250,19 @@ class Model:
             if job.expires_at is None or job.expires_at > self.clock():
                 break
             self.end(job, "cancelled", "expired")
-        self.turn[job.queue] = self.clock()
+        if len(self.turn) > 1 or job.queue in self.every:
+            self.turn[job.queue] = max(self.turn.values()) + 1
+        if job.queue in self.every:
+            self.next_at[job.queue] = self.clock() + self.every[job.queue]
+        return self.take(job, worker)
+
+    def claim_own(self, worker):
+        self.promote()
+        self.expire()
+        own = [j for j in self.jobs.values() if self.reason(j) == "own"]
+        return self.take(min(own, key=lambda j: (-j.priority, j.id)), worker) if own else None
+
+    def take(self, job, worker):
         job.state, job.worker, job.attempt, job.attempts = "processing", worker, job.attempt + 1, job.attempts + 1
         job.finished_at = job.expires_at = None
         return job.id
@@ -284,6 +312,9 @@ NEW_JOB = st.fixed_dictionaries({
     "env": st.integers(0, 2), "parents": st.lists(st.tuples(st.integers(0, 99), st.booleans()), max_size=2),
     "after_batch": st.sampled_from((None, None, None, 0, 1))})
 PICK = st.integers(0, 99)
+SCHEDULED = {"queue": "slow", "priority": 1, "key": "k", "unique": None, "window": 0, "hold": False, "delay": 0, "ttl": None,
+             "max_retries": 1, "parents": ()}
+HOW = {"backoff": "constant", "backoff_base": BACKOFF_S, "snooze_on": "75", "dead_on": "2"}
 
 
 class Life(RuleBasedStateMachine):
@@ -298,6 +329,7 @@ class Life(RuleBasedStateMachine):
         self.store.set_config("max_snoozes", MAX_SNOOZES)
         self.model = Model(self.clock)
         self.model.turn["default"] = 0
+        self.boss, self.run_worker = None, None
         self.running = {}  # worker -> its Job as claimed
         self.stale = []    # records of attempts that have ended
 
@@ -325,7 +357,7 @@ class Life(RuleBasedStateMachine):
             parents.append((parent, any_end))
             (after_any if any_end else after).append(ref)
         item = {key: new[key] for key in ("queue", "priority", "key", "unique", "delay", "ttl", "max_retries")}
-        item.update(command="x", env={"X": str(new["env"])}, backoff="constant", backoff_base=BACKOFF_S, snooze_on="75", dead_on="2")
+        item.update(HOW, command="x", env={"X": str(new["env"])})
         if new["unique"] and new["window"]:
             item["for"] = new["window"]
         if new["hold"]:
@@ -348,21 +380,22 @@ class Life(RuleBasedStateMachine):
         spec, item = self.spec(new, 0, 1)
         assert self.store.enqueue_many([item]) == self.model.add([spec], None)
 
-    @rule(news=st.lists(NEW_JOB, min_size=2, max_size=4))
-    def enqueue_a_file(self, news):
+    @rule(news=st.lists(NEW_JOB, min_size=2, max_size=4), own=st.booleans())
+    def enqueue_a_file(self, news, own):
         specs, items = [], []
         for place, new in enumerate(news):
             spec, item = self.spec(dict(new, unique=None), place, len(news))
             item["name"] = "line%d-%d" % (self.model.last_batch + 1, place)
             specs.append(spec)
             items.append(item)
+        own = self.boss if own else None
         if circular(specs):
             before = rows(self.store, "SELECT count(*), max(id) FROM job")
             with pytest.raises(queuectl.UserError, match="waits for itself"):
                 self.store.enqueue_many(items, label="file")
             assert rows(self.store, "SELECT count(*), max(id) FROM job") == before
         else:
-            assert self.store.enqueue_many(items, label="file") == self.model.add(specs, "file")
+            assert self.store.enqueue_many(items, label="file", pool=own) == self.model.add(specs, "file", own)
 
     def some_jobs(self):
         return bool(self.model.jobs)
@@ -417,14 +450,35 @@ class Life(RuleBasedStateMachine):
         self.model.limit[queue] = limit
         self.model.turn.setdefault(queue, 0)
 
+    @rule(queue=st.sampled_from(QUEUES), every=st.sampled_from((None, None, 2.0, 20.0)))
+    def rate(self, queue, every):
+        self.store.set_queue(queue, rate=every and "some", every=every, next_at=0)
+        self.model.turn.setdefault(queue, 0)
+        self.model.every.pop(queue, None)
+        if every:
+            self.model.every[queue], self.model.next_at[queue] = every, 0
+
     @rule(add=st.booleans())
     def schedule(self, add):
-        """Uses an environment too; due in a year, so it stays aside."""
-        there = bool(self.store.schedules())
-        if add and not there:
-            self.store.add_schedule("yearly", None, 3e7, {"command": "x"})
-        elif there and not add:
-            self.store.remove_schedule("yearly")
+        if add and not self.model.schedule:
+            self.store.add_schedule("s", None, 25.0, dict(HOW, command="x", queue="slow", priority=1, key="k", max_retries=1))
+            self.model.schedule = 25.0, self.clock() + 25.0
+        elif self.model.schedule and not add:
+            self.store.remove_schedule("s")
+            self.model.schedule = None
+
+    @rule()
+    def a_run_begins(self):
+        if not self.boss:
+            self.boss, [self.run_worker] = pool(self.store, kind="run")
+
+    @precondition(lambda self: self.boss and self.run_worker not in self.running)
+    @rule()
+    def the_run_ends(self):
+        self.store.remove_worker(self.run_worker)
+        self.store.remove_supervisor(self.boss)
+        self.boss = None
+        self.model.the_run_ends()
 
     # -- time and workers --
 
@@ -437,19 +491,27 @@ class Life(RuleBasedStateMachine):
         self.store.tick(self.clock())
         self.model.expire()
         self.model.promote()
+        self.model.fire()
 
     def claim(self, worker, queues=None):
-        self.clock.pass_by(0.001)  # so that turns can be told apart
         job = claim(self.store, worker, "/%s/" % "/".join(queues) if queues else None)
         expected = self.model.claim(worker, queues)
         assert (job and job.id) == expected
         if job is not None:
             self.running[worker] = job
 
+    @precondition(lambda self: self.boss and self.run_worker not in self.running)
+    @rule()
+    def the_run_claims(self):
+        job = claim(self.store, self.run_worker, own=self.boss)
+        assert (job and job.id) == self.model.claim_own(self.run_worker)
+        if job is not None:
+            self.running[self.run_worker] = job
+
     @precondition(lambda self: len(self.running) < 3)
     @rule(queues=st.sampled_from((None, None, ("mail",), ("default", "slow"))))
     def a_worker_claims(self, queues):
-        self.claim(min({1, 2, 3} - set(self.running)), queues)
+        self.claim(min({101, 102, 103, 104} - set(self.running)), queues)
 
     @precondition(lambda self: self.running)
     @rule(number=PICK, how=st.sampled_from([("completed", 0)] * 4 + [("failed", 1)] * 3 + [
@@ -463,7 +525,7 @@ class Life(RuleBasedStateMachine):
             assert window[0] <= after.run_at <= window[1] + 1e-6
             self.model.jobs[job.id].run_at = after.run_at
         self.stale = (self.stale + [job])[-5:]
-        if again:
+        if again and worker != self.run_worker:
             self.claim(worker)
 
     @precondition(lambda self: self.stale)

@@ -2177,7 +2177,7 @@ class Plan:
         self._queue = None     # from here on set by store
         self._schedule = schedule
         self._cwd = cwd
-        self._batch = None
+        self.batch = None
         self._newest = None    # the last job before these
         self.twins = set()    # jobs that were there already, by their unique key
         self._base = OS.environment({}) if base is None else base
@@ -2231,11 +2231,11 @@ class Plan:
         self._newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0]
         queue._need_queue("default")
         if label is not None:
-            self._batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
+            self.batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
                                             (label, now)).lastrowid
         defaults = queue.config()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
-        common.update(cwd=self._here(), env=self._env(self._base), batch=self._batch, pool=pool, schedule=self._schedule,
+        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=pool, schedule=self._schedule,
                       run_at=now, created_at=now, gate=READY if pool is None else OWN)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
@@ -2344,11 +2344,11 @@ class Plan:
 
     def _parent_batch(self, where: str, ref: str) -> int:
         if ref == "last":
-            found = [batch.id for batch in self._queue.batches(2) if batch.id != self._batch][:1]
+            found = [batch.id for batch in self._queue.batches(2) if batch.id != self.batch][:1]
         else:
             found = [batch for batch, in self._queue._read("SELECT id FROM batch WHERE id=? AND id IS NOT ?", (
-                int(ref) if ref.isdigit() and len(ref) < 19 else -1, self._batch))]
-        if not found and ref == str(self._batch):
+                int(ref) if ref.isdigit() and len(ref) < 19 else -1, self.batch))]
+        if not found and ref == str(self.batch):
             raise UserError("%sa job can't come after the batch that it is part of" % where)
         if not found:
             raise UserError("%sno batch %s: see `%s batch list`" % (where, quoted(ref), PROGRAM))
@@ -2396,8 +2396,8 @@ class Plan:
         for identity, uses in self._uses.items():
             db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, identity))
             db.execute("DELETE FROM env WHERE id=? AND uses<=0", (identity,))
-        if self._batch is not None:
-            db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": self._batch})
+        if self.batch is not None:
+            db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": self.batch})
 
 
 class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env error")):
@@ -2485,9 +2485,10 @@ class Queue:
 
     def _version(self) -> int:
         """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
+        tables = self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # first: another process may be making them
         [application] = self._db.execute("PRAGMA application_id").fetchone()
         version = self._db.execute("PRAGMA user_version").fetchone()[0] & 0xFF  # the rest is the queue's own mark
-        if application != APPLICATION_ID and self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        if application != APPLICATION_ID and tables:
             raise UserError("%s is a database, but not one of %s: give another --db" % (plain(self.path), PROGRAM))
         if version > SCHEMA_VERSION:
             raise UserError("%s was written by a newer %s (schema %d, this one knows %d): use that one" % (
@@ -3067,7 +3068,7 @@ class Queue:
     def unfinished(self, queues=None, own=None) -> bool:
         """Whether anything is left that could still run by itself: for --drain, and for `run` its own jobs."""
         if own:
-            return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate<>2) LIMIT 1", (own,)))
+            return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (own,)))
         return bool(self._read(
             "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
             " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
@@ -3102,14 +3103,19 @@ class Queue:
         rows = self._read("SELECT seq, history.finished_at, job.id, job.attempt, job.state, job.finished_at FROM history "
                           "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
         now = self._clock()
-        old, limit = set(), now - keep
+        old, stray, limit = set(), [], now - keep
         for seq, ended_at, job, attempt, state, finished_at in rows:
             if limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
                 break
             after = seq
             if state in ("completed", "cancelled") and finished_at < limit:
                 old.add((job, attempt))
+            elif job is None:
+                stray.append((seq,))
         self._delete(sorted(old))
+        if stray:  # rows that were the newest when their job went, which the trigger spares
+            with Transaction(self):
+                self._db.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
         return after
 
     def _delete(self, rows: list) -> None:
@@ -3120,6 +3126,8 @@ class Queue:
                 batches = {self._job(job).batch for job, _ in rows if self._job(job)} - {None}
                 self._db.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
                                      [(job,) for job, _ in rows])
+                self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
+                                 "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
                 self._db.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
                                      "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", [(batch,) for batch in batches])
 
@@ -4136,6 +4144,7 @@ class Supervisor:
         self.kind = kind
         self.count = count
         self.level = 0            # 1: every worker ends after its job; 2: now
+        self.interrupted = False  # whether a person, or a closed terminal, said so
         self._queues = queues
         self._drain = drain
         self._say = say
@@ -4145,7 +4154,7 @@ class Supervisor:
         self._listen()
         self._load = load
         self._idle_timeout = idle_timeout
-        self._busy_at = time.monotonic()
+        self._busy_at = self._last_event = None  # when one of its workers was last seen to have a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, self._lock = self.queue.add_supervisor(kind, self._port, self._token, count, queues, max_jobs, arguments)
         self._crew = OS.crew(self._token)
@@ -4185,10 +4194,10 @@ class Supervisor:
                 signal.signal(getattr(signal, name), handler)
 
     def _on_stop(self, *_) -> None:
-        self.level = min(2, self.level + 1)
+        self.level, self.interrupted = min(2, self.level + 1), True
 
     def _on_hang_up(self, *_) -> None:
-        self.level = 2  # nobody is left to watch: give the jobs back
+        self.level, self.interrupted = 2, True  # nobody is left to watch: give the jobs back
 
     def _on_child(self, *_) -> None:
         """Needed for SIGCHLD to reach the wake-up descriptor at all."""
@@ -4309,8 +4318,9 @@ class Supervisor:
     def _check_idle(self, now: float) -> None:
         """--idle-timeout: end when no worker has had a job for so long."""
         if self._idle_timeout is not None and not self.level:
-            if any(worker.job for worker in self.queue.workers() if worker.supervisor == self.id):
-                self._busy_at = now
+            last = self.queue.last_event()
+            if last != self._last_event or any(worker.job for worker in self.queue.workers() if worker.supervisor == self.id):
+                self._busy_at, self._last_event = now, last
             elif now - self._busy_at > self._idle_timeout:
                 self.level = 1
 
@@ -4928,7 +4938,7 @@ def enqueue_file(args, options: dict) -> int:
         if args.quiet or not is_terminal(sys.stdout):
             sys.stdout.write("".join("%d\n" % job for job in ids))
         else:
-            batch = queue.job(ids[-1]).batch
+            batch = plan.batch
             verdict("Enqueued %s, %d to %d%s" % (plural(len(ids), "job"), min(ids), max(ids), " (batch %d)" % batch if batch else ""))
             warn_if_stuck(queue, ids[-1])
     return 0
@@ -5017,8 +5027,8 @@ class Run:
         self._boss = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble, argv=worker_argv(database))
         try:
             with Queue(database) as queue:
-                ids = queue.enqueue_many(plan, label=label, pool=self._boss.id)
-                self._batch = queue.job(ids[0]).batch
+                queue.enqueue_many(plan, label=label, pool=self._boss.id)
+                self._batch = plan.batch
         except BaseException:
             self._boss.close()
             raise
@@ -5065,7 +5075,7 @@ class Run:
         left = total - done - failed
         verdict("%d of %d completed in %s%s%s" % (done, total, span(took), ", %d failed" % failed if failed else "",
                                                   ", %d left in the queue" % left if left else ""), done == total)
-        return 0 if done == total else 130 if left and self._boss.level else 1
+        return 0 if done == total else 130 if left and self._boss.interrupted else 1
 
 
 # -- worker --

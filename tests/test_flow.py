@@ -807,7 +807,8 @@ def test_the_exit_code_decides_what_follows(store, options, code, state):
     assert store.job(number).state == state
 
 
-@pytest.mark.parametrize("options, state", [({"retry_on": "128-159"}, "failed"), ({"dead_on": "137"}, "dead"), ({"dead_on": "143"}, "failed")], ids=str)
+@pytest.mark.parametrize("options, state", [
+    ({"retry_on": "128-159"}, "failed"), ({"dead_on": "137"}, "dead"), ({"dead_on": "143"}, "failed")], ids=str)
 def test_a_signal_counts_as_128_and_its_number_as_in_a_shell(queue, options, state):
     words = [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), value)]
     number = queue.enqueue("--backoff-base", "1000", *words, "kill -9 $$")
@@ -847,7 +848,8 @@ def test_snoozes_are_bounded_by_max_snoozes_and_30_seconds_by_default(store, clo
     assert [a.outcome for a in store.history(number)] == ["snoozed", "snoozed", "failed", "failed"]
 
 
-@pytest.mark.parametrize("kind, waits", [("exponential", [3, 9, 27, 81, 100]), ("linear", [3, 6, 9, 12, 15]), ("constant", [3] * 5), (None, [3, 9, 27, 81, 100])])
+@pytest.mark.parametrize("kind, waits", [
+    ("exponential", [3, 9, 27, 81, 100]), ("linear", [3, 6, 9, 12, 15]), ("constant", [3] * 5), (None, [3, 9, 27, 81, 100])])
 def test_the_kinds_of_backoff(store, clock, kind, waits):
     number = store.enqueue("x", max_retries=9, backoff_base=3, backoff_max=100, **({"backoff": kind} if kind else {}))
     for seconds in waits:

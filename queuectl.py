@@ -1197,8 +1197,10 @@ class Posix:
 
     def launcher(self, folder: str) -> tuple:
         """(file name, text) of the command that `install` makes."""
-        return PROGRAM, "#!%s -IS\nimport sys\nsys.path.insert(0, %r)\nimport queuectl\nsys.exit(queuectl.main())\n" % (
-            sys.executable, folder)
+        first = "#!%s -IS" % sys.executable
+        if " " in sys.executable or len(first) > 120:  # what the kernel doesn't take: sh starts it, in Python's eyes by a string
+            first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
+        return PROGRAM, "%s\nimport sys\nsys.path.insert(0, %r)\nimport queuectl\nsys.exit(queuectl.main())\n" % (first, folder)
 
     def reader_left(self, seconds: float) -> bool:
         """Waits so long; true as soon as nobody reads our stdout any more."""

@@ -3456,7 +3456,7 @@ class Queue:
     def why_waiting(self, job) -> list:
         """(reason, detail) for everything that keeps a waiting job from running now, from the facts that claims use."""
         reasons = []
-        now = self._clock()
+        now, job = self._clock(), job._replace(queue=searchable(job.queue))
         if job.held:
             reasons.append(("held", None))
         parents = [p for p, in self._read("SELECT parent FROM dep WHERE child=? AND done=0 LIMIT 6", (job.id,))]
@@ -6110,7 +6110,7 @@ def reason_text(job, reason: str, detail) -> str:
         return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
     if reason == "behind":
         return "behind %s" % plural(detail, "other")
-    words = {"id": job.id, "queue": job.queue, "key": plain(job.key or ""), "me": invoked(), "detail": detail,
+    words = {"id": job.id, "queue": plain(job.queue), "key": plain(job.key or ""), "me": invoked(), "detail": detail,
              "time": local(detail) if reason in ("time", "rate") else "",
              "left": span(detail - time.time()) if reason == "time" else ""}
     return REASONS[reason] % words

@@ -1758,7 +1758,12 @@ class Windows:
 
     def open_output(self, path: str) -> int:
         """The file that a job writes to, and so locks; it may be renamed or deleted for all that."""
-        return self._open(path, 1 | 4, 4, os.O_APPEND)  # FILE_SHARE_READ and DELETE, OPEN_ALWAYS
+        for _ in range(20):
+            try:
+                return self._open(path, 1 | 4, 4, os.O_APPEND)  # FILE_SHARE_READ and DELETE, OPEN_ALWAYS
+            except BlockingIOError:
+                time.sleep(0.005)  # a process that has ended may keep its handles for a moment (seen on Wine)
+        return self._open(path, 1 | 4, 4, os.O_APPEND)
 
     def signal_group(self, group: int, hard: bool) -> bool:
         """Ends all of a job, hard or not: Windows has no TERM.  (Ctrl-Break reaches programs of the same console only,

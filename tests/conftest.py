@@ -268,3 +268,18 @@ def store(tmp_path):
     opened = queuectl.Queue(str(tmp_path / "store.db"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def clock():
+    from life import Clock  # here: it imports us
+    return Clock()
+
+
+@pytest.fixture
+def bare_store(tmp_path, clock):
+    """The Store on that clock."""
+    from life import open_store
+    opened = open_store(tmp_path, clock)
+    yield opened
+    opened.close()

@@ -14,15 +14,8 @@ FIRST_OF_INDEX = r"SCAN (TABLE )?job USING (COVERING )?INDEX job_(due|expiry|own
 
 
 @pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path, clock):
-    opened = open_store(tmp_path, clock)
-    yield opened
-    opened.close()
+def store(bare_store):
+    return bare_store
 
 
 def fill(store, clock):

@@ -22,17 +22,10 @@ HOUR, DAY = 3600.0, 86400.0
 
 
 @pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path, clock):
+def store(bare_store):
     """The Store on a clock of the test's own; at the end everything in it must agree."""
-    opened = open_store(tmp_path, clock)
-    yield opened
-    invariants(opened)
-    opened.close()
+    yield bare_store
+    invariants(bare_store)
 
 
 def states(store, *ids):

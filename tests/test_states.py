@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from life import (READY, Clock, bury, claim, dump, fail, finish, guard_states, invariants, open_store, outcome, rows)
+from life import (READY, bury, claim, dump, fail, finish, guard_states, invariants, outcome, rows)
 
 import queuectl
 from queuectl import FINAL, STATES, TRANSITIONS, WAITING
@@ -13,16 +13,9 @@ EVERY_PAIR = [(state, event) for state in STATES for event in EVENTS]
 
 
 @pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path, clock):
-    opened = open_store(tmp_path, clock)
-    guard_states(opened)
-    yield opened
-    opened.close()
+def store(bare_store):
+    guard_states(bare_store)
+    return bare_store
 
 
 def bring(store, clock, state):

@@ -796,6 +796,11 @@ def zone_offset(tz):
 
 # -- where things lie --
 
+def slashed(words):
+    """Words between slashes, the form in which Store compares a list; None, which stands for all, where there are none."""
+    return "/%s/" % "/".join(words) if words else None
+
+
 class Files:
     """Where things lie beside a database: all that is not in it."""
 
@@ -999,7 +1004,6 @@ class Posix:
     def write_record(self, fd: int, text: str) -> None:
         """Puts one line of at most 200 characters at the start of a lock file."""
         os.pwrite(fd, text.ljust(200).encode() + b"\n", 0)
-
 
     # -- which machine, boot and process this is --
 
@@ -1402,7 +1406,7 @@ class PosixCrew:
 
 
 class PosixBell:
-    """What a worker waits on.  Level 1: end after this job; 2: end now.  `looked` falls when it shall look."""
+    """What a worker waits on.  Level 1: end after this job; 2: end now.  `look`: it shall look at the database."""
 
     def __init__(self, wake: int):
         import select
@@ -2066,11 +2070,18 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
 Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
+Ended = namedtuple("Ended", "at outcome duration waited queue command state")  # an attempt, as `stats` counts it
+Batch = namedtuple("Batch", "id label total unfinished created_at")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
 
 
 def is_busy(error) -> bool:
     return "locked" in str(error) or "busy" in str(error)
+
+
+def assignments(columns) -> str:
+    """Columns as the list that an UPDATE sets from values of the same names."""
+    return ", ".join("%s=:%s" % (column, column) for column in columns)
 
 
 def orphan_text(parent: int, state: str) -> str:
@@ -2100,7 +2111,7 @@ def has_strange_wal(path: str) -> bool:
     """Compares page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
     user_version, and the change counter, which a WAL of the same file is ahead of by one commit at first."""
     try:
-        with open(path + "-wal", "rb") as wal, open(path, "rb") as file:
+        with open(path + "-wal", "rb", buffering=0) as wal, open(path, "rb") as file:
             head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
             for frame in range(256 if len(head) == 100 and 512 <= size <= 65536 else 0):
                 wal.seek(32 + frame * (24 + size))
@@ -2350,16 +2361,12 @@ class Plan:
             raise UserError("%sno job %s to come after" % (where, quoted(ref))) from None
 
     def _parent_batch(self, where: str, ref: str) -> int:
-        if ref == "last":
-            found = [batch.id for batch in self._queue.batches(2) if batch.id != self.batch][:1]
-        else:
-            found = [batch for batch, in self._queue._read("SELECT id FROM batch WHERE id=? AND id IS NOT ?", (
-                int(ref) if ref.isdigit() and len(ref) < 19 else -1, self.batch))]
-        if not found and ref == str(self.batch):
+        if ref == str(self.batch):
             raise UserError("%sa job can't come after the batch that it is part of" % where)
-        if not found:
-            raise UserError("%sno batch %s: see `%s batch list`" % (where, quoted(ref), PROGRAM))
-        return found[0]
+        try:
+            return self._queue.batch(ref, but=self.batch).id
+        except UserError as error:
+            raise UserError(where + str(error)) from None
 
     def _refuse_cycles(self, ids: list) -> None:
         """Takes away, again and again, what waits for nothing new; what is left waits for itself."""
@@ -2467,7 +2474,7 @@ class Queue:
         self._db = sqlite3.connect(self.path, timeout=self.patience, isolation_level=None)
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
-        version = self._patiently(lambda: self._version())
+        version = self._patiently(self._version)
         if version != SCHEMA_VERSION:
             self._migrate(version)
         self._db.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
@@ -2524,19 +2531,21 @@ class Queue:
 
         Patience ends where nothing moves.  While others commit, it is only our turn that does not come.
         """
-        limit = time.monotonic() + self.patience
-        pause, seen, turns = 0.002, self._version_of_data(), 0
+        limit = None  # not asked for, like all that follows, while nobody is in the way
         while True:
             try:
                 return action()
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
-                if time.monotonic() > limit:
-                    changed, seen, turns = self._version_of_data() != seen, self._version_of_data(), turns + 1
-                    if not changed or turns > 20:
+                now = time.monotonic()
+                if limit is None:
+                    limit, pause, seen, turns = now + self.patience, 0.002, self._version_of_data(), 0
+                elif now > limit:
+                    before, seen, turns = seen, self._version_of_data(), turns + 1
+                    if seen == before or turns > 20:
                         raise
-                    limit = time.monotonic() + self.patience
+                    limit = now + self.patience
             time.sleep(pause * int.from_bytes(os.urandom(1), "big") / 256)
             pause = min(pause * 2, 0.01)
 
@@ -2639,7 +2648,13 @@ class Queue:
 
     def _need_queue(self, name: str) -> None:
         if self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,)).rowcount:
-            self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(name, s) for s in STATES])
+            self._open_tally(name)
+
+    def _open_tally(self, queue: str) -> None:
+        self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(queue, s) for s in STATES])
+
+    def _recount(self) -> None:
+        self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
 
     def _twin(self, key: str, window: float, now: float):
         """The id of the job that makes another with this unique key superfluous."""
@@ -2720,7 +2735,7 @@ class Queue:
         if state is None:
             return False
         changes.update(state=state, gate=gate)
-        sets = ", ".join("%s=:%s" % (column, column) for column in changes)
+        sets = assignments(changes)
         changes.update(_id=job.id, _state=job.state, _attempt=job.attempt, _worker=job.worker)
         return self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
                                 "AND worker IS :_worker", changes).rowcount == 1
@@ -3162,7 +3177,7 @@ class Queue:
         rows = self._read(
             "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
             "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
-            "ORDER BY id", {"states": "/%s/" % "/".join(states) if states else None, "queue": queue, "name": name,
+            "ORDER BY id", {"states": slashed(states), "queue": queue, "name": name,
                             "batch": batch, "before": before})
         wanted = None if ids is None else set(ids)
         return [job for job, in rows if wanted is None or job in wanted]
@@ -3198,7 +3213,7 @@ class Queue:
         """
         states = list(states)
         values = {"limit": limit or 1000, "before": 2**62 if before is None else before, "batch": batch, "queue": queue,
-                  "name": name, "since": since, "states": "/%s/" % "/".join(states) if states else None,
+                  "name": name, "since": since, "states": slashed(states),
                   "one": states[0] if len(states) == 1 else None}
         # One index is worth taking for each of these; the rest is filtered on the way.
         where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
@@ -3317,7 +3332,7 @@ class Queue:
             if "queue" in columns:
                 self._need_queue(columns["queue"])
             try:
-                self._db.execute("UPDATE job SET " + ", ".join("%s=:%s" % (c, c) for c in columns) + " WHERE id=:_id",
+                self._db.execute("UPDATE job SET " + assignments(columns) + " WHERE id=:_id",
                                  dict(columns, _id=job.id))
             except sqlite3.IntegrityError:
                 raise UserError("there is a job named %s already: choose another name" % quoted(columns["name"])) from None
@@ -3345,21 +3360,25 @@ class Queue:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
         with Transaction(self):
             self._need_queue(name)
-            self._db.execute("UPDATE queue SET " + ", ".join("%s=:%s" % (c, c) for c in changes) + " WHERE name=:name",
+            self._db.execute("UPDATE queue SET " + assignments(changes) + " WHERE name=:name",
                              dict(changes, name=name))
             self._tell()
 
     def batches(self, limit: int = 50) -> list:
-        Row = namedtuple("BatchRow", "id label total unfinished created_at")
-        return [Row._make(row) for row in self._read(
+        return [Batch._make(row) for row in self._read(
             "SELECT id, label, total, unfinished, created_at FROM batch ORDER BY id DESC LIMIT ?", (limit or -1,))]
 
-    def batch(self, ref):
-        """The batch with this id; UserError when there is none."""
-        found = self.batches(1) if ref == "last" else [b for b in self.batches(0) if str(b.id) == str(ref)]
-        if not found:
+    def batch(self, ref, but=None):
+        """The batch with this id, or the `last` one, `but` left aside; UserError when there is none."""
+        text = str(ref)
+        if text == "last":
+            [number] = self._read("SELECT max(id) FROM batch WHERE id IS NOT ?", (but,))[0]
+        else:
+            number = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+        rows = self._read("SELECT id, label, total, unfinished, created_at FROM batch WHERE id=? AND id IS NOT ?", (number, but))
+        if not rows:
             raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
-        return found[0]
+        return Batch._make(rows[0])
 
     # -- schedules --
 
@@ -3499,13 +3518,13 @@ class Queue:
         return self._read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
 
     def finished_since(self, since: float, most: int = 200000) -> list:
-        """(time of its end, outcome, duration, time waited, queue, command, state after) of attempts since then, newest first."""
-        return self._read(
+        """The attempts (Ended) that ended since then, newest first."""
+        return [Ended._make(row) for row in self._read(
             "SELECT history.finished_at, outcome, history.duration, "
             "CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END, job.queue, job.command, history.state "
             "FROM history JOIN job ON job.id=history.job "
             "WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
-            "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})
+            "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
 
     # -- out and in again --
 
@@ -3539,11 +3558,11 @@ class Queue:
                 if Job.of(row).gate not in (None, READY, DUE, HELD, PARENTS, KEYED, OWN):
                     raise UserError("job %d has an unknown gate: not from `%s export`" % (row[0], PROGRAM))
             for name, in self._db.execute("SELECT DISTINCT queue FROM job UNION SELECT name FROM queue").fetchall():
-                self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,))
-                self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(name, s) for s in STATES])
+                self._need_queue(name)
+                self._open_tally(name)  # of a queue that came with the rows, too
             self._db.execute("UPDATE job SET pool=NULL, gate=CASE gate WHEN 5 THEN 0 ELSE gate END WHERE pool IS NOT NULL")
             self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, attempts=max(0, attempts-1) WHERE state='processing'")
-            self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
+            self._recount()
             self._tell(1)
             return self._db.execute("SELECT count(*) FROM job").fetchone()[0]
 
@@ -3606,7 +3625,7 @@ class Queue:
     def mend(self) -> None:
         """Puts right what `check` can find but damage to the file itself."""
         with Transaction(self) as now:
-            self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
+            self._recount()
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE state='processing' AND NOT EXISTS("
                                         "SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
                 job = Job.of(row)
@@ -4462,8 +4481,12 @@ def is_terminal(stream) -> bool:
 
 
 def invoked() -> str:
-    """How the user called us, for advice that can be pasted."""
-    return PROGRAM if os.path.basename(sys.argv[0] or PROGRAM) == PROGRAM else "python %s" % os.path.basename(sys.argv[0])
+    """How the user called us, for advice that can be pasted: many a machine has a python3, but no python."""
+    script = sys.argv[0] or PROGRAM
+    if os.path.basename(script).split(".")[0] == PROGRAM and not script.endswith(".py"):
+        return PROGRAM
+    name = os.path.basename(sys.executable or "python3")
+    return OS.quote([name[:-4] if name.endswith(".exe") else name, script])
 
 
 def explain_error(error, database=None) -> str:
@@ -4689,19 +4712,11 @@ LOG_WORDS = {  # event -> colour and text
     "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
 
 
-def clock_text(second: int, known={}) -> str:
-    """Local time for a log; made once a second, for workers that end thousands of jobs in one."""
-    if second not in known:
-        known.clear()
-        known[second] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-    return known[second]
-
-
-def log_line(event: str, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
-    """One line of a supervisor's log, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s: true`."""
+def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
+    """One line of a supervisor's log for a stream, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s: true`."""
     colour, word = LOG_WORDS[event]
-    line = "%s  %s" % (clock_text(int(time.time())), ("worker %d" % worker if worker else "supervisor").ljust(10))
-    line = "%s  %s" % (paint(line, "dim", sys.stdout), paint(word, colour, sys.stdout))
+    line = "%s  %s" % (local(time.time()), ("worker %d" % worker if worker else "supervisor").ljust(10))
+    line = "%s  %s" % (paint(line, "dim", stream), paint(word, colour, stream))
     if job is not None:
         line += " job %d" % job.id
     if duration is not None:
@@ -4718,7 +4733,7 @@ def log_line(event: str, worker=None, job=None, why=None, wait=None, duration=No
 def print_log(event: str, **facts) -> None:
     """Takes what workers and supervisors tell; a reader that has gone stops nobody."""
     try:
-        sys.stdout.write(log_line(event, **facts) + "\n")
+        sys.stdout.write(log_line(event, sys.stdout, **facts) + "\n")
         sys.stdout.flush()
     except (OSError, ValueError):
         pass
@@ -4728,7 +4743,7 @@ def print_trouble(event: str, **facts) -> None:
     """What a `run` says of its workers: their troubles, beside the data."""
     if event == "trouble":
         try:
-            talk(log_line(event, **facts))
+            talk(log_line(event, sys.stderr, **facts))
         except (OSError, ValueError):
             pass  # the terminal has been closed
 
@@ -5042,8 +5057,8 @@ class Run:
             raise
 
     def work(self) -> int:
-        self._boss.start()
         try:
+            self._boss.start()
             self._boss.run(self._show)
         finally:
             self._boss.close()
@@ -5112,18 +5127,19 @@ def queue_list(names):
     """`a,b` as `/a/b/`, the form in which Store compares it; None for all."""
     if names is None:
         return None
-    return "/%s/" % "/".join(parse_name(name.strip(), "a queue") for name in names.split(","))
+    return slashed([parse_name(name.strip(), "a queue") for name in names.split(",")])
 
 
 def cmd_worker_start(args) -> int:
     database = os.path.abspath(find_database(args.db))
     queues = queue_list(args.queue)
     limits = worker_limits(args)
+    niceness = parse_number(args.nice, "--nice", 0, 19, whole=True) if args.nice is not None else None
     if not args.foreground:
         return start_in_background(args, database)
     OS.close_strangers()
-    if args.nice is not None:
-        OS.be_nice(parse_number(args.nice, "--nice", 0, 19, whole=True))
+    if niceness is not None:
+        OS.be_nice(niceness)
     answer = take_answer_pipe() if args.announce else None
     boss = None
     try:
@@ -5176,8 +5192,6 @@ def announce(answer, line: str) -> None:
 
 
 def start_in_background(args, database: str) -> int:
-    if args.nice is not None:
-        parse_number(args.nice, "--nice", 0, 19, whole=True)
     pid, log = launch(database, args.count, worker_options(args))
     where = "" if args.db is None else " --db %s" % plain(args.db)
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
@@ -5641,13 +5655,14 @@ def cmd_stats(args) -> int:
     now = time.time()
     with open_queue(args) as queue:
         rows = queue.finished_since(now - max(window, 86400))
-    recent = [row for row in rows if row[0] >= now - window]
+    recent = [ended for ended in rows if ended.at >= now - window]
     facts = {"since": utc(now - window), "throughput": throughput(rows, now),
-             "queues": group_stats(recent, lambda row: row[4]), "commands": group_stats(recent, lambda row: command_name(row[5]))}
+             "queues": group_stats(recent, lambda ended: ended.queue),
+             "commands": group_stats(recent, lambda ended: command_name(ended.command))}
     if args.json:
         out_json(facts)
         return 0
-    ends = [row[0] for row in rows]
+    ends = [ended.at for ended in rows]
     for title, seconds in (("minute", 60), ("hour", 3600), ("day", 86400)):
         out("last %-7s %6d ended  %s" % (title, facts["throughput"][title], sparkline(ends, now, seconds)))
     for title, key in (("QUEUE", "queues"), ("PROGRAM", "commands")):
@@ -5659,7 +5674,7 @@ def cmd_stats(args) -> int:
 
 
 def throughput(rows, now: float) -> dict:
-    return {name: sum(row[0] >= now - seconds for row in rows) for name, seconds in (("minute", 60), ("hour", 3600), ("day", 86400))}
+    return {name: sum(ended.at >= now - seconds for ended in rows) for name, seconds in (("minute", 60), ("hour", 3600), ("day", 86400))}
 
 
 def command_name(command) -> str:
@@ -5678,11 +5693,11 @@ def group_stats(rows, key) -> dict:
 
 
 def attempt_stats(group) -> dict:
-    durations = sorted(row[2] or 0.0 for row in group)
-    waited = sorted(row[3] for row in group if row[3] is not None)
-    good = sum(row[1] == "completed" for row in group)
+    durations = sorted(ended.duration or 0.0 for ended in group)
+    waited = sorted(ended.waited for ended in group if ended.waited is not None)
+    good = sum(ended.outcome == "completed" for ended in group)
     return {"count": len(group), "success_rate": round(good / len(group), 4),
-            "retries": sum(row[6] == "failed" for row in group),
+            "retries": sum(ended.state == "failed" for ended in group),
             "p50": percentile(durations, 0.5), "p95": percentile(durations, 0.95), "max": round(durations[-1], 6),
             "waited_p50": percentile(waited, 0.5) if waited else None}
 
@@ -6105,7 +6120,7 @@ def cmd_explain(args) -> int:
 
 def serving(queue, job) -> bool:
     """Whether a living supervisor has workers for a job's queue."""
-    return any(s.queues is None or "/%s/" % job.queue in s.queues for s in queue.supervisors()
+    return any(s.queues is None or slashed([job.queue]) in s.queues for s in queue.supervisors()
                if (s.kind == "start" or s.id == job.pool) and not s.stop and OS.is_held(queue.files.lock("s%d" % s.id)))
 
 

@@ -5438,9 +5438,12 @@ def cmd_status(args) -> int:
         out("%s  %s" % (paint(state.ljust(10), STATE_COLOURS[state] if counts[state] else "dim", sys.stdout),
                         str(counts[state]).rjust(width)))
     busy = sum(worker["state"] == "busy" for worker in workers)
-    out("workers     %s" % ("%d, %d busy" % (len(workers), busy) if workers else "none: `%s worker start` starts some" % invoked()))
+    out("workers     %s" % ("%d, %d busy" % (len(workers), busy) if workers else "none"))
     if oldest:
-        out("oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), fit(plain(oldest.command), 60)))
+        line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), plain(oldest.command))
+        out(fit(line, terminal_width(sys.stdout) or 100))
+        if not workers:
+            talk("queuectl: no worker is running: `%s worker start` starts some" % invoked())
     return 0
 
 

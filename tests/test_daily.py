@@ -596,7 +596,8 @@ def test_no_row_of_a_table_is_wider_than_the_terminal(queue, columns):
         store.enqueue_many([{"command": command, "name": "name-%d" % n, "max_retries": 10} for n, command in enumerate(WIDE)])
     for words in (["list"], ["status"], ["queue", "list"], ["batch", "list"], ["stats"], ["config", "list"], ["cron", "list"]):
         status, text = queue.terminal(*words, columns=columns)
-        lines = COLOUR.sub("", text).splitlines()
+        # What is said on stderr names this program's path, which is as long as it is.
+        lines = [line for line in COLOUR.sub("", text).splitlines() if not line.startswith("queuectl: ")]
         assert status == 0
         if words == ["list"] or columns >= 80:
             assert max(map(cells, lines)) <= columns, (words, text)

@@ -3805,7 +3805,7 @@ class Runner:
         """Why a running attempt shall end now, or None."""
         if self._bell.level >= 2:
             return "released"
-        if look and self._asked(job):
+        if (look or self._bell.orphaned()) and self._asked(job):  # nobody rings for an orphan
             return "cancelled"
         return "timeout" if deadline is not None and now >= deadline else None
 
@@ -4325,6 +4325,7 @@ class Supervisor:
             self._check_clock()
             self._rescue_strangers()
             self._tidy(now)
+            self._cancel()  # again, in case it was not heard
         changes = self.queue.changes()
         self._check_idle(now)
         if not news and changes == self._seen and not self._drain:
@@ -4333,14 +4334,17 @@ class Supervisor:
         stop, wanted, may_take = self.queue.orders(self.id)
         self.level = max(self.level, stop, 0 if may_take else 1)
         self._scale(wanted)
-        for pid in self.queue.to_cancel(self.id):
-            OS.signal_worker(pid, "look")
+        self._cancel()
         self._next = self.queue.next_time()
         if not self.level:
             self._crew.wake(self.queue.ready(self.count, self._queues, self._own()))
             if self._drain and not self.queue.unfinished(self._queues, self._own()):
                 self.level = 1
         self._relay()
+
+    def _cancel(self) -> None:
+        for pid in self.queue.to_cancel(self.id):
+            OS.signal_worker(pid, "look")
 
     def _check_idle(self, now: float) -> None:
         """--idle-timeout: end when no worker has had a job for so long."""
@@ -4395,6 +4399,7 @@ class Supervisor:
         while True:
             try:
                 self.queue = self._connect(create=False)
+                self._seen = None  # a new connection counts changes anew
                 return
             except (sqlite3.OperationalError, OSError) as error:
                 self._say_once("can't open the database yet: %s" % error)

@@ -117,6 +117,27 @@ def test_workers_of_a_killed_supervisor_finish_their_job_and_end(bench):
     check(bench)
 
 
+def test_a_worker_whose_supervisor_was_killed_still_hears_of_a_cancel(bench):
+    bench.queue.start(1)
+    job = bench.enqueue("until=never")
+    wait_until(lambda: bench.started(job), message="the job runs")
+    kill(*bench.supervisors().values())
+    bench.queue.cli("cancel", job)
+    bench.queue.wait_for(job, "cancelled", timeout=within(3))
+    wait_until(lambda: not bench.workers(), within(3), "the worker ends after its job")
+    check(bench, {job: "cancelled"})
+
+
+def test_a_cancel_whose_hint_was_lost_is_heard_all_the_same(bench):
+    bench.queue.start(1)
+    job = bench.enqueue("until=never")
+    wait_until(lambda: bench.started(job), message="the job runs")
+    bench.queue.sql("UPDATE job SET cancel=1 WHERE id=?", job)  # as by a client that died before its hint
+    bench.queue.wait_for(job, "cancelled", timeout=within(4))
+    bench.queue.cli("worker", "stop")
+    check(bench, {job: "cancelled"})
+
+
 def test_another_supervisor_releases_the_jobs_of_one_that_was_killed_with_its_workers(bench):
     bench.queue.start(2)
     jobs = [bench.enqueue("deaf", "child", "hang=2", options=["--max-retries", 0]) for _ in range(2)]

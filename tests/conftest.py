@@ -185,7 +185,7 @@ class LiveQueue:
 
     def sql(self, statement, *values):
         """Rows straight from the database, for what no command shows."""
-        connection = sqlite3.connect(str(self.db), timeout=10)
+        connection = sqlite3.connect(str(self.db), timeout=10, isolation_level=None)
         try:
             return connection.execute(statement, values).fetchall()
         finally:

@@ -34,6 +34,7 @@ import os
 import sqlite3
 import time
 from collections import namedtuple
+from functools import lru_cache
 
 __version__ = "1.0.0"
 
@@ -1110,6 +1111,7 @@ class Posix:
         process.returncode = 0  # reaped by the bell
         return process.pid
 
+    @lru_cache(maxsize=None)
     def _default_signals(self):
         import signal
         return [getattr(signal, name) for name in (
@@ -2079,7 +2081,8 @@ def is_busy(error) -> bool:
     return "locked" in str(error) or "busy" in str(error)
 
 
-def assignments(columns) -> str:
+@lru_cache(maxsize=None)
+def assignments(columns: tuple) -> str:
     """Columns as the list that an UPDATE sets from values of the same names."""
     return ", ".join("%s=:%s" % (column, column) for column in columns)
 
@@ -2445,6 +2448,7 @@ class Queue:
         self._ring = None     # how many jobs became ready in this transaction; None: nothing to tell
         self._socket = None
         self._gate = None
+        self._env = (None, b"")  # id and data of the environment read last
         self._db = None
         try:
             self._open(sync, create)
@@ -2483,7 +2487,7 @@ class Queue:
         self._db.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
         self._db.execute("PRAGMA checkpoint_fullfsync=1")
         self._db.execute("PRAGMA journal_size_limit=16777216")
-        self._db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: a page that changes often is copied back less often
+        self._db.execute("PRAGMA wal_autocheckpoint=16000")  # 16 MB: a page that changes often is copied back less often
 
     def _make_file(self) -> None:
         folder = os.path.dirname(self.path)
@@ -2512,6 +2516,7 @@ class Queue:
 
     def _migrate(self, version: int) -> None:
         """Makes the tables, or brings an older schema up to date; in one transaction, by one process."""
+        self._db.execute("PRAGMA page_size=1024")  # a job changes a few rows in some eight pages: a quarter of the bytes a commit
         self._patiently(lambda: self._db.execute("PRAGMA journal_mode=WAL").fetchall())  # ignores the timeout
         with Transaction(self):
             version = self._version()
@@ -2735,7 +2740,8 @@ class Queue:
         if state is None:
             return False
         changes.update(state=state, gate=gate)
-        sets = assignments(changes)
+        changes = {column: value for column, value in changes.items() if value != getattr(job, column)}
+        sets = assignments(tuple(changes))
         changes.update(_id=job.id, _state=job.state, _attempt=job.attempt, _worker=job.worker)
         return self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
                                 "AND worker IS :_worker", changes).rowcount == 1
@@ -2775,7 +2781,8 @@ class Queue:
         """Frees or cancels what waited for these (job, state); a list, since a chain of parents may be long."""
         while ended:
             job, state = ended.pop()
-            self._pass_key(job._replace(state=state), now)
+            if job.key is not None:
+                self._pass_key(job._replace(state=state), now)
             self._release_children(job.id, state, now, ended)
             if job.batch is not None:
                 self._db.execute("UPDATE batch SET unfinished=unfinished-1 WHERE id=?", (job.batch,))
@@ -2847,18 +2854,19 @@ class Queue:
                 if outcome is not None and self.setting("on_idle") and not self.unfinished(own=own):
                     self._notify("on_idle", outcome.job, now)
                 return None
-            row = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
-            return job, row[0] if row else b""
+            if job.env != self._env[0]:  # jobs mostly share one, whose id is never given again
+                row = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
+                self._env = (job.env, row[0] if row else b"")
+            return job, self._env[1]
 
     def _record(self, worker: int, outcome, now: float) -> bool:
         """Writes how an attempt ended; changes nothing for a worker that has lost its claim."""
         job = outcome.job
         end = {"exit_code": outcome.exit_code, "error": outcome.error, "duration": outcome.duration}
         kind = outcome.kind
-        [asked] = self._db.execute("SELECT cancel FROM job WHERE id=?", (job.id,)).fetchone() or [0]
         if kind == "completed":
             done = self._end(job, "complete", now, **end)
-        elif asked and kind != "completed" or kind == "cancelled":
+        elif kind == "cancelled" or self._db.execute("SELECT 1 FROM job WHERE id=? AND cancel=1", (job.id,)).fetchone():
             kind, end["error"] = "cancelled", "cancelled"
             done = self._end(job, "cancel", now, **end)
         elif kind == "released":
@@ -2954,10 +2962,10 @@ class Queue:
         The job that is first in line is waited for, so big ones don't starve; one that asks for more than
         the pool has takes all of it.
         """
-        pool, slots, left = self._db.execute("SELECT id, slots, jobs_left FROM supervisor WHERE id=("
-                                             "SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None)
-        [big] = self._db.execute("SELECT sum(min(slots, ?)-1) FROM job INDEXED BY job_big WHERE state='processing' AND slots>1 "
-                                 "AND worker IN (SELECT id FROM worker WHERE supervisor=?)", (slots, pool)).fetchone()
+        pool, slots, left, big = self._db.execute(
+            "SELECT id, slots, jobs_left, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
+            " WHERE state='processing' AND job.slots>1 AND worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
+            "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, None)
         if job.slots > 1 or big:
             [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
                                          "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()
@@ -3332,7 +3340,7 @@ class Queue:
             if "queue" in columns:
                 self._need_queue(columns["queue"])
             try:
-                self._db.execute("UPDATE job SET " + assignments(columns) + " WHERE id=:_id",
+                self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=:_id",
                                  dict(columns, _id=job.id))
             except sqlite3.IntegrityError:
                 raise UserError("there is a job named %s already: choose another name" % quoted(columns["name"])) from None
@@ -3360,7 +3368,7 @@ class Queue:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
         with Transaction(self):
             self._need_queue(name)
-            self._db.execute("UPDATE queue SET " + assignments(changes) + " WHERE name=:name",
+            self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=:name",
                              dict(changes, name=name))
             self._tell()
 
@@ -3829,7 +3837,8 @@ class Runner:
         The job is stopped meanwhile, so that nothing is written between the copy and the cut.
         """
         try:
-            if os.fstat(self._output).st_size <= max(4096, self._setting("log_limit")):
+            size = os.fstat(self._output).st_size
+            if size <= 4096 or size <= self._setting("log_limit"):
                 return
             half = self._setting("log_limit") // 2
             OS.stop_group(pid, True)
@@ -3954,6 +3963,7 @@ class Worker:
             self._queue.close()
             self._queue = Queue(post.database, patience=5.0, sync=True, create=False)
         self.id, self._lock = self._queue.add_worker(post.supervisor)
+        self._lock_path = self._queue.files.lock(self.id)
         self._done = 0
         self._trouble = self._noted = None
         self._machine = OS.machine()
@@ -3992,7 +4002,7 @@ class Worker:
         self._queue.close()
         os.close(self._lock)
         if gone:
-            remove(self._queue.files.lock(self.id))  # Windows removes no open file
+            remove(self._lock_path)  # Windows removes no open file
 
     def _stopping(self) -> bool:
         return bool(self._bell.level) or self._bell.orphaned()
@@ -4035,11 +4045,10 @@ class Worker:
 
     def _keep_lock(self) -> None:
         """Takes the lock anew where someone has deleted its file."""
-        path = self._queue.files.lock(self.id)
         try:
-            if not os.path.exists(path):
+            if not os.path.exists(self._lock_path):
                 self._queue.files.make()
-                old, self._lock = self._lock, OS.hold(path)
+                old, self._lock = self._lock, OS.hold(self._lock_path)
                 os.close(old)
         except OSError as error:
             self._say("trouble", why="can't make its lock file again: %s" % (error.strerror or error))

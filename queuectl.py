@@ -2291,11 +2291,13 @@ class Plan:
         return self._envs[data]
 
     def _store_plain(self, commands: list, common: dict) -> range:
-        columns = tuple(common)
-        values = tuple(common[column] for column in columns)
+        """Stores commands that differ in nothing else; a statement for many, since each opens all indexes anew."""
         db = self._queue._db
-        db.executemany("INSERT INTO job(command, " + ", ".join(columns) + ") VALUES(?" + ", ?" * len(columns) + ")",
-                       ((command,) + values for command in commands))
+        same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
+        for start in range(0, len(commands), 500):
+            some = commands[start:start + 500]
+            db.execute("INSERT INTO job(command, " + ", ".join(common) + ") SELECT column1, " + ", ".join(same) +
+                       " FROM (VALUES" + ",".join(["(?)"] * len(some)) + ")", some)
         [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
         db.execute("UPDATE tally SET n=n+? WHERE queue='default' AND state='pending'", (len(commands),))
         self._uses[common["env"]] += len(commands)
@@ -2740,7 +2742,8 @@ class Queue:
         if state is None:
             return False
         changes.update(state=state, gate=gate)
-        changes = {column: value for column, value in changes.items() if value != getattr(job, column)}
+        changes = {column: value for column, value in changes.items()  # others may have set `cancel` meanwhile
+                   if value != getattr(job, column) or column == "cancel"}
         sets = assignments(tuple(changes))
         changes.update(_id=job.id, _state=job.state, _attempt=job.attempt, _worker=job.worker)
         return self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "

@@ -957,23 +957,23 @@ class Posix:
         except OSError:
             return None
 
-    def wait_at_gate(self, fd: int, seconds: float):
-        """The number of our turn at an open gate, once it has come; None where it does not in time.
+    def wait_at_gate(self, fd: int, seconds: float, in_order: bool) -> bool:
+        """Locks an open gate; False where that can't be done in so many seconds.
 
-        Who comes draws a number and locks its byte, then waits for the byte before: first in, first out, and
-        a turn that ends wakes one process alone.  (All who wait for an flock wake, and who comes then may be
-        first: the slowest of 100 waits with 64 writers took 230 ms, so it takes 80.)  The kernel frees the
-        byte of a process that ends; one that is stopped is waited for no longer than this.
+        Who waits does so first in, first out: each draws a number, locks its byte, and waits for the byte before,
+        so the end of a turn wakes one process alone.  Of 64 writers one in 100 waits 80 ms then; with flock alone,
+        which wakes all who wait and lets in whoever comes then, 230 ms.  Who does not ask to be served `in_order`
+        (workers) may come in while no one is inside: a turn that is handed over has to wait until its process runs.
+        The kernel lets go what a process held that ends.
         """
         import fcntl
-        turn = None
+        if not in_order and self.try_lock(fd):
+            return True
+        turn = self._draw(fd)
         try:
-            if self.try_lock(fd):
-                turn = self._draw(fd)
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, turn - 1)
-                return turn
+            return self._enter(fd, turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            pass  # not yet
+            pass  # not at once
         import signal
 
         def expire(*_):
@@ -982,34 +982,42 @@ class Posix:
         try:
             before = signal.signal(signal.SIGALRM, expire)
         except ValueError:  # not the main thread: no alarm can end the wait, so don't begin it
-            return self.leave_gate(fd, turn)
+            self.leave_gate(fd)
+            return False
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            if turn is None:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                turn = self._draw(fd)
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, turn - 1)
-            return turn
+            return self._enter(fd, turn, fcntl.LOCK_EX)
         except (Rung, OSError):
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            return self.leave_gate(fd, turn)
+            self.leave_gate(fd)
+            return False
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
-    def _draw(self, fd: int) -> int:
-        """The next number of a gate, whose byte is ours now; the file was flocked for it."""
+    def _draw(self, fd: int):
+        """Our number, its byte locked; None where the counter is in use just now, whose user may be stopped."""
         import fcntl
-        turn = int.from_bytes(os.pread(fd, 6, 0), "little") + 16
-        os.pwrite(fd, (turn - 15).to_bytes(7, "little")[:6], 0)
-        fcntl.lockf(fd, fcntl.LOCK_EX, 1, turn)
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        return turn
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+            turn = int.from_bytes(os.pread(fd, 6, 0), "little") + 1
+            os.pwrite(fd, turn.to_bytes(7, "little")[:6], 0)
+            fcntl.lockf(fd, fcntl.LOCK_EX, 1, turn + 1)
+            fcntl.lockf(fd, fcntl.LOCK_UN, 1, 0)
+            return turn
+        except OSError:
+            return None
 
-    def leave_gate(self, fd: int, turn) -> None:
+    def _enter(self, fd: int, turn, how: int) -> bool:
         import fcntl
         if turn is not None:
-            fcntl.lockf(fd, fcntl.LOCK_UN, 2, turn - 1)
+            fcntl.lockf(fd, how, 1, turn)
+        fcntl.flock(fd, how)
+        return True
+
+    def leave_gate(self, fd: int) -> None:
+        import fcntl
+        fcntl.flock(fd, fcntl.LOCK_UN)  # no child ever has this one
+        fcntl.lockf(fd, fcntl.LOCK_UN)
 
     def sync(self, path: str) -> None:
         """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
@@ -2196,7 +2204,8 @@ class Transaction:
         queue.check_file()
         if queue._gate is None:
             queue._gate = OS.open_gate(queue.files.gate)
-        self._turn = OS.wait_at_gate(queue._gate, min(self.GATE_S, queue.patience)) if queue._gate is not None else None
+        self._inside = queue._gate is not None and OS.wait_at_gate(
+            queue._gate, min(self.GATE_S, queue.patience), in_order=queue._sync)
         try:
             self._begin(queue)
         except BaseException:
@@ -2216,9 +2225,9 @@ class Transaction:
             queue._patiently(lambda: queue._db.execute("BEGIN IMMEDIATE"))
 
     def _leave(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            OS.leave_gate(self._queue._gate, turn)
+        if self._inside:
+            self._inside = False
+            OS.leave_gate(self._queue._gate)
 
     def __exit__(self, kind, *_) -> None:
         queue, db = self._queue, self._queue._db

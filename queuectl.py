@@ -237,6 +237,14 @@ def encodable(text: str, what: str):
         raise UserError("%s holds half of a surrogate pair, or bytes, that are no character" % what) from None
 
 
+def raw(text: str) -> bytes:
+    """A job's text as the system's calls take it: UTF-8 too where LANG=C has Python (PyPy) know ASCII alone."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
+
+
 def utc(seconds):
     """Unix seconds as ISO 8601 in UTC with milliseconds, None as None."""
     if seconds is None:
@@ -913,7 +921,7 @@ class Posix:
         return self.with_variables(dict(entry.split(b"=", 1) for entry in data.split(b"\0") if b"=" in entry), more)
 
     def with_variables(self, env: dict, more: dict) -> dict:
-        return {**env, **{os.fsencode(key): os.fsencode(value) for key, value in more.items()}}
+        return {**env, **{raw(key): raw(value) for key, value in more.items()}}
 
     def cores(self) -> int:
         try:
@@ -1084,7 +1092,7 @@ class Posix:
         posix_spawn keeps to one fork (or vfork) and exec on every Python and system; descriptors of
         Python are closed by exec (PEP 446), but `output`, which the job keeps as one more holder of its lock.
         """
-        argument = os.fsencode(command)
+        argument = raw(command)
         argv = [b"sh", b"-c", argument]
         if len(argument) > SCRIPT_FROM:
             with open(script, "wb") as file:
@@ -3759,7 +3767,7 @@ class Runner:
 
     def _spawn(self, job, env: bytes) -> int:
         try:
-            os.chdir(os.fsencode(job.cwd))
+            os.chdir(raw(job.cwd))
         except OSError as error:
             raise JobFailure("can't enter the directory %s: %s" % (plain(job.cwd), error.strerror)) from None
         more = job_variables(job, self._files.database)

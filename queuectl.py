@@ -894,12 +894,26 @@ class Posix:
 
     def state_dir(self) -> str:
         base = os.environ.get("XDG_STATE_HOME", "")
-        if os.path.isabs(base):
+        if os.path.isabs(base) and not self._anothers(base):
             return os.path.join(base, PROGRAM)
-        home = os.path.expanduser("~")
+        home = self._home()
         if not os.path.isabs(home):
             raise UserError("no home directory to keep the queue in: give --db PATH or set QUEUECTL_DB")
         return os.path.join(home, ".local", "state", PROGRAM)
+
+    def _home(self) -> str:
+        """This user's home.  sudo may leave root the HOME of whoever called it, where nothing of root's belongs."""
+        home = os.path.expanduser("~")
+        if self._anothers(home):
+            import pwd
+            home = pwd.getpwuid(0).pw_dir
+        return home
+
+    def _anothers(self, folder: str) -> bool:
+        try:
+            return os.geteuid() == 0 and os.stat(folder).st_uid != 0
+        except OSError:
+            return False
 
     def quote(self, words) -> str:
         """An argument list as the shell command that runs it unchanged."""
@@ -1205,7 +1219,10 @@ class Posix:
         return PosixBell(int(where))
 
     def install_dir(self) -> str:
-        return os.path.join(os.path.expanduser("~"), ".local", "bin")
+        home = self._home()
+        if not os.path.isabs(home):
+            raise UserError("no home directory to install into: set HOME")
+        return os.path.join(home, ".local", "bin")
 
     def launcher(self, folder: str) -> tuple:
         """(file name, text) of the command that `install` makes."""
@@ -2495,7 +2512,11 @@ class Queue:
 
     def _make_file(self) -> None:
         folder = os.path.dirname(self.path)
-        make_directory(folder)
+        try:
+            make_directory(folder)
+        except OSError as error:
+            raise UserError("can't make the directory %s (%s): keep the queue elsewhere with --db PATH or QUEUECTL_DB" % (
+                plain(error.filename or folder), error.strerror)) from None
         kind = OS.network_disk(folder)
         if kind:
             raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "

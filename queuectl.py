@@ -1169,7 +1169,8 @@ class Posix:
             os.killpg(group, 0)
         except (ProcessLookupError, PermissionError):
             return False
-        return any(process.group == group for process in self.processes())
+        alive = self.processes()
+        return not alive or any(process.group == group for process in alive)  # none at all: there is no ps, no /proc
 
     def failure_text(self, code: int) -> str:
         """An exit code (negative: the signal, as subprocess has it) in words."""
@@ -1194,12 +1195,16 @@ class Posix:
 
     def close_strangers(self) -> None:
         """Marks descriptors that we were started with as not for our children."""
-        for name in os.listdir("/dev/fd"):
+        try:
+            names = os.listdir("/dev/fd")
+        except OSError:
+            names = map(str, range(256))  # no /proc
+        for name in names:
             try:
                 if int(name) > 2:
                     os.set_inheritable(int(name), False)
             except OSError:
-                pass  # the listing's own
+                pass  # the listing's own, or none
 
     def before_forks(self) -> None:
         """Nothing to do where workers are not forked."""
@@ -1256,7 +1261,16 @@ class Linux(Posix):
         if hasattr(gc, "freeze"):  # not on PyPy
             gc.freeze()
 
+    def _proc_is_ours(self) -> bool:
+        """Whether /proc is there, and not that of an outer pid namespace, whose numbers are others' here."""
+        try:
+            return os.readlink("/proc/self") == str(os.getpid())
+        except OSError:
+            return False
+
     def machine(self) -> str:
+        if not self._proc_is_ours():
+            return ""
         try:
             with open("/proc/sys/kernel/random/boot_id") as file:
                 return "%s/%s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
@@ -1272,7 +1286,7 @@ class Linux(Posix):
     def processes(self) -> list:
         tick = os.sysconf("SC_CLK_TCK")
         rows = []
-        for name in os.listdir("/proc"):
+        for name in os.listdir("/proc") if self._proc_is_ours() else ():
             if name.isdigit():
                 try:
                     with open("/proc/%s/stat" % name, "rb") as file:
@@ -5290,7 +5304,7 @@ def wanted_left(queue, wanted: set, level: int) -> bool:
             orphans = [worker for worker in queue.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
                 alive = OS.is_held(queue.files.lock(worker.id))
-                if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine():
+                if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
             if not orphans:
                 queue.remove_supervisor(supervisor.id)

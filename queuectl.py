@@ -70,6 +70,7 @@ CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
+CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: schedules go by the new one
 NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
 SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
@@ -2479,6 +2480,16 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         missed = max(0, int((now - self.next_at) // self.every))
         return max(self.next_at + (missed + 1) * self.every, now) if self.next_at <= now else self.next_at
 
+    def after_clock_change(self, now: float) -> float:
+        """When to run next where the clock may have been set back; by a little, and no time of day comes twice (as in cron)."""
+        if self.every:
+            return now + self.every if self.next_at > now + self.every + 1 else self.next_at
+        try:
+            due = self.following(now)
+        except UserError:
+            return self.next_at  # a time zone that this machine doesn't know: told when it is due
+        return due if self.next_at > due + CLOCK_MENDED_S else self.next_at
+
 
 class Queue:
     """A queue in one database file; safe to use from any number of processes.
@@ -3169,6 +3180,10 @@ class Queue:
         with Transaction(self) as now:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
                              {"now": now})
+            for schedule in self.schedules():
+                due = schedule.after_clock_change(now)
+                if due < schedule.next_at:
+                    self._db.execute("UPDATE schedule SET next_at=? WHERE name=?", (due, schedule.name))
             self._tell()
 
     def tidy(self, after: int, most: int = 500) -> int:

@@ -1244,6 +1244,9 @@ class Posix:
         poll.register(1, 0)
         return bool(poll.poll(seconds * 1000))
 
+    def terminal_draws(self) -> bool:
+        return os.environ.get("TERM", "") not in ("dumb", "")
+
     def terminal_colours(self, stream) -> bool:
         return True
 
@@ -1931,6 +1934,9 @@ class Windows:
 
     def raw_terminal(self, on_end):
         return WindowsKeys()
+
+    def terminal_draws(self) -> bool:
+        return os.environ.get("TERM") not in ("dumb", "")
 
     def terminal_colours(self, stream) -> bool:
         """Whether it is a console, which is told here to heed escape sequences (from Windows 10 on)."""
@@ -4552,6 +4558,11 @@ def is_terminal(stream) -> bool:
         return False
 
 
+def can_draw(stream) -> bool:
+    """Whether `stream` is a terminal that has colours and moves its cursor: not one that doesn't say what it is."""
+    return is_terminal(stream) and OS.terminal_draws()
+
+
 def invoked() -> str:
     """How the user called us, for advice that can be pasted: many a machine has a python3, but no python."""
     script = sys.argv[0] or PROGRAM
@@ -4617,7 +4628,7 @@ def complain(text: str) -> int:
 
 def paint(text: str, colour, stream) -> str:
     """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
-    if not colour or os.environ.get("NO_COLOR") or not is_terminal(stream) or os.environ.get("TERM") in ("dumb", ""):
+    if not colour or os.environ.get("NO_COLOR") or not can_draw(stream):
         return text
     return "\033[%sm%s\033[0m" % (COLOURS[colour], text) if OS.terminal_colours(stream) else text
 
@@ -4825,7 +4836,7 @@ class Progress:
 
     def __init__(self, total: int, lines: bool = False):
         self._total = total
-        self._bar = is_terminal(sys.stderr)
+        self._bar = can_draw(sys.stderr)
         self._lines = lines
         self._begun = time.monotonic()
         self._shown_at = self._begun if not self._bar else 0.0
@@ -5425,7 +5436,7 @@ def args_list(parser) -> None:
 
 
 def cmd_list(args) -> int:
-    if not args.watch or not is_terminal(sys.stdout):
+    if not args.watch or not can_draw(sys.stdout):
         return list_once(args)
     while True:
         height = os.get_terminal_size(sys.stdout.fileno()).lines
@@ -5834,7 +5845,7 @@ def args_top(parser) -> None:
 def cmd_top(args) -> int:
     with open_queue(args) as queue:
         screen = Top(queue)
-        if args.once or not is_terminal(sys.stdout) or not is_terminal(sys.stdin):
+        if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
             out("\n".join(screen.lines(terminal_width(sys.stdout) or 80, 24)))
             return 0
         with OS.raw_terminal(screen.end) as keys:

@@ -971,6 +971,28 @@ class Posix:
             return True
         except BlockingIOError:
             return False
+        except OSError as error:  # NFS without its lock daemon, and the like
+            raise OSError(error.errno, "file locks fail on this disk (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB"
+                          % error.strerror) from None
+
+    def lock_trouble(self, path: str) -> str:
+        """Why locks can't be relied on where `path` is, a lock file that may be made; "" where they can."""
+        import fcntl
+        first, second = self.open_gate(path), self.open_gate(path)
+        if first is None or second is None:
+            return ""  # can't be told
+        try:
+            fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB)  # SQLite's kind
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "two had one lock"
+        except (BlockingIOError, PermissionError):
+            return ""  # held, by us or by another: they work
+        except OSError as error:
+            return error.strerror
+        finally:
+            os.close(first)
+            os.close(second)
 
     def open_gate(self, path: str):
         """A descriptor for wait_at_gate, or None where there can be none."""
@@ -1702,6 +1724,10 @@ class Windows:
             pass
         return False
 
+    def lock_trouble(self, path: str) -> str:
+        """"": there is no file system here without locks."""
+        return ""
+
     def open_gate(self, path: str):
         """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
         return None
@@ -2087,6 +2113,13 @@ def find_database(given) -> str:
     if given == "" or "\0" in (path or ""):
         raise UserError("--db must name a file")
     return path or os.path.join(OS.state_dir(), "queue.db")
+
+
+def lock_advice(database: str) -> str:
+    """What to do where the disk of a database has no locks that can be relied on; "" where it has."""
+    why = OS.lock_trouble(Files(database).gate)
+    return why and "file locks fail on the disk of %s (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB" % (
+        plain(database), why)
 
 
 # == Store =============================================================================
@@ -2541,7 +2574,7 @@ class Queue:
             if not create:
                 raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
-        self._db = sqlite3.connect(self.path, timeout=self.patience, isolation_level=None)
+        self._db = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
         version = self._patiently(self._version)
@@ -2567,10 +2600,16 @@ class Queue:
             raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
                             "keep the queue on a local disk with --db PATH or QUEUECTL_DB" % (plain(folder), kind))
         self.files.make()
+        self._check_locks()
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             pass  # another process was first
+
+    def _check_locks(self) -> None:
+        advice = lock_advice(self.path)
+        if advice:
+            raise UserError(advice)
 
     def _version(self) -> int:
         """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
@@ -2615,6 +2654,10 @@ class Queue:
                 now = time.monotonic()
                 if limit is None:
                     limit, pause, seen, turns = now + self.patience, 0.002, self._version_of_data(), 0
+                    check_at = now + min(1.0, self.patience / 2)  # SQLite takes a disk that has no locks for a busy one
+                elif check_at is not None and now > check_at:
+                    check_at = None
+                    self._check_locks()
                 elif now > limit:
                     before, seen, turns = seen, self._version_of_data(), turns + 1
                     if seen == before or turns > 20:
@@ -4587,7 +4630,8 @@ def explain_error(error, database=None) -> str:
             return "can't open %s: check that its directory exists and that you may write there" % where
         if "not a database" in text:
             return "%s is not a database: give another --db, or restore it from a backup" % where
-        return "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
+        advice = lock_advice(find_database(database)) if "I/O" in text else ""
+        return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
         return "%s%s" % (error.strerror, ": " + plain(error.filename) if error.filename else "")
     return text

@@ -73,11 +73,16 @@ def test_worker_list_shows_what_each_worker_does(queue):
 
 def test_stop_is_graceful_each_worker_finishes_its_job(queue):
     queue.start(1)
-    begun = queue.dir / "begun"
-    job = queue.enqueue(*queue.script("import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1)", begun))
+    begun, end = queue.dir / "begun", queue.dir / "end"
+    code = ("import os, sys, time\nopen(sys.argv[1], 'w').close()\n"
+            "while not os.path.exists(sys.argv[2]):\n    time.sleep(0.02)")
+    job = queue.enqueue(*queue.script(code, begun, end))
     behind = queue.enqueue("exit 0")
     wait_until(begun.exists, message="the job runs")
-    queue.stop()
+    stop = queue.beside("worker", "stop")
+    wait_until(lambda: queue.sql("SELECT 1 FROM supervisor WHERE stop=1"), message="the stop is asked for")
+    end.touch()
+    assert stop.ends() == 0
     assert queue.json("worker", "list") == [] and queue.processes() == {}
     assert queue.json("show", job)["state"] == "completed"
     assert queue.json("show", behind)["state"] == "pending"

@@ -1054,7 +1054,11 @@ class Posix:
 
     def machine(self) -> str:
         """Names this boot of this machine and this pid space; "" where it can't be told."""
-        return self._ps("-o", "lstart=", "-p", "1").strip().replace(" ", "_")
+        for name in ("kern.bootsessionuuid", "kern.boottime", "kernel.random.boot_id"):  # macOS, the BSDs, Linux
+            text = self._tell("sysctl", "-n", name).strip()
+            if text:
+                return text.replace(" ", "_")
+        return ""
 
     def born(self) -> float:
         """Now, on the clock that Process.born is told in."""
@@ -1065,7 +1069,7 @@ class Posix:
 
     def processes(self) -> list:
         rows = []
-        for line in self._ps("-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
+        for line in self._tell("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
             words = line.split()
             try:
                 born = time.mktime(time.strptime(" ".join(words[3:8]), "%a %b %d %H:%M:%S %Y"))
@@ -1076,14 +1080,22 @@ class Posix:
         return rows
 
     def holders(self, path: str) -> list:
-        """Pids of this user's processes that hold the lock of `path`, as far as that can be told."""
-        return []
+        """Pids of this user's processes that hold the lock of `path`, as far as that can be told: here, that can write to it."""
+        pid, found = 0, set()
+        for line in self._tell("lsof", "-w", "-F", "pa", "--", path).splitlines():
+            if line[:1] == "p":
+                pid = int(line[1:])
+            elif line in ("aw", "au"):
+                found.add(pid)
+        return sorted(found)
 
-    def _ps(self, *args) -> str:
+    def _tell(self, *command) -> str:
+        """What a tool of the system prints; nothing where there is none."""
         import subprocess
+        path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
         try:
-            done = subprocess.run(("ps",) + args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-                                  env=dict(os.environ, LC_ALL="C"), timeout=10)
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                                  env=dict(os.environ, LC_ALL="C", PATH=path), timeout=10)
             return done.stdout.decode("ascii", "replace")
         except (OSError, subprocess.SubprocessError):
             return ""
@@ -1091,9 +1103,9 @@ class Posix:
     def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
         """Kills what a dead worker's attempt left, where that is surely ours; returns the pids still there.
 
-        Ours is what holds the lock of the attempt's output; the group whose leader began when the attempt
-        did and, where that can be told, has `marks` (entries K=V) in its environment; and of a group without
-        its leader, whose number may be another's by now, what has those marks.
+        Ours is what holds the lock of the attempt's output; the group whose leader has `marks` (entries K=V) in
+        its environment or, where that can't be told, began when the attempt did; and of a group without its
+        leader, whose number may be another's by now, what has those marks.
         """
         import signal
         left = []
@@ -1102,7 +1114,8 @@ class Posix:
             members = [p.pid for p in alive if p.group == group and group > 1]
             leader = [p for p in alive if p.pid == group]
             if leader:
-                same = abs(leader[0].born - born) <= self.birth_slack() and self.has_marks(group, marks) is not False
+                marked = self.has_marks(group, marks)
+                same = abs(leader[0].born - born) <= self.birth_slack() if marked is None else marked
                 ours = set(members) if same else set()
             else:
                 ours = {pid for pid in members if self.has_marks(pid, marks)}
@@ -1119,7 +1132,10 @@ class Posix:
 
     def has_marks(self, pid: int, marks):
         """Whether a process has these entries in its environment; None where that can't be told."""
-        return None
+        text = " %s " % self._tell("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
+        if " PATH=" not in text and " QUEUECTL_JOB_ID=" not in text:
+            return None  # gone, or one of those of which macOS shows nobody the environment
+        return bool(marks) and all(" %s " % mark in text for mark in marks if mark.isascii())
 
     # -- running a job --
 
@@ -1305,9 +1321,6 @@ class Linux(Posix):
 
     def born(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-    def birth_slack(self) -> float:
-        return 0.1  # starttime is in ticks of 10 ms, and a fork may be slow
 
     def processes(self) -> list:
         tick = os.sysconf("SC_CLK_TCK")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Background, linux_only, posix_only, unprivileged, wait_until
+from conftest import SCRIPT, Background, linux_only, not_on_fallbacks, posix_only, unprivileged, wait_until
 from test_cli import one_error_line
 
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -161,7 +161,7 @@ class PublicPlace:
 @pytest.fixture
 def public(queue):
     needs("setpriv")
-    with tempfile.TemporaryDirectory(prefix="queuectl-") as folder:
+    with tempfile.TemporaryDirectory(prefix="queuectl-", dir="/tmp") as folder:  # TMPDIR may be root's alone
         yield PublicPlace(queue, folder)
 
 
@@ -203,6 +203,7 @@ def test_a_look_by_root_at_a_plain_users_queue_leaves_it_usable_for_the_user(pub
 def container(queue, *command, options="-pfn", proc=True):
     """Runs a command as process 1 of a container with its own pids and network, on the tests' disk."""
     needs("unshare")
+    not_on_fallbacks("they know no pid namespaces, which only Linux has")
     return ["unshare", options, *(["--mount-proc"] if proc else []), *map(str, command)]
 
 

@@ -84,6 +84,8 @@ PACKAGES = [
     ("faketime",                   "command -v faketime",                 "tests"),
     ("util-linux",                 "command -v unshare setpriv taskset",  "tests"),
     ("shellcheck",                 "command -v shellcheck",               "tests"),
+    ("lsof",                       "command -v lsof",                     "tests"),
+    ("procps",                     "command -v ps sysctl",                "tests"),
     ("pypy3",                      "command -v pypy3",                    "pypy"),
     ("pypy3-venv",                 "pypy3 -c 'import ensurepip, venv'",   "pypy"),
     ("gcc",                        "command -v gcc",                      "sqlite"),

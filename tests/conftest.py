@@ -45,12 +45,6 @@ def linux_only(reason):
     return pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: " + reason)
 
 
-def not_on_fallbacks(reason):
-    """Skips a test of what only Linux has where tests/matrix tries what there is without it."""
-    if os.environ.get("QUEUECTL_FALLBACKS"):
-        pytest.skip("not on the fallbacks: " + reason)
-
-
 def wait_until(predicate, timeout=15, message="", interval=0.02):
     """Polls until predicate() is true and returns its value; fails the test at the deadline."""
     deadline = time.monotonic() + timeout
@@ -61,6 +55,12 @@ def wait_until(predicate, timeout=15, message="", interval=0.02):
         if time.monotonic() > deadline:
             pytest.fail("not so after %g s: %s (last value: %r)" % (timeout, message or predicate, value))
         time.sleep(interval)
+
+
+def not_on_fallbacks(reason):
+    """Skips a test of what only Linux has where tests/matrix tries what there is without it."""
+    if os.environ.get("QUEUECTL_FALLBACKS"):
+        pytest.skip("not on the fallbacks: " + reason)
 
 
 def unprivileged():

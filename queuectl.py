@@ -71,6 +71,7 @@ CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
+CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: schedules go by the new one
 NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
 SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
@@ -236,6 +237,14 @@ def encodable(text: str, what: str):
         return data
     except UnicodeError:
         raise UserError("%s holds half of a surrogate pair, or bytes, that are no character" % what) from None
+
+
+def raw(text: str) -> bytes:
+    """A job's text as the system's calls take it: UTF-8 too where LANG=C has Python (PyPy) know ASCII alone."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape")
 
 
 def utc(seconds):
@@ -887,12 +896,26 @@ class Posix:
 
     def state_dir(self) -> str:
         base = os.environ.get("XDG_STATE_HOME", "")
-        if os.path.isabs(base):
+        if os.path.isabs(base) and not self._anothers(base):
             return os.path.join(base, PROGRAM)
-        home = os.path.expanduser("~")
+        home = self._home()
         if not os.path.isabs(home):
             raise UserError("no home directory to keep the queue in: give --db PATH or set QUEUECTL_DB")
         return os.path.join(home, ".local", "state", PROGRAM)
+
+    def _home(self) -> str:
+        """This user's home.  sudo may leave root the HOME of whoever called it, where nothing of root's belongs."""
+        home = os.path.expanduser("~")
+        if self._anothers(home):
+            import pwd
+            home = pwd.getpwuid(0).pw_dir
+        return home
+
+    def _anothers(self, folder: str) -> bool:
+        try:
+            return os.geteuid() == 0 and os.stat(folder).st_uid != 0
+        except OSError:
+            return False
 
     def quote(self, words) -> str:
         """An argument list as the shell command that runs it unchanged."""
@@ -914,7 +937,7 @@ class Posix:
         return self.with_variables(dict(entry.split(b"=", 1) for entry in data.split(b"\0") if b"=" in entry), more)
 
     def with_variables(self, env: dict, more: dict) -> dict:
-        return {**env, **{os.fsencode(key): os.fsencode(value) for key, value in more.items()}}
+        return {**env, **{raw(key): raw(value) for key, value in more.items()}}
 
     def cores(self) -> int:
         try:
@@ -949,6 +972,28 @@ class Posix:
             return True
         except BlockingIOError:
             return False
+        except OSError as error:  # NFS without its lock daemon, and the like
+            raise OSError(error.errno, "file locks fail on this disk (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB"
+                          % error.strerror) from None
+
+    def lock_trouble(self, path: str) -> str:
+        """Why locks can't be relied on where `path` is, a lock file that may be made; "" where they can."""
+        import fcntl
+        first, second = self.open_gate(path), self.open_gate(path)
+        if first is None or second is None:
+            return ""  # can't be told
+        try:
+            fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB)  # SQLite's kind
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return "two had one lock"
+        except (BlockingIOError, PermissionError):
+            return ""  # held, by us or by another: they work
+        except OSError as error:
+            return error.strerror
+        finally:
+            os.close(first)
+            os.close(second)
 
     def open_gate(self, path: str):
         """A descriptor for wait_at_gate, or None where there can be none."""
@@ -1059,7 +1104,11 @@ class Posix:
 
     def machine(self) -> str:
         """Names this boot of this machine and this pid space; "" where it can't be told."""
-        return self._ps("-o", "lstart=", "-p", "1").strip().replace(" ", "_")
+        for name in ("kern.bootsessionuuid", "kern.boottime", "kernel.random.boot_id"):  # macOS, the BSDs, Linux
+            text = self._tell("sysctl", "-n", name).strip()
+            if text:
+                return text.replace(" ", "_")
+        return ""
 
     def born(self) -> float:
         """Now, on the clock that Process.born is told in."""
@@ -1070,7 +1119,7 @@ class Posix:
 
     def processes(self) -> list:
         rows = []
-        for line in self._ps("-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
+        for line in self._tell("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
             words = line.split()
             try:
                 born = time.mktime(time.strptime(" ".join(words[3:8]), "%a %b %d %H:%M:%S %Y"))
@@ -1081,14 +1130,22 @@ class Posix:
         return rows
 
     def holders(self, path: str) -> list:
-        """Pids of this user's processes that hold the lock of `path`, as far as that can be told."""
-        return []
+        """Pids of this user's processes that hold the lock of `path`, as far as that can be told: here, that can write to it."""
+        pid, found = 0, set()
+        for line in self._tell("lsof", "-w", "-F", "pa", "--", path).splitlines():
+            if line[:1] == "p":
+                pid = int(line[1:])
+            elif line in ("aw", "au"):
+                found.add(pid)
+        return sorted(found)
 
-    def _ps(self, *args) -> str:
+    def _tell(self, *command) -> str:
+        """What a tool of the system prints; nothing where there is none."""
         import subprocess
+        path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
         try:
-            done = subprocess.run(("ps",) + args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-                                  env=dict(os.environ, LC_ALL="C"), timeout=10)
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                                  env=dict(os.environ, LC_ALL="C", PATH=path), timeout=10)
             return done.stdout.decode("ascii", "replace")
         except (OSError, subprocess.SubprocessError):
             return ""
@@ -1096,9 +1153,9 @@ class Posix:
     def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
         """Kills what a dead worker's attempt left, where that is surely ours; returns the pids still there.
 
-        Ours is what holds the lock of the attempt's output; the group whose leader began when the attempt
-        did and, where that can be told, has `marks` (entries K=V) in its environment; and of a group without
-        its leader, whose number may be another's by now, what has those marks.
+        Ours is what holds the lock of the attempt's output; the group whose leader has `marks` (entries K=V) in
+        its environment or, where that can't be told, began when the attempt did; and of a group without its
+        leader, whose number may be another's by now, what has those marks.
         """
         import signal
         left = []
@@ -1107,7 +1164,8 @@ class Posix:
             members = [p.pid for p in alive if p.group == group and group > 1]
             leader = [p for p in alive if p.pid == group]
             if leader:
-                same = abs(leader[0].born - born) <= self.birth_slack() and self.has_marks(group, marks) is not False
+                marked = self.has_marks(group, marks)
+                same = abs(leader[0].born - born) <= self.birth_slack() if marked is None else marked
                 ours = set(members) if same else set()
             else:
                 ours = {pid for pid in members if self.has_marks(pid, marks)}
@@ -1124,7 +1182,10 @@ class Posix:
 
     def has_marks(self, pid: int, marks):
         """Whether a process has these entries in its environment; None where that can't be told."""
-        return None
+        text = " %s " % self._tell("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
+        if " PATH=" not in text and " QUEUECTL_JOB_ID=" not in text:
+            return None  # gone, or one of those of which macOS shows nobody the environment
+        return bool(marks) and all(" %s " % mark in text for mark in marks if mark.isascii())
 
     # -- running a job --
 
@@ -1134,7 +1195,7 @@ class Posix:
         posix_spawn keeps to one fork (or vfork) and exec on every Python and system; descriptors of
         Python are closed by exec (PEP 446), but `output`, which the job keeps as one more holder of its lock.
         """
-        argument = os.fsencode(command)
+        argument = raw(command)
         argv = [b"sh", b"-c", argument]
         if len(argument) > SCRIPT_FROM:
             with open(script, "wb") as file:
@@ -1198,7 +1259,8 @@ class Posix:
             os.killpg(group, 0)
         except (ProcessLookupError, PermissionError):
             return False
-        return any(process.group == group for process in self.processes())
+        alive = self.processes()
+        return not alive or any(process.group == group for process in alive)  # none at all: there is no ps, no /proc
 
     def failure_text(self, code: int) -> str:
         """An exit code (negative: the signal, as subprocess has it) in words."""
@@ -1223,12 +1285,16 @@ class Posix:
 
     def close_strangers(self) -> None:
         """Marks descriptors that we were started with as not for our children."""
-        for name in os.listdir("/dev/fd"):
+        try:
+            names = os.listdir("/dev/fd")
+        except OSError:
+            names = map(str, range(256))  # no /proc
+        for name in names:
             try:
                 if int(name) > 2:
                     os.set_inheritable(int(name), False)
             except OSError:
-                pass  # the listing's own
+                pass  # the listing's own, or none
 
     def before_forks(self) -> None:
         """Nothing to do where workers are not forked."""
@@ -1248,7 +1314,10 @@ class Posix:
         return PosixBell(int(where))
 
     def install_dir(self) -> str:
-        return os.path.join(os.path.expanduser("~"), ".local", "bin")
+        home = self._home()
+        if not os.path.isabs(home):
+            raise UserError("no home directory to install into: set HOME")
+        return os.path.join(home, ".local", "bin")
 
     def launcher(self, folder: str) -> tuple:
         """(file name, text) of the command that `install` makes."""
@@ -1263,6 +1332,9 @@ class Posix:
         poll = select.poll()
         poll.register(1, 0)
         return bool(poll.poll(seconds * 1000))
+
+    def terminal_draws(self) -> bool:
+        return os.environ.get("TERM", "") not in ("dumb", "")
 
     def terminal_colours(self, stream) -> bool:
         return True
@@ -1282,7 +1354,16 @@ class Linux(Posix):
         if hasattr(gc, "freeze"):  # not on PyPy
             gc.freeze()
 
+    def _proc_is_ours(self) -> bool:
+        """Whether /proc is there, and not that of an outer pid namespace, whose numbers are others' here."""
+        try:
+            return os.readlink("/proc/self") == str(os.getpid())
+        except OSError:
+            return False
+
     def machine(self) -> str:
+        if not self._proc_is_ours():
+            return ""
         try:
             with open("/proc/sys/kernel/random/boot_id") as file:
                 return "%s/%s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
@@ -1292,13 +1373,10 @@ class Linux(Posix):
     def born(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def birth_slack(self) -> float:
-        return 0.1  # starttime is in ticks of 10 ms, and a fork may be slow
-
     def processes(self) -> list:
         tick = os.sysconf("SC_CLK_TCK")
         rows = []
-        for name in os.listdir("/proc"):
+        for name in os.listdir("/proc") if self._proc_is_ours() else ():
             if name.isdigit():
                 try:
                     with open("/proc/%s/stat" % name, "rb") as file:
@@ -1453,7 +1531,21 @@ class PosixCrew:
                 done = pid
             if done:
                 ended.append(time.monotonic() - self._children.pop(pid))
+        if os.getpid() == 1:
+            self._reap_all(ended)
         return ended
+
+    def _reap_all(self, ended: list) -> None:
+        """As process 1 of a container we inherit what jobs left behind, and nobody else waits for it."""
+        try:
+            while True:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                if pid in self._children:
+                    ended.append(time.monotonic() - self._children.pop(pid))
+        except ChildProcessError:
+            pass  # none is left
 
 
 class PosixBell:
@@ -1696,6 +1788,10 @@ class Windows:
             pass
         return False
 
+    def lock_trouble(self, path: str) -> str:
+        """"": there is no file system here without locks."""
+        return ""
+
     def open_gate(self, path: str):
         """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
         return None
@@ -1929,6 +2025,9 @@ class Windows:
     def raw_terminal(self, on_end):
         return WindowsKeys()
 
+    def terminal_draws(self) -> bool:
+        return os.environ.get("TERM") not in ("dumb", "")
+
     def terminal_colours(self, stream) -> bool:
         """Whether it is a console, which is told here to heed escape sequences (from Windows 10 on)."""
         import ctypes
@@ -2078,6 +2177,13 @@ def find_database(given) -> str:
     if given == "" or "\0" in (path or ""):
         raise UserError("--db must name a file")
     return path or os.path.join(OS.state_dir(), "queue.db")
+
+
+def lock_advice(database: str) -> str:
+    """What to do where the disk of a database has no locks that can be relied on; "" where it has."""
+    why = OS.lock_trouble(Files(database).gate)
+    return why and "file locks fail on the disk of %s (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB" % (
+        plain(database), why)
 
 
 # == Store =============================================================================
@@ -2486,6 +2592,16 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         missed = max(0, int((now - self.next_at) // self.every))
         return max(self.next_at + (missed + 1) * self.every, now) if self.next_at <= now else self.next_at
 
+    def after_clock_change(self, now: float) -> float:
+        """When to run next where the clock may have been set back; by a little, and no time of day comes twice (as in cron)."""
+        if self.every:
+            return now + self.every if self.next_at > now + self.every + 1 else self.next_at
+        try:
+            due = self.following(now)
+        except UserError:
+            return self.next_at  # a time zone that this machine doesn't know: told when it is due
+        return due if self.next_at > due + CLOCK_MENDED_S else self.next_at
+
 
 class Queue:
     """A queue in one database file; safe to use from any number of processes.
@@ -2533,7 +2649,7 @@ class Queue:
             if not create:
                 raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
-        self._db = sqlite3.connect(self.path, timeout=self.patience, isolation_level=None)
+        self._db = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
         version = self._patiently(self._version)
@@ -2548,16 +2664,26 @@ class Queue:
 
     def _make_file(self) -> None:
         folder = os.path.dirname(self.path)
-        make_directory(folder)
+        try:
+            make_directory(folder)
+        except OSError as error:
+            raise UserError("can't make the directory %s (%s): keep the queue elsewhere with --db PATH or QUEUECTL_DB" % (
+                plain(error.filename or folder), error.strerror)) from None
         kind = OS.network_disk(folder)
         if kind:
             raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
                             "keep the queue on a local disk with --db PATH or QUEUECTL_DB" % (plain(folder), kind))
         self.files.make()
+        self._check_locks()
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             pass  # another process was first
+
+    def _check_locks(self) -> None:
+        advice = lock_advice(self.path)
+        if advice:
+            raise UserError(advice)
 
     def _version(self) -> int:
         """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
@@ -2603,6 +2729,10 @@ class Queue:
                 now = time.monotonic()
                 if limit is None:
                     limit, pause, seen, turns = now + self.patience, 0.002, self._version_of_data(), 0
+                    check_at = now + min(1.0, self.patience / 2)  # SQLite takes a disk that has no locks for a busy one
+                elif check_at is not None and now > check_at:
+                    check_at = None
+                    self._check_locks()
                 elif now > limit:
                     before, seen, turns = seen, self._version_of_data(), turns + 1
                     if seen == before or turns > 20:
@@ -3178,6 +3308,10 @@ class Queue:
         with Transaction(self) as now:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
                              {"now": now})
+            for schedule in self.schedules():
+                due = schedule.after_clock_change(now)
+                if due < schedule.next_at:
+                    self._db.execute("UPDATE schedule SET next_at=? WHERE name=?", (due, schedule.name))
             self._tell()
 
     def tidy(self, after: int, most: int = 500) -> int:
@@ -3825,7 +3959,7 @@ class Runner:
 
     def _spawn(self, job, env: bytes) -> int:
         try:
-            os.chdir(os.fsencode(job.cwd))
+            os.chdir(raw(job.cwd))
         except OSError as error:
             raise JobFailure("can't enter the directory %s: %s" % (plain(job.cwd), error.strerror)) from None
         more = job_variables(job, self._files.database)
@@ -4552,6 +4686,11 @@ def is_terminal(stream) -> bool:
         return False
 
 
+def can_draw(stream) -> bool:
+    """Whether `stream` is a terminal that has colours and moves its cursor: not one that doesn't say what it is."""
+    return is_terminal(stream) and OS.terminal_draws()
+
+
 def invoked() -> str:
     """How the user called us, for advice that can be pasted: many a machine has a python3, but no python."""
     script = sys.argv[0] or PROGRAM
@@ -4576,7 +4715,8 @@ def explain_error(error, database=None) -> str:
             return "can't open %s: check that its directory exists and that you may write there" % where
         if "not a database" in text:
             return "%s is not a database: give another --db, or restore it from a backup" % where
-        return "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
+        advice = lock_advice(find_database(database)) if "I/O" in text else ""
+        return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
         return "%s%s" % (error.strerror, ": " + plain(error.filename) if error.filename else "")
     return text
@@ -4617,7 +4757,7 @@ def complain(text: str) -> int:
 
 def paint(text: str, colour, stream) -> str:
     """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
-    if not colour or os.environ.get("NO_COLOR") or not is_terminal(stream) or os.environ.get("TERM") in ("dumb", ""):
+    if not colour or os.environ.get("NO_COLOR") or not can_draw(stream):
         return text
     return "\033[%sm%s\033[0m" % (COLOURS[colour], text) if OS.terminal_colours(stream) else text
 
@@ -4825,7 +4965,7 @@ class Progress:
 
     def __init__(self, total: int, lines: bool = False):
         self._total = total
-        self._bar = is_terminal(sys.stderr)
+        self._bar = can_draw(sys.stderr)
         self._lines = lines
         self._begun = time.monotonic()
         self._shown_at = self._begun if not self._bar else 0.0
@@ -5333,7 +5473,7 @@ def wanted_left(queue, wanted: set, level: int) -> bool:
             orphans = [worker for worker in queue.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
                 alive = OS.is_held(queue.files.lock(worker.id))
-                if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine():
+                if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
             if not orphans:
                 queue.remove_supervisor(supervisor.id)
@@ -5425,7 +5565,7 @@ def args_list(parser) -> None:
 
 
 def cmd_list(args) -> int:
-    if not args.watch or not is_terminal(sys.stdout):
+    if not args.watch or not can_draw(sys.stdout):
         return list_once(args)
     while True:
         height = os.get_terminal_size(sys.stdout.fileno()).lines
@@ -5834,7 +5974,7 @@ def args_top(parser) -> None:
 def cmd_top(args) -> int:
     with open_queue(args) as queue:
         screen = Top(queue)
-        if args.once or not is_terminal(sys.stdout) or not is_terminal(sys.stdin):
+        if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
             out("\n".join(screen.lines(terminal_width(sys.stdout) or 80, 24)))
             return 0
         with OS.raw_terminal(screen.end) as keys:

@@ -57,6 +57,12 @@ def wait_until(predicate, timeout=15, message="", interval=0.02):
         time.sleep(interval)
 
 
+def not_on_fallbacks(reason):
+    """Skips a test of what only Linux has where tests/matrix tries what there is without it."""
+    if os.environ.get("QUEUECTL_FALLBACKS"):
+        pytest.skip("not on the fallbacks: " + reason)
+
+
 def unprivileged():
     """A command prefix under which file permissions count, for root too (Linux)."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:

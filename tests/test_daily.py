@@ -298,7 +298,8 @@ def test_rm_takes_finished_jobs_with_their_logs_and_history_and_no_others(queue)
     assert len(logs) == 3
     assert "2 jobs" in queue.out("rm", 1, 3)
     assert list(states(queue)) == [2] and sorted(queue.files.glob("logs/**/*.log")) == logs[1:2]
-    assert [job for job, in queue.sql("SELECT DISTINCT job FROM history WHERE job<>3")] == [2]
+    history = [job for job, in queue.sql("SELECT job FROM history")]
+    assert 2 in history and len(history) <= 2  # the newest row of all stays, whose ever it is: no number is given twice
     assert queue.enqueue("true") == 4
     assert call(queue, "show", 1)[0] == 2
 

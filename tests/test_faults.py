@@ -17,7 +17,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from conftest import wait_until
+from conftest import not_on_fallbacks, wait_until
 from faults import Bench, Tmpfs, alive, check, database_faults, kill, limit_process, process_state, within
 
 CI = bool(os.environ.get("CI"))
@@ -234,7 +234,11 @@ def test_a_setsid_child_of_a_killed_workers_job_is_found_by_its_lock_and_ended(b
 
 
 def test_a_setsid_child_that_cannot_be_found_is_waited_for_and_show_says_so(bench):
-    bench.queue.env["QUEUECTL_FALLBACKS"] = "1"  # as on a system that does not tell who holds a lock
+    bench.queue.env["QUEUECTL_FALLBACKS"] = "1"  # as on a system that does not tell who holds a lock, nor has lsof
+    (bench.folder / "bin").mkdir()
+    (bench.folder / "bin" / "lsof").write_text("#!/bin/sh\nexit 1\n")
+    (bench.folder / "bin" / "lsof").chmod(0o755)
+    bench.queue.env["PATH"] = "%s:%s" % (bench.folder / "bin", bench.queue.env["PATH"])
     bench.queue.start(1)
     job = bench.enqueue("stray=go", "hang=2", options=["--max-retries", 0])
     wait_until(lambda: bench.journal("child"), message="the child that has left its group")
@@ -1228,6 +1232,7 @@ def test_lock_files_that_say_nonsense_make_nobody_signal_anything(bench):
 def in_namespace(bench, *args):
     """Starts a shell that is process 1 of a pid namespace and runs queuectl as its child."""
     needs(ROOT_USER and shutil.which("unshare"), "root and unshare")
+    not_on_fallbacks("they know no pid namespaces, which only Linux has")
     from conftest import Background
     queue = bench.queue
     path = queue.dir / ("output-%d.txt" % len(queue.background))

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import sysconfig
+import tempfile
+import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import ROOT, posix_only
+from conftest import ROOT, SCRIPT, linux_only, posix_only, wait_until
 
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8") if README.exists() else ""
@@ -92,3 +95,93 @@ def test_the_first_session_of_the_readme_goes_as_it_looks(queue):
     script = script.replace("python3 queuectl.py", " ".join(map(shlex.quote, queue.command())))
     done = queue.run(["sh", "-c", script])
     assert re.search(r"40 of 40 completed in [\d.]+ ?m?s", done.stdout)
+
+
+# ---- in CI and as a service: every command of every recipe is run ------------------------------
+
+RECIPES = re.search(r"^## In CI and as a service\n(.*?)^## ", TEXT, re.M | re.S).group(1) if TEXT else ""
+PLACES = {"GitHub Actions": r"^- run: (.*)$", "GitLab CI": r"^    - (.*)$", "Jenkins": r"\bsh '(.*)'"}
+
+
+def recipe(about):
+    """The block of the section whose first line, a comment, names its place."""
+    [text] = [block for block in re.findall(r"^```\w+\n(.*?)^```$", RECIPES, re.M | re.S) if about in block.splitlines()[0]]
+    return text
+
+
+def test_the_recipes_are_those_that_are_run_here():
+    known = [*PLACES, "systemd", "cron"]
+    assert [recipe(about) for about in known] == re.findall(r"^```\w+\n(.*?)^```$", RECIPES, re.M | re.S)
+
+
+def of_ours(queue):
+    """The environment and directory that the recipes suppose: a python3, queuectl.py beside the jobs."""
+    bin_ = queue.dir / "bin"
+    bin_.mkdir()
+    (bin_ / "python3").symlink_to(sys.executable)  # a link in a venv would not find its pyvenv.cfg; queuectl needs none
+    shutil.copy(str(SCRIPT), str(queue.dir))
+    return {"PATH": "%s:/usr/bin:/bin" % bin_}
+
+
+@posix_only("recipes for sh")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("jobs, status", [("true\necho fine\n", 0), ("true\nexit 3\n", 1)], ids=["good", "bad"])
+def test_the_commands_of_a_ci_recipe_run_jobs_and_leave_a_junit_file(queue, place, jobs, status):
+    env = of_ours(queue)
+    text = recipe(place)
+    [command] = re.findall(PLACES[place], text, re.M)
+    (queue.dir / "jobs.txt").write_text(jobs)
+    done = queue.run(["sh", "-e", "-c", command], env=dict(env, CI="true"), check=False)
+    assert done.returncode == status, done.stderr
+    [report] = set(re.findall(r"[\w.]+\.xml", text))  # what is shown is what was written
+    suite = ElementTree.parse(str(queue.dir / report)).getroot()
+    assert len(list(suite.iter("testcase"))) == 2 and len(list(suite.iter("failure"))) == status
+
+
+@linux_only("systemd")
+def test_the_commands_of_the_systemd_recipe_start_workers_that_a_stop_ends(queue):
+    """systemctl and loginctl, which need a running systemd, are stand-ins: the one checks and starts the unit."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    env = of_ours(queue)
+    stand_in = "#!/bin/sh\necho \"$0 $*\" >>called\n%s\n"
+    start = """case "$*" in "--user enable --now queuectl") ;; *) exit 1 ;; esac
+unit=$HOME/.config/systemd/user/queuectl.service
+systemd-analyze verify --user "$unit" || exit 1
+command=$(sed -n 's/^ExecStart=//p' "$unit")
+{ eval "exec $command"; } >log 2>&1 &"""
+    for name, script in (("systemctl", start), ("loginctl", '[ "$*" = enable-linger ]')):
+        (queue.dir / "bin" / name).write_text(stand_in % script)
+        (queue.dir / "bin" / name).chmod(0o755)
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has room for 107 bytes
+        queue.run(["sh", "-e", "-c", recipe("systemd")], env=dict(env, XDG_RUNTIME_DIR=short))
+    assert len((queue.dir / "called").read_text().splitlines()) == 2
+    ours = ["python3", "queuectl.py"]
+    try:
+        wait_until(lambda: len(workers(queue, ours, env)) == 4, message="four workers")
+    finally:
+        queue.run([*ours, "worker", "stop"], env=env)
+    assert workers(queue, ours, env) == []
+
+
+def workers(queue, program, env):
+    import json
+    return json.loads(queue.run([*program, "worker", "list", "--json"], env=env).stdout)
+
+
+@posix_only("cron")
+def test_the_line_of_the_cron_recipe_works_off_what_has_gathered_without_a_mail(queue):
+    import queuectl
+    env = of_ours(queue)
+    line = recipe("cron").splitlines()[1].replace("/srv/", "./")
+    assert "%" not in line, "cron takes it for the end of the line"
+    queuectl.parse_cron(" ".join(line.split()[:5]))
+    ours = ["python3", "./queuectl.py", "--db", "./q.db"]
+    for _ in range(3):
+        queue.run([*ours, "enqueue", "true"], env=env)
+    bare = {name: None for name in queue.env if name not in (queue.marker.split("=")[0], "QUEUECTL_FALLBACKS", "LD_LIBRARY_PATH")}
+    cron = dict(bare, HOME=str(queue.home), LOGNAME="ann", SHELL="/bin/sh", PATH=env["PATH"])
+    done = queue.run(["/bin/sh", "-c", line.split(None, 5)[5]], env=cron)
+    assert done.stdout == done.stderr == "", "cron mails what is printed"
+    queue.run([*ours, "wait", "1-3", "--timeout", "20"], env=env)
+    wait_until(lambda: workers(queue, ours, env) == [], message="the workers end")

@@ -73,11 +73,16 @@ def test_worker_list_shows_what_each_worker_does(queue):
 
 def test_stop_is_graceful_each_worker_finishes_its_job(queue):
     queue.start(1)
-    begun = queue.dir / "begun"
-    job = queue.enqueue(*queue.script("import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1)", begun))
+    begun, end = queue.dir / "begun", queue.dir / "end"
+    code = ("import os, sys, time\nopen(sys.argv[1], 'w').close()\n"
+            "while not os.path.exists(sys.argv[2]):\n    time.sleep(0.02)")
+    job = queue.enqueue(*queue.script(code, begun, end))
     behind = queue.enqueue("exit 0")
     wait_until(begun.exists, message="the job runs")
-    queue.stop()
+    stop = queue.beside("worker", "stop")
+    wait_until(lambda: queue.sql("SELECT 1 FROM supervisor WHERE stop=1"), message="the stop is asked for")
+    end.touch()
+    assert stop.ends() == 0
     assert queue.json("worker", "list") == [] and queue.processes() == {}
     assert queue.json("show", job)["state"] == "completed"
     assert queue.json("show", behind)["state"] == "pending"
@@ -347,6 +352,17 @@ def test_a_job_that_kills_its_worker_is_dead_at_max_crashes(queue):
     queue.wait_for(queue.enqueue("true"), "completed", timeout=10)
 
 
+def kill_all(queue):
+    """Kills all that is there, and returns it; again, for what was being started just then is not in one listing."""
+    found = queue.processes()
+    for pid in found:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has just ended
+            pass
+    return found
+
+
 @linux_only("kill -9 of everything found through /proc")
 def test_when_all_died_the_next_start_releases_the_jobs(queue):
     queue.start(2)
@@ -354,9 +370,7 @@ def test_when_all_died_the_next_start_releases_the_jobs(queue):
     jobs = [queue.enqueue("--max-retries", 0, *queue.script(slow)) for _ in range(2)]
     for job in jobs:
         queue.wait_for(job, "processing")
-    for pid in queue.processes():
-        os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not queue.processes(), message="all are dead")
+    wait_until(lambda: not kill_all(queue), message="all are dead")
     queue.start(2)
     for job in jobs:
         queue.wait_for(job, "completed", timeout=5)

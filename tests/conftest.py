@@ -70,8 +70,7 @@ def locked(path):
     """Whether any process holds the lock on this file (Windows: holds it open)."""
     try:
         if WINDOWS:
-            os.rename(path, str(path) + ".probe")
-            os.rename(str(path) + ".probe", path)
+            os.close(os.open(path, os.O_RDWR))
         else:
             import fcntl
             descriptor = os.open(path, os.O_RDWR)
@@ -118,7 +117,7 @@ class LiveQueue:
         self.marker = "QUEUECTL_TEST=" + uuid.uuid4().hex
         dropped = r"QUEUECTL_(?!FALLBACKS)|XDG_|NO_COLOR|COLUMNS|PYTEST_|CI$"
         self.env = {k: v for k, v in os.environ.items() if not re.match(dropped, k)}
-        self.env.update([self.marker.split("=")], HOME=str(self.home), LOCALAPPDATA=str(self.home))
+        self.env.update([self.marker.split("=")], HOME=str(self.home), USERPROFILE=str(self.home), LOCALAPPDATA=str(self.home))
         self.background = []
 
     def command(self, *args):
@@ -157,6 +156,10 @@ class LiveQueue:
         path = self.dir / ("job-%08x.py" % zlib.crc32(text.encode()))
         path.write_text(text + "\n", encoding="utf-8")
         return [sys.executable, "-IS", str(path), *map(str, args)]
+
+    def sleeper(self, seconds):
+        """Arguments of a job that takes that long."""
+        return self.script("import sys, time; time.sleep(float(sys.argv[1]))", seconds)
 
     def start(self, count=1, *options, **keywords):
         return self.cli("worker", "start", "--count", count, *options, **keywords)

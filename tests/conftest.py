@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "queuectl.py"
 LAUNCH = ROOT / "tests" / "launch.py"
 WINDOWS = os.name == "nt"
+WINE = WINDOWS and hasattr(__import__("ctypes").WinDLL("ntdll"), "wine_get_version")
 sys.path.insert(0, str(ROOT))
 
 
@@ -43,6 +44,25 @@ def posix_only(reason):
 
 def linux_only(reason):
     return pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: " + reason)
+
+
+def windows_only(reason):
+    return pytest.mark.skipif(not WINDOWS, reason="Windows only: " + reason)
+
+
+def not_on_wine(reason):
+    return pytest.mark.skipif(WINE, reason="not on Wine: " + reason)
+
+
+def started(start):
+    """What start() returns. Wine now and then fails to make a process with an internal error, and not when asked again."""
+    for _ in range(5):
+        try:
+            return start()
+        except OSError as error:
+            if not WINE or error.winerror != 1359:
+                raise
+    return start()
 
 
 def wait_until(predicate, timeout=15, message="", interval=0.02):
@@ -91,8 +111,9 @@ class Background(subprocess.Popen):
     def __init__(self, command, path, **options):
         self.path = path
         with open(path, "wb") as output:
-            super().__init__(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                             start_new_session=True, **options)
+            begin = super().__init__
+            started(lambda: begin(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                                  start_new_session=True, **options))
 
     def text(self):
         return self.path.read_text("utf-8", "replace")
@@ -127,8 +148,8 @@ class LiveQueue:
         """Runs a command in the queue's environment; `env` adds to it (None removes a name)."""
         text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape"}
         source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=str(cwd or self.dir),
-                              env=self.environment(env), timeout=timeout, **source, **text)
+        done = started(lambda: subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=str(cwd or self.dir),
+                                              env=self.environment(env), timeout=timeout, **source, **text))
         if check and done.returncode:
             pytest.fail("exit status %d from %s\nstdout: %s\nstderr: %s"
                         % (done.returncode, command, done.stdout, done.stderr))

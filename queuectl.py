@@ -832,7 +832,7 @@ class Files:
         try:
             if even_empty or os.stat(path).st_size:
                 make_directory(os.path.dirname(log))
-                os.replace(path, log)
+                move(path, log)
         except FileNotFoundError:
             pass  # kept already, before a crash
 
@@ -851,6 +851,16 @@ class Files:
                 pass  # other jobs' logs are in it
 
 
+def move(path: str, target: str) -> None:
+    """Renames a file; on Windows, where another program may have it open and so forbid that, moves what is in it."""
+    try:
+        os.replace(path, target)
+    except PermissionError:  # elsewhere it meets the next line too
+        with open(path, "rb") as source, open(target, "wb") as copy:
+            copy_bytes(source, copy, 2 ** 50)
+        os.truncate(path, 0)
+
+
 def make_directory(path: str) -> None:
     """Makes a directory and those above it that are missing, for this user only (os.makedirs leaves those to the umask)."""
     if not os.path.isdir(path):
@@ -859,6 +869,18 @@ def make_directory(path: str) -> None:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass  # another process was first
+
+
+def copy_bytes(source, target, most: int) -> int:
+    """Copies what there is, at most so many bytes; returns how many."""
+    copied = 0
+    while copied < most:
+        chunk = source.read(min(most - copied, 2 ** 16))
+        if not chunk:
+            break
+        target.write(chunk)
+        copied += len(chunk)
+    return copied
 
 
 def remove(path: str) -> None:
@@ -3090,12 +3112,15 @@ class Queue:
         return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
 
     def next_time(self):
-        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires."""
+        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires.
+
+        An EXISTS without LIMIT, here and below, SQLite 3.35 takes for an IN, and reads all of job_ready.
+        """
         times = self._read(
             "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
             "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
-            " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0)), "
+            " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0 LIMIT 1)), "
             "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock()})[0]
         return min((t for t in times if t is not None), default=None)
 
@@ -3107,7 +3132,7 @@ class Queue:
             "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
             " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
             "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' UNION ALL "
-            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0) UNION ALL "
+            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open LIMIT 1", {"queues": queues}))
 
@@ -3671,18 +3696,6 @@ def job_variables(job, database: str) -> dict:
 
 def seconds_text(seconds: float) -> str:
     return "%s s" % number_text(seconds)
-
-
-def copy_bytes(source, target, most: int) -> int:
-    """Copies what there is, at most so many bytes; returns how many."""
-    copied = 0
-    while copied < most:
-        chunk = source.read(min(most - copied, 2 ** 16))
-        if not chunk:
-            break
-        target.write(chunk)
-        copied += len(chunk)
-    return copied
 
 
 class Runner:

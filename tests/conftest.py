@@ -173,7 +173,8 @@ class LiveQueue:
         return int(self.cli("enqueue", *args, **options).stdout)
 
     def script(self, text, *args):
-        """Arguments that run a few lines of Python as a job, on any system."""
+        """Arguments that run a few lines of Python as a job, on any system; a line that it prints ends with \\n."""
+        text = ("import sys; sys.stdout.reconfigure(newline='\\n')\n" if WINDOWS else "") + text
         path = self.dir / ("job-%08x.py" % zlib.crc32(text.encode()))
         path.write_text(text + "\n", encoding="utf-8")
         return [sys.executable, "-IS", str(path), *map(str, args)]

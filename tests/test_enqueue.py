@@ -171,7 +171,7 @@ def test_each_distinct_environment_is_stored_once_and_goes_with_its_last_job(que
     def environments():
         return queue.sql("SELECT count(*) FROM env")[0][0]
 
-    queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 200)
+    queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 50)
     queue.enqueue("exit 0")
     assert environments() == 1
     odd = queue.enqueue("--max-retries", 0, "exit 1", env={"ONE": "more"})

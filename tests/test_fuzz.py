@@ -87,7 +87,7 @@ class Here:
         streams = sys.stdin, sys.stdout, sys.stderr
         out, err = io.BytesIO(), io.BytesIO()
         sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
-        sys.stdout, sys.stderr = (io.TextIOWrapper(end, "utf-8", write_through=True) for end in (out, err))
+        sys.stdout, sys.stderr = (io.TextIOWrapper(end, "utf-8", newline="\n", write_through=True) for end in (out, err))
         try:
             code = queuectl.main(["--db", self.db, *args])
         except SystemExit as error:

@@ -2315,10 +2315,11 @@ class Plan:
     def _store_plain(self, commands: list, common: dict) -> range:
         """Stores commands that differ in nothing else; a statement for many, since each opens all indexes anew."""
         db = self._queue._db
-        same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()  # older SQLite: a number stays one
+        same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
+        same = [str(value) for value in same]  # quote() of a number is a number in SQLite 3.35 and older
         for start in range(0, len(commands), 500):
             some = commands[start:start + 500]
-            db.execute("INSERT INTO job(command, " + ", ".join(common) + ") SELECT column1, " + ", ".join(map(str, same)) +
+            db.execute("INSERT INTO job(command, " + ", ".join(common) + ") SELECT column1, " + ", ".join(same) +
                        " FROM (VALUES" + ",".join(["(?)"] * len(some)) + ")", some)
         [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
         db.execute("UPDATE tally SET n=n+? WHERE queue='default' AND state='pending'", (len(commands),))

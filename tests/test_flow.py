@@ -1222,13 +1222,16 @@ def test_a_unique_job_is_named_on_stderr_and_its_id_given_with_status_0(queue):
 # ---- dependencies, live ---------------------------------------------------------------------------------------
 
 def test_a_pipeline_runs_in_order_and_its_alarm_when_it_breaks(queue):
+    def note(word):  # two at once: cmd.exe's >> would refuse the second
+        return json.dumps(queue.script("import sys\nwith open('trace', 'a') as trace: print(sys.argv[1], file=trace)", word))
+
     (queue.dir / "jobs").write_text("\n".join((
-        '{"id": "report", "command": "echo report >> trace", "after": ["clean", "load"]}',
-        '{"id": "load", "command": "echo load >> trace"}',
-        '{"id": "publish", "command": "echo publish >> trace", "after": "check"}',
+        '{"id": "report", "command": ' + note("report") + ', "after": ["clean", "load"]}',
+        '{"id": "load", "command": ' + note("load") + '}',
+        '{"id": "publish", "command": ' + note("publish") + ', "after": "check"}',
         '{"id": "check", "command": "exit 9", "after": "report", "max_retries": 0}',
-        '{"id": "alarm", "command": "echo alarm >> trace", "after_any": ["check", "publish"]}',
-        '{"id": "clean", "command": "echo clean >> trace"}')))
+        '{"id": "alarm", "command": ' + note("alarm") + ', "after_any": ["check", "publish"]}',
+        '{"id": "clean", "command": ' + note("clean") + '}')))
     queue.cli("enqueue", "--file", queue.dir / "jobs")
     queue.cli("worker", "start", "--foreground", "--drain", "--count", "2")
     trace = (queue.dir / "trace").read_text().split()

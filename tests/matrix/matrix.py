@@ -55,8 +55,8 @@ BUDGET_S = 18 * 60              # for the whole table; --full has no such limit
 Row = namedtuple("Row", "name kind python sqlite tests limit_s when")
 ROWS = [
     Row("main",         "host",      THIS,   None,     ALL,  600, "default"),
-    Row("windows3.13",  "wine",      "3.13", None,     CORE, 420, "default"),
-    Row("windows3.8",   "wine",      "3.8",  None,     CORE, 420, "default"),
+    Row("windows3.13",  "wine",      "3.13", None,     CORE, 540, "default"),
+    Row("windows3.8",   "wine",      "3.8",  None,     CORE, 540, "default"),
     Row("fallbacks",    "fallbacks", THIS,   None,     CORE, 300, "default"),
     Row("pypy",         "pypy",      "PyPy", None,     CORE, 300, "default"),
     Row("python3.8",    "host",      "3.8",  None,     CORE, 240, "default"),
@@ -69,7 +69,7 @@ ROWS = [
     Row("sqlite3.26.0", "host",      "3.11", "3.26.0", CORE, 240, "default"),  # RHEL 8
     Row("sqlite3.31.1", "host",      "3.8",  "3.31.1", CORE, 240, "default"),  # Ubuntu 20.04
     Row("sqlite3.34.0", "host",      "3.9",  "3.34.0", CORE, 240, "default"),  # Debian 11, RHEL 9
-    Row("windows3.11",  "wine",      "3.11", None,     CORE, 420, "full"),
+    Row("windows3.11",  "wine",      "3.11", None,     CORE, 540, "full"),
 ]
 
 # Debian package, the shell command that shows it is there, the rows that cannot do without it

@@ -841,7 +841,7 @@ class Files:
         try:
             if even_empty or os.stat(path).st_size:
                 make_directory(os.path.dirname(log))
-                os.replace(path, log)
+                move(path, log)
         except FileNotFoundError:
             pass  # kept already, before a crash
 
@@ -860,6 +860,16 @@ class Files:
                 pass  # other jobs' logs are in it
 
 
+def move(path: str, target: str) -> None:
+    """Renames a file; on Windows, where another program may have it open and so forbid that, moves what is in it."""
+    try:
+        os.replace(path, target)
+    except PermissionError:  # elsewhere it meets the next line too
+        with open(path, "rb") as source, open(target, "wb") as copy:
+            copy_bytes(source, copy, 2 ** 50)
+        os.truncate(path, 0)
+
+
 def make_directory(path: str) -> None:
     """Makes a directory and those above it that are missing, for this user only (os.makedirs leaves those to the umask)."""
     if not os.path.isdir(path):
@@ -868,6 +878,18 @@ def make_directory(path: str) -> None:
             os.mkdir(path, 0o700)
         except FileExistsError:
             pass  # another process was first
+
+
+def copy_bytes(source, target, most: int) -> int:
+    """Copies what there is, at most so many bytes; returns how many."""
+    copied = 0
+    while copied < most:
+        chunk = source.read(min(most - copied, 2 ** 16))
+        if not chunk:
+            break
+        target.write(chunk)
+        copied += len(chunk)
+    return copied
 
 
 def remove(path: str) -> None:
@@ -1012,13 +1034,10 @@ class Posix:
         The kernel lets go what a process held that ends.
         """
         import fcntl
-        if not in_order and self.try_lock(fd):
+        turn = self._draw(fd) if in_order else None
+        if self._has_come(fd, turn) and self.try_lock(fd):
             return True
-        turn = self._draw(fd)
-        try:
-            return self._enter(fd, turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pass  # not at once
+        turn = turn or self._draw(fd)
         import signal
 
         def expire(*_):
@@ -1031,7 +1050,10 @@ class Posix:
             return False
         try:
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            return self._enter(fd, turn, fcntl.LOCK_EX)
+            if turn is not None:
+                fcntl.lockf(fd, fcntl.LOCK_EX, 1, turn)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            return True
         except (Rung, OSError):
             self.leave_gate(fd)
             return False
@@ -1052,12 +1074,15 @@ class Posix:
         except OSError:
             return None
 
-    def _enter(self, fd: int, turn, how: int) -> bool:
+    def _has_come(self, fd: int, turn) -> bool:
+        """Whether nobody is before this number; None stands for none."""
         import fcntl
-        if turn is not None:
-            fcntl.lockf(fd, how, 1, turn)
-        fcntl.flock(fd, how)
-        return True
+        try:
+            if turn is not None:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, turn)
+            return True
+        except OSError:
+            return False
 
     def leave_gate(self, fd: int) -> None:
         import fcntl
@@ -2455,6 +2480,7 @@ class Plan:
         """Stores commands that differ in nothing else; a statement for many, since each opens all indexes anew."""
         db = self._queue._db
         same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
+        same = [str(value) for value in same]  # quote() of a number is a number in SQLite 3.35 and older
         for start in range(0, len(commands), 500):
             some = commands[start:start + 500]
             db.execute("INSERT INTO job(command, " + ", ".join(common) + ") SELECT column1, " + ", ".join(same) +
@@ -3275,12 +3301,15 @@ class Queue:
         return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
 
     def next_time(self):
-        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires."""
+        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires.
+
+        An EXISTS without LIMIT, here and below, SQLite 3.35 takes for an IN, and reads all of job_ready.
+        """
         times = self._read(
             "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
             "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
-            " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0)), "
+            " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0 LIMIT 1)), "
             "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock()})[0]
         return min((t for t in times if t is not None), default=None)
 
@@ -3292,7 +3321,7 @@ class Queue:
             "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
             " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
             "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' UNION ALL "
-            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0) UNION ALL "
+            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open LIMIT 1", {"queues": queues}))
 
@@ -3860,18 +3889,6 @@ def job_variables(job, database: str) -> dict:
 
 def seconds_text(seconds: float) -> str:
     return "%s s" % number_text(seconds)
-
-
-def copy_bytes(source, target, most: int) -> int:
-    """Copies what there is, at most so many bytes; returns how many."""
-    copied = 0
-    while copied < most:
-        chunk = source.read(min(most - copied, 2 ** 16))
-        if not chunk:
-            break
-        target.write(chunk)
-        copied += len(chunk)
-    return copied
 
 
 class Runner:

@@ -247,7 +247,7 @@ def process_state(pid):
         return ""
 
 
-def kill(*pids, number=signal.SIGKILL):
+def kill(*pids, number=getattr(signal, "SIGKILL", None)):
     for pid in pids:
         try:
             os.kill(pid, number)

@@ -9,7 +9,7 @@ import stat
 import sys
 
 import pytest
-from conftest import SCRIPT, posix_only, unprivileged, wait_until
+from conftest import SCRIPT, WINDOWS, posix_only, unprivileged, wait_until
 
 pytestmark = pytest.mark.core
 
@@ -426,13 +426,17 @@ def test_the_quick_start_works_as_printed_from_another_directory(queue):
 
 # ---- install -----------------------------------------------------------------------------------
 
-@posix_only("queuectl.cmd is tried under Wine")
+def installed(home):
+    """The command that `install` makes."""
+    return home / ".local" / "bin" / ("queuectl.cmd" if WINDOWS else "queuectl")
+
+
 def test_install_puts_a_command_on_the_path_and_uninstall_takes_it_away(queue):
-    home = queue.dir / "my home"
+    home = queue.dir / "my h\u00f6me"
     home.mkdir()
-    environment = {"HOME": str(home)}
+    environment = {"HOME": str(home), "USERPROFILE": str(home)}
     done = queue.run([sys.executable, str(SCRIPT), "install"], env=environment)
-    command = home / ".local" / "bin" / "queuectl"
+    command = installed(home)
     assert command.exists() and os.access(str(command), os.X_OK)
     assert str(command) in done.stdout + done.stderr
     assert queue.run([str(command), "--version"], env=environment).stdout == queue.cli("--version").stdout
@@ -446,10 +450,9 @@ def test_install_puts_a_command_on_the_path_and_uninstall_takes_it_away(queue):
     assert not command.exists()
 
 
-@posix_only("queuectl.cmd is tried under Wine")
 def test_the_installed_command_runs_isolated_from_cached_bytecode(queue):
     queue.run([sys.executable, str(SCRIPT), "install"])
-    command = queue.home / ".local" / "bin" / "queuectl"
+    command = installed(queue.home)
     assert "-IS" in command.read_text()
     probe = "import os, sys; open(os.environ['PROBE'], 'w').write('planted')"
     planted = queue.dir / "planted"
@@ -461,17 +464,16 @@ def test_the_installed_command_runs_isolated_from_cached_bytecode(queue):
     assert not witness.exists()
 
 
-@posix_only("queuectl.cmd is tried under Wine")
 def test_install_says_when_the_directory_is_not_on_the_path(queue):
     bin_dir = queue.home / ".local" / "bin"
-    off = queue.run([sys.executable, str(SCRIPT), "install"], env={"PATH": "/usr/bin:/bin"})
-    on = queue.run([sys.executable, str(SCRIPT), "install"], env={"PATH": "%s:/usr/bin:/bin" % bin_dir})
+    path = os.environ["PATH"]
+    off = queue.run([sys.executable, str(SCRIPT), "install"], env={"PATH": path})
+    on = queue.run([sys.executable, str(SCRIPT), "install"], env={"PATH": str(bin_dir) + os.pathsep + path})
     assert "PATH" in off.stdout + off.stderr and "PATH" not in on.stdout + on.stderr
 
 
-@posix_only("queuectl.cmd is tried under Wine")
 def test_install_does_not_overwrite_a_command_of_somebody_else(queue):
-    command = queue.home / ".local" / "bin" / "queuectl"
+    command = installed(queue.home)
     command.parent.mkdir(parents=True)
     command.write_text("#!/bin/sh\necho mine\n")
     one_error_line(queue.run([sys.executable, str(SCRIPT), "install"], check=False))

@@ -6,6 +6,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
+from conftest import not_on_wine
 from croniter import CroniterBadDateError, croniter
 
 from queuectl import UserError, next_run, parse_cron
@@ -278,7 +279,8 @@ def test_random_schedules_run_only_later_and_never_forget_a_run(in_zone, zone):
 @pytest.mark.parametrize("spec", [
     "0 0 29 2 *", "0 0 29 2 */7", "59 23 31 12 */6", "* * 29 2 */7", "0-59 0-23 1-31 1-12 0-7",
 ])
-@pytest.mark.parametrize("after", ["2026-10-25 00:30", "2096-03-01 00:00"])
+@pytest.mark.parametrize("after", [
+    "2026-10-25 00:30", pytest.param("2096-03-01 00:00", marks=not_on_wine("its C library's UTC offset is wrong after 2038"))])
 def test_a_rare_schedule_is_found_in_a_few_milliseconds(spec, after):
     cron, began = parse_cron(spec), time.process_time()
     for _ in range(10):
@@ -358,6 +360,7 @@ def test_a_machine_without_time_zone_data_says_how_to_get_it(monkeypatch):
     import zoneinfo
     monkeypatch.setitem(sys.modules, "tzdata", None)
     monkeypatch.setitem(sys.modules, "tzdata.zoneinfo", None)
+    monkeypatch.setitem(sys.modules, "tzdata.zoneinfo.Asia", None)
     old = zoneinfo.TZPATH
     zoneinfo.reset_tzpath(to=())
     try:

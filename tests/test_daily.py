@@ -18,7 +18,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import LiveQueue, linux_only, posix_only, wait_until
+from conftest import WINDOWS, LiveQueue, linux_only, posix_only, wait_until
 from screen import cells, screens  # noqa: F401 (a fixture)
 
 FINAL = ("completed", "dead", "cancelled")
@@ -840,7 +840,7 @@ def rich(queue):
     """A queue that has something of everything."""
     work_off(queue, {"command": "echo done", "name": "first"}, {"command": "exit 3", "env": {"SECRET": "\u00e9=\n1"}})
     queue.cli("config", "set", "max_retries", 9)
-    queue.cli("enqueue", "--file", "-", binary=True, stdin=b"echo \xff\xfe bytes\n" + "echo \u65e5\u672c \u2028\n".encode() + b'''{"command": "echo child", "after": "p"}
+    queue.cli("enqueue", "--file", "-", binary=True, stdin=b"echo %s bytes\n" % (b"no" if WINDOWS else b"\xff\xfe") + "echo \u65e5\u672c \u2028\n".encode() + b'''{"command": "echo child", "after": "p"}
 {"command": "sleep 1", "id": "p", "queue": "mail", "priority": -3, "timeout": "90m", "key": "k", "retry_on": "1,3-5", "at": "2040-01-01"}
 {"command": "echo kept back", "hold": true, "unique": "u", "key": "k", "slots": 3, "ttl": "400d", "backoff": "linear"}''')
     queue.cli("cron", "add", "nightly", "30 2 * * *", "--tz", "Europe/Berlin" if sys.version_info >= (3, 9) else "UTC", "--no-overlap",

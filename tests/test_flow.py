@@ -4,6 +4,7 @@ The first half plays them on the Store with a clock of its own, the second with 
 """
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -800,6 +801,7 @@ def test_the_exit_code_decides_what_follows(store, options, code, state):
     assert store.job(number).state == state
 
 
+@posix_only("signals")
 @pytest.mark.parametrize("options, state", [
     ({"retry_on": "128-159"}, "failed"), ({"dead_on": "137"}, "dead"), ({"dead_on": "143"}, "failed")], ids=str)
 def test_a_signal_counts_as_128_and_its_number_as_in_a_shell(queue, options, state):
@@ -1083,13 +1085,12 @@ def test_a_cancelled_job_whose_children_ignore_term_is_killed_whole(queue):
     wait_until(lambda: not any("sleep 61" in line for line in queue.processes().values()), message="the whole group has ended")
     assert job.error == "cancelled" and job.finished_at - job.started_at < 10
     assert [a["outcome"] for a in queue.json("show", number)["history"]] == ["cancelled"]
-    other = queue.enqueue("true")
+    other = queue.enqueue("exit 0")
     queue.wait_for(other, "completed")
 
 
-@posix_only("signals")
 def test_the_job_of_a_run_is_cancelled_from_another_terminal(queue):
-    run = queue.beside("run", "sleep 617")
+    run = queue.beside("run", *queue.sleeper(617))
     queue.wait_for(1, "processing")
     queue.cli("cancel", 1)
     assert run.ends() == 1
@@ -1098,14 +1099,14 @@ def test_the_job_of_a_run_is_cancelled_from_another_terminal(queue):
 
 
 def test_cancel_tells_what_became_of_each(queue):
-    done, waits, held = queue.enqueue("true"), queue.enqueue("--delay", "1h", "true"), queue.enqueue("--hold", "true")
+    done, waits, held = queue.enqueue("exit 0"), queue.enqueue("--delay", "1h", "exit 0"), queue.enqueue("--hold", "exit 0")
     queue.cli("worker", "start", "--foreground", "--drain", "--max-jobs", "1")
     result = queue.cli("cancel", done, waits, held, check=False)
     assert (result.returncode, result.stdout) == (1, "✔ Cancelled 2 jobs\n")
     assert result.stderr == "job %d is completed: nothing was changed\n" % done
     assert queue.cli("cancel", 99, check=False).returncode == 2
     assert queue.cli("cancel", check=False).returncode == 2, "all needs --all"
-    queue.enqueue("true")
+    queue.enqueue("exit 0")
     assert queue.out("cancel", "--all") == "✔ Cancelled 1 job"
 
 
@@ -1123,8 +1124,8 @@ def all_ended(queue, count):
 
 def test_hold_and_release_with_a_worker_at_work(queue):
     queue.start()
-    number = queue.enqueue("--hold", "true")
-    other = queue.enqueue("true")
+    number = queue.enqueue("--hold", "exit 0")
+    other = queue.enqueue("exit 0")
     queue.wait_for(other, "completed")
     assert queue.job(number).state == "pending"
     assert queue.out("release", number) == "✔ Released 1 job"
@@ -1138,8 +1139,8 @@ def test_a_queue_is_paused_and_resumed_while_workers_run(queue):
     number = queue.enqueue(*queue.script("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)", gate))
     queue.wait_for(number, "processing")
     assert "running jobs go on" in queue.out("queue", "pause", "default")
-    second = queue.enqueue("true")
-    beside = queue.enqueue("--queue", "beside", "true")
+    second = queue.enqueue("exit 0")
+    beside = queue.enqueue("--queue", "beside", "exit 0")
     queue.wait_for(beside, "completed")
     gate.touch()
     queue.wait_for(number, "completed")
@@ -1153,7 +1154,7 @@ def test_a_limit_holds_over_two_supervisors_and_is_lifted_live(queue):
     queue.cli("queue", "limit", "default", 1)
     queue.start(2)
     queue.start(2)
-    (queue.dir / "jobs").write_text("sleep 0.05\n" * 12)
+    (queue.dir / "jobs").write_text((json.dumps({"command": queue.sleeper(0.05)}) + "\n") * 12)
     queue.cli("enqueue", "--file", queue.dir / "jobs")
     all_ended(queue, 12)
     assert at_once(spans(queue)) == 1
@@ -1168,7 +1169,7 @@ def test_a_limit_holds_over_two_supervisors_and_is_lifted_live(queue):
 def test_a_rate_spaces_the_starts_of_all_workers(queue):
     queue.cli("queue", "rate", "default", "10/s")
     queue.start(3)
-    (queue.dir / "jobs").write_text("true\n" * 8)
+    (queue.dir / "jobs").write_text("exit 0\n" * 8)
     queue.cli("enqueue", "--file", queue.dir / "jobs")
     all_ended(queue, 8)
     starts = sorted(start for start, in queue.sql("SELECT started_at FROM job"))
@@ -1177,7 +1178,8 @@ def test_a_rate_spaces_the_starts_of_all_workers(queue):
 
 
 def test_slots_are_kept_by_live_workers(queue):
-    (queue.dir / "jobs").write_text("\n".join('{"command": "sleep 0.03", "slots": %d}' % n for n in (1, 1, 3, 1, 2, 2, 4, 1, 1, 9)))
+    lines = [json.dumps({"command": queue.sleeper(0.03), "slots": n}) for n in (1, 1, 3, 1, 2, 2, 4, 1, 1, 9)]
+    (queue.dir / "jobs").write_text("\n".join(lines))
     queue.cli("enqueue", "--file", queue.dir / "jobs")
     queue.start(4)
     all_ended(queue, 10)
@@ -1189,7 +1191,9 @@ def test_slots_are_kept_by_live_workers(queue):
 def test_jobs_of_one_key_are_run_one_at_a_time_in_order_by_many_workers(queue):
     queue.start(3)
     for n in range(8):
-        queue.enqueue("--key", "customer 7", "echo begin %d >> trace; sleep 0.02; echo end %d >> trace" % (n, n))
+        queue.enqueue("--key", "customer 7", *queue.script(
+            "import sys, time\nfor word in ('begin', 'end'):\n    with open('trace', 'a') as trace:\n"
+            "        print(word, sys.argv[1], file=trace)\n    time.sleep(0.02)", n))
     all_ended(queue, 8)
     assert (queue.dir / "trace").read_text().split("\n")[:-1] == [
         "%s %d" % (word, n) for n in range(8) for word in ("begin", "end")]
@@ -1197,7 +1201,7 @@ def test_jobs_of_one_key_are_run_one_at_a_time_in_order_by_many_workers(queue):
 
 def test_a_worker_start_serves_the_queues_it_is_told(queue):
     queue.start(1, "--queue", "a,b")
-    first, other, second = queue.enqueue("--queue", "a", "true"), queue.enqueue("true"), queue.enqueue("--queue", "b", "true")
+    first, other, second = queue.enqueue("--queue", "a", "exit 0"), queue.enqueue("exit 0"), queue.enqueue("--queue", "b", "exit 0")
     queue.wait_for(first, "completed")
     queue.wait_for(second, "completed")
     assert queue.job(other).state == "pending"
@@ -1205,26 +1209,29 @@ def test_a_worker_start_serves_the_queues_it_is_told(queue):
 
 
 def test_a_unique_job_is_named_on_stderr_and_its_id_given_with_status_0(queue):
-    first = queue.enqueue("--unique", "nightly", "true")
-    again = queue.cli("enqueue", "--unique", "nightly", "true")
+    first = queue.enqueue("--unique", "nightly", "exit 0")
+    again = queue.cli("enqueue", "--unique", "nightly", "exit 0")
     assert (again.returncode, int(again.stdout)) == (0, first)
     assert again.stderr.count("\n") == 1 and "unique" in again.stderr and str(first) in again.stderr
     queue.cli("worker", "start", "--foreground", "--drain")
-    assert int(queue.out("enqueue", "--unique", "nightly", "--for", "1h", "true")) == first
-    assert int(queue.out("enqueue", "--unique", "nightly", "true")) == first + 1
-    assert queue.cli("enqueue", "--for", "1h", "true", check=False).returncode == 2
+    assert int(queue.out("enqueue", "--unique", "nightly", "--for", "1h", "exit 0")) == first
+    assert int(queue.out("enqueue", "--unique", "nightly", "exit 0")) == first + 1
+    assert queue.cli("enqueue", "--for", "1h", "exit 0", check=False).returncode == 2
 
 
 # ---- dependencies, live ---------------------------------------------------------------------------------------
 
 def test_a_pipeline_runs_in_order_and_its_alarm_when_it_breaks(queue):
+    def note(word):  # two at once: cmd.exe's >> would refuse the second
+        return json.dumps(queue.script("import sys\nwith open('trace', 'a') as trace: print(sys.argv[1], file=trace)", word))
+
     (queue.dir / "jobs").write_text("\n".join((
-        '{"id": "report", "command": "echo report >> trace", "after": ["clean", "load"]}',
-        '{"id": "load", "command": "echo load >> trace"}',
-        '{"id": "publish", "command": "echo publish >> trace", "after": "check"}',
+        '{"id": "report", "command": ' + note("report") + ', "after": ["clean", "load"]}',
+        '{"id": "load", "command": ' + note("load") + '}',
+        '{"id": "publish", "command": ' + note("publish") + ', "after": "check"}',
         '{"id": "check", "command": "exit 9", "after": "report", "max_retries": 0}',
-        '{"id": "alarm", "command": "echo alarm >> trace", "after_any": ["check", "publish"]}',
-        '{"id": "clean", "command": "echo clean >> trace"}')))
+        '{"id": "alarm", "command": ' + note("alarm") + ', "after_any": ["check", "publish"]}',
+        '{"id": "clean", "command": ' + note("clean") + '}')))
     queue.cli("enqueue", "--file", queue.dir / "jobs")
     queue.cli("worker", "start", "--foreground", "--drain", "--count", "2")
     trace = (queue.dir / "trace").read_text().split()
@@ -1233,31 +1240,31 @@ def test_a_pipeline_runs_in_order_and_its_alarm_when_it_breaks(queue):
     assert "job %d" % queue.job("check").id in queue.json("show", "publish")["error"]
     assert "died" in queue.out("explain", "publish")
     assert "its parent, job" in queue.out("list", "--state", "cancelled")
-    queue.cli("edit", "check", "--command", "true", check=False)
+    queue.cli("edit", "check", "--command", "exit 0", check=False)
     queue.cli("dlq", "retry", "check")
     assert queue.job("publish").state == "pending"
 
 
 def test_after_takes_ids_names_lists_and_several_options(queue):
-    queue.enqueue("--name", "a", "true")
-    queue.enqueue("true")
-    queue.enqueue("true")
-    child = queue.enqueue("--after", "a,2", "--after", "3", "true")
+    queue.enqueue("--name", "a", "exit 0")
+    queue.enqueue("exit 0")
+    queue.enqueue("exit 0")
+    child = queue.enqueue("--after", "a,2", "--after", "3", "exit 0")
     assert sorted(p for p, in queue.sql("SELECT parent FROM dep WHERE child=?", child)) == [1, 2, 3]
-    assert queue.cli("enqueue", "--after", "nobody", "true", check=False).stderr == "queuectl: error: no job 'nobody' to come after\n"
+    assert queue.cli("enqueue", "--after", "nobody", "exit 0", check=False).stderr == "queuectl: error: no job 'nobody' to come after\n"
     assert queue.sql("SELECT count(*) FROM job") == [(4,)]
 
 
 def test_after_takes_a_range_and_last_as_every_command_does(queue):
     for _ in range(3):
-        queue.enqueue("true")
-    child = queue.enqueue("--after", "1-2", "--after-any", "last", "true")
+        queue.enqueue("exit 0")
+    child = queue.enqueue("--after", "1-2", "--after-any", "last", "exit 0")
     assert sorted(queue.sql("SELECT parent, any FROM dep WHERE child=?", child)) == [(1, 0), (2, 0), (3, 1)]
 
 
-@pytest.mark.parametrize("line", ['{"id": "b", "command": "true", "after": "a"}', '{"id": "b", "command": "true", "after": "zzz"}'])
+@pytest.mark.parametrize("line", ['{"id": "b", "command": "exit 0", "after": "a"}', '{"id": "b", "command": "exit 0", "after": "zzz"}'])
 def test_a_file_with_a_cycle_or_an_unknown_id_is_refused_whole_in_one_line(queue, line):
-    (queue.dir / "jobs").write_text('true\n{"id": "a", "command": "true", "after": "b"}\n%s\n' % line)
+    (queue.dir / "jobs").write_text('exit 0\n{"id": "a", "command": "exit 0", "after": "b"}\n%s\n' % line)
     result = queue.cli("enqueue", "--file", queue.dir / "jobs", check=False)
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
     assert queue.sql("SELECT count(*) FROM job") == [(0,)]
@@ -1283,10 +1290,10 @@ def test_a_tree_may_be_5000_deep(queue):
 
 def test_exit_codes_decide_with_real_jobs(queue):
     often = ("--max-retries", "2", "--backoff-base", "0")
-    once = "test -e %s || { touch %s; exit 75; }"
+    once = queue.script("import os, sys\nif not os.path.exists('flag'): open('flag', 'w').close(); sys.exit(75)")
     ids = [queue.enqueue(*often, "--retry-on", "3", "exit 3"), queue.enqueue(*often, "--retry-on", "3", "exit 4"),
            queue.enqueue(*often, "--dead-on", "2", "exit 2"),
-           queue.enqueue("--max-retries", "0", "--snooze-on", "75", "--snooze", "50ms", once % ("flag", "flag"))]
+           queue.enqueue("--max-retries", "0", "--snooze-on", "75", "--snooze", "50ms", *once)]
     queue.cli("worker", "start", "--foreground", "--drain")
     told = [[a["outcome"] for a in queue.json("show", number)["history"]] for number in ids]
     assert told == [["failed"] * 3, ["failed"], ["failed"], ["snoozed", "completed"]]
@@ -1297,9 +1304,9 @@ def test_exit_codes_decide_with_real_jobs(queue):
 def test_delay_at_and_ttl_with_a_worker_at_work(queue):
     queue.start()
     now = time.time()
-    delayed = queue.enqueue("--delay", "600ms", "true")
-    timed = queue.enqueue("--at", datetime.fromtimestamp(now + 1.2).isoformat(), "true")
-    expires = queue.enqueue("--ttl", "300ms", "--hold", "true")
+    delayed = queue.enqueue("--delay", "600ms", "exit 0")
+    timed = queue.enqueue("--at", datetime.fromtimestamp(now + 1.2).isoformat(), "exit 0")
+    expires = queue.enqueue("--ttl", "300ms", "--hold", "exit 0")
     for number in (delayed, timed):
         job = queue.wait_for(number, "completed")
         assert 0 <= job.started_at - job.run_at < 0.9, "it was started when it was due, not when someone looked"
@@ -1328,8 +1335,8 @@ def test_three_supervisors_fire_each_schedule_once(queue):
 def test_cron_from_the_command_line(queue):
     said = queue.out("cron", "add", "nightly", "30 2 * * *", "--tz", "UTC", "--queue", "q", "-p", "3", "echo", "good  night")
     assert "nightly" in said and "next" in said
-    queue.cli("cron", "add", "tick", "--every", "90s", "--no-overlap", "--misfire", "skip", "true")
-    queue.cli("cron", "add", "hourly", "@hourly", "true")
+    queue.cli("cron", "add", "tick", "--every", "90s", "--no-overlap", "--misfire", "skip", "exit 0")
+    queue.cli("cron", "add", "hourly", "@hourly", "exit 0")
     nightly = {row["name"]: row for row in queue.json("cron", "list")}["nightly"]
     assert nightly["next_at"].endswith("T02:30:00.000Z") and nightly["spec"] == "30 2 * * *" and not nightly["paused"]
     table = queue.out("cron", "list")
@@ -1359,13 +1366,13 @@ def test_a_schedule_that_is_none_is_refused_in_one_line(queue, words):
 
 
 def test_a_supervisor_survives_a_schedule_that_cannot_enqueue(queue):
-    parent = queue.enqueue("true")
-    queue.cli("cron", "add", "broken", "--every", "1s", "--after", parent, "true")
+    parent = queue.enqueue("exit 0")
+    queue.cli("cron", "add", "broken", "--every", "1s", "--after", parent, "exit 0")
     queue.cli("cancel", parent)
     queue.cli("rm", parent)
     worker = queue.beside("worker", "start", "--foreground")
     wait_until(lambda: queue.sql("SELECT 1 FROM schedule WHERE last_at IS NOT NULL"), message="the schedule was tried")
-    number = queue.enqueue("true")
+    number = queue.enqueue("exit 0")
     queue.wait_for(number, "completed")
     assert worker.poll() is None, worker.text()
 
@@ -1373,7 +1380,7 @@ def test_a_supervisor_survives_a_schedule_that_cannot_enqueue(queue):
 # ---- batches, explain, warnings -------------------------------------------------------------------------------------
 
 def test_a_batch_is_listed_shown_cancelled_and_come_after(queue):
-    (queue.dir / "jobs.txt").write_text("true\nexit 1\nsleep 618\nsleep 618\n")
+    (queue.dir / "jobs.txt").write_text("exit 0\nexit 1\n" + (json.dumps({"command": queue.sleeper(618)}) + "\n") * 2)
     queue.cli("enqueue", "--file", queue.dir / "jobs.txt", "--max-retries", "0")
     after = queue.enqueue("--after-batch", "1", "echo all ended")
     [batch] = queue.json("batch", "list")
@@ -1389,19 +1396,19 @@ def test_a_batch_is_listed_shown_cancelled_and_come_after(queue):
     queue.wait_for(after, "completed")
     assert queue.out("logs", after) == "all ended"
     assert queue.json("batch", "show", 1)["unfinished"] == 0
-    for words in (["batch", "show", "9"], ["batch", "show", "x"], ["cancel", "--batch", "9"], ["enqueue", "--after-batch", "9", "true"]):
+    for words in (["batch", "show", "9"], ["batch", "show", "x"], ["cancel", "--batch", "9"], ["enqueue", "--after-batch", "9", "exit 0"]):
         assert "no batch" in queue.cli(*words, check=False).stderr
 
 
 def test_a_run_whose_first_line_is_a_twin_tells_of_its_own_batch(queue):
-    queue.enqueue("--unique", "u", "--hold", "true")
-    lines = '{"command": "true", "unique": "u"}\n{"command": "exit 3", "max_retries": 0}\n'
+    queue.enqueue("--unique", "u", "--hold", "exit 0")
+    lines = '{"command": "exit 0", "unique": "u"}\n{"command": "exit 3", "max_retries": 0}\n'
     result = queue.cli("run", "--file", "-", stdin=lines, check=False)
     assert result.returncode == 1 and "exit 3" in result.stdout, result.stdout
 
 
 def test_a_run_ends_when_what_is_left_waits_for_a_held_job(queue):
-    lines = '{"command": "true", "id": "h", "hold": true}\n{"command": "true", "after": "h"}\n{"command": "true"}\n'
+    lines = '{"command": "exit 0", "id": "h", "hold": true}\n{"command": "exit 0", "after": "h"}\n{"command": "exit 0"}\n'
     (queue.dir / "jobs").write_text(lines)
     run = queue.beside("run", "--file", queue.dir / "jobs")
     assert run.ends(timeout=8) != 0
@@ -1409,7 +1416,7 @@ def test_a_run_ends_when_what_is_left_waits_for_a_held_job(queue):
 
 
 def test_a_run_is_a_batch(queue):
-    queue.cli("run", "--file", "-", stdin="true\ntrue\n")
+    queue.cli("run", "--file", "-", stdin="exit 0\nexit 0\n")
     assert [(b["total"], b["unfinished"]) for b in queue.json("batch", "list")] == [(2, 0)]
 
 
@@ -1419,13 +1426,13 @@ def reasons(queue, number):
 
 
 def test_explain_names_each_reason_why_a_job_does_not_run(queue):
-    seven = queue.enqueue("--hold", "--name", "seven", "true")
-    held = queue.enqueue("--hold", "true")
-    late = queue.enqueue("--delay", "10m", "true")
-    child = queue.enqueue("--after", "seven", "true")
-    holder = queue.enqueue("--key", "k", "--queue", "q", "true")
-    keyed = queue.enqueue("--key", "k", "--queue", "q", "true")
-    behind = [queue.enqueue("true") for _ in range(3)][-1]
+    seven = queue.enqueue("--hold", "--name", "seven", "exit 0")
+    held = queue.enqueue("--hold", "exit 0")
+    late = queue.enqueue("--delay", "10m", "exit 0")
+    child = queue.enqueue("--after", "seven", "exit 0")
+    holder = queue.enqueue("--key", "k", "--queue", "q", "exit 0")
+    keyed = queue.enqueue("--key", "k", "--queue", "q", "exit 0")
+    behind = [queue.enqueue("exit 0") for _ in range(3)][-1]
     queue.cli("queue", "pause", "q")
     for number, word, text in (
             (held, "held", "release %d" % held), (late, "time", "not due until"), (child, "parents", "for %d" % seven),
@@ -1447,11 +1454,11 @@ def test_explain_names_each_reason_why_a_job_does_not_run(queue):
 
 def test_explain_of_what_runs_or_has_ended(queue):
     queue.start()
-    runs = queue.enqueue("sleep 619")
+    runs = queue.enqueue(*queue.sleeper(619))
     queue.wait_for(runs, "processing")
     assert "runs on worker" in queue.out("explain", runs)
     queue.cli("queue", "limit", "default", 1)
-    waits = queue.enqueue("true")
+    waits = queue.enqueue("exit 0")
     assert "limit" in reasons(queue, waits)[1]
     queue.cli("cancel", runs)
     queue.wait_for(waits, "completed")
@@ -1461,8 +1468,8 @@ def test_explain_of_what_runs_or_has_ended(queue):
 
 
 def test_explain_says_that_a_rate_or_a_batch_is_waited_for(queue):
-    queue.cli("enqueue", "--file", "-", stdin="true\ntrue\n")
-    after = queue.enqueue("--after-batch", "1", "true")
+    queue.cli("enqueue", "--file", "-", stdin="exit 0\nexit 0\n")
+    after = queue.enqueue("--after-batch", "1", "exit 0")
     assert "batch 1" in reasons(queue, after)[0]
     queue.cli("queue", "rate", "default", "1/h")
     queue.start()
@@ -1472,18 +1479,18 @@ def test_explain_says_that_a_rate_or_a_batch_is_waited_for(queue):
 
 @posix_only("pseudo-terminals")
 def test_an_enqueue_warns_on_a_terminal_when_nothing_will_pick_it_up(queue):
-    status, text = queue.terminal("enqueue", "true")
+    status, text = queue.terminal("enqueue", "exit 0")
     assert status == 0 and "no worker" in text and "worker start" in text
     queue.start(1, "--queue", "other")
-    assert "no worker" in queue.terminal("enqueue", "true")[1], "the worker serves another queue"
-    assert "no worker" not in queue.terminal("enqueue", "--queue", "other", "true")[1]
+    assert "no worker" in queue.terminal("enqueue", "exit 0")[1], "the worker serves another queue"
+    assert "no worker" not in queue.terminal("enqueue", "--queue", "other", "exit 0")[1]
     queue.cli("queue", "pause", "other")
-    text = queue.terminal("enqueue", "--queue", "other", "true")[1]
+    text = queue.terminal("enqueue", "--queue", "other", "exit 0")[1]
     assert "paused" in text and "queue resume other" in text
-    assert queue.cli("enqueue", "--queue", "other", "true").stderr == "", "talk is for people"
+    assert queue.cli("enqueue", "--queue", "other", "exit 0").stderr == "", "talk is for people"
 
 
 @posix_only("pseudo-terminals")
 def test_a_bulk_enqueue_warns_too(queue):
-    (queue.dir / "jobs").write_text("true\ntrue\n")
+    (queue.dir / "jobs").write_text("exit 0\nexit 0\n")
     assert "no worker" in queue.terminal("enqueue", "--file", queue.dir / "jobs")[1]

@@ -87,7 +87,7 @@ class Here:
         streams = sys.stdin, sys.stdout, sys.stderr
         out, err = io.BytesIO(), io.BytesIO()
         sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
-        sys.stdout, sys.stderr = (io.TextIOWrapper(end, "utf-8", write_through=True) for end in (out, err))
+        sys.stdout, sys.stderr = (io.TextIOWrapper(end, "utf-8", newline="\n", write_through=True) for end in (out, err))
         try:
             code = queuectl.main(["--db", self.db, *args])
         except SystemExit as error:
@@ -275,7 +275,7 @@ def test_any_bytes_as_a_bulk_file_are_taken_or_refused_as_a_whole(here, data):
 @pytest.mark.parametrize("text", ["[" * 100000, '{"command":' * 50000, '{"command": "x", "env": ' + '{"a":' * 20000 + "1" + "}" * 20001,
                                   '{"command": %s}' % ("[" * 20000 + "]" * 20000), '{"command": "x", "priority": %s}' % ("9" * 10000),
                                   '{"command": "x", "timeout": 1e999}', '{"command": "x", "timeout": -1e999}',
-                                  '{"command": "x", "timeout": NaN}', "{" * 1000000])
+                                  '{"command": "x", "timeout": NaN}', "{" * 1000000], ids=lambda text: text[:25])
 def test_deep_json_and_endless_numbers_are_refused_in_one_line(here, text):
     before = here.content()
     answer = here.call("enqueue", "--file", "-", stdin=b"exit 0\n" + text.encode())

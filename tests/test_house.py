@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPT
+from conftest import ROOT, SCRIPT, posix_only
 
 try:
     import symtable
@@ -211,6 +211,7 @@ def pythons():
     return sorted(found.values())
 
 
+@posix_only("the Pythons that are installed; on Windows tests/matrix runs several")
 @pytest.mark.parametrize("python", pythons())
 def test_the_program_starts_on_every_python_of_this_machine(python, queue):
     done = queue.run([python, "-IS", str(SCRIPT), "--help"])
@@ -226,6 +227,7 @@ def old_pythons():
                   if re.search(r"/3\.[0-7]\.", str(path)))  # Python 2 cannot even read the annotations
 
 
+@posix_only("the Pythons of pyenv")
 @pytest.mark.parametrize("python", old_pythons())
 def test_a_python_that_is_too_old_gets_one_line(python, queue):
     done = queue.run([python, str(SCRIPT), "--version"], check=False)

@@ -54,7 +54,7 @@ def test_each_example_of_the_help_is_a_command(example):
 
 def test_the_python_example_runs(queue):
     [code] = blocks("python")
-    code = code.replace("/srv/jobs.db", str(queue.db))
+    code = code.replace("/srv/jobs.db", queue.db.as_posix())
     done = queue.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)})
     assert done.stdout == "pending 1002\n" and done.stderr == ""
 

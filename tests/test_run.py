@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from conftest import posix_only, wait_until
+from conftest import WINDOWS, posix_only, wait_until
 
 pytestmark = pytest.mark.core
 
@@ -200,7 +200,7 @@ class Load:
         return [numbers.count(str(number)) for number in range(len(self.jobs))] if len(numbers) < 5000 else None
 
 
-needs_flock = pytest.mark.skipif(not shutil.which("flock"), reason="needs util-linux's flock")
+needs_flock = pytest.mark.skipif(not WINDOWS and not shutil.which("flock"), reason="needs util-linux's flock")
 
 
 @posix_only("gzip, sha256sum and sh")

@@ -1,13 +1,14 @@
 """test.sh, test.ps1, the Makefile and .ci/run: what a person or CI starts first."""
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, linux_only, posix_only
+from conftest import ROOT, linux_only, not_on_wine, posix_only, wait_until
 
 PS1 = ROOT / "test.ps1"
 
@@ -39,6 +40,7 @@ def test_test_sh_uses_no_tool_that_macos_lacks():
         assert not re.search(word, source), word
 
 
+@pytest.mark.core
 def test_test_ps1_is_plain_powershell_5_1():
     source = PS1.read_bytes()
     source.decode("ascii")
@@ -49,6 +51,7 @@ def test_test_ps1_is_plain_powershell_5_1():
         assert not re.search(r"Queue\b.*'[^']*\"", line), "an embedded double quote: " + line
 
 
+@not_on_wine("its parser is a module for the stable ABI, which the Pythons of tests/matrix cannot load")
 @pytest.mark.skipif(sys.version_info < (3, 10), reason="tree-sitter-powershell needs Python 3.10")
 def test_test_ps1_has_no_syntax_error():
     tree_sitter = pytest.importorskip("tree_sitter")
@@ -64,6 +67,7 @@ def test_test_ps1_has_no_syntax_error():
     assert list(errors(parser.parse(PS1.read_bytes()).root_node)) == []
 
 
+@pytest.mark.core
 def test_every_call_of_the_program_in_test_ps1_has_its_exit_status_checked():
     lines = [line.strip() for line in PS1.read_text("ascii").splitlines()]
     calls = [at for at, line in enumerate(lines) if re.match(r"(\$\w+ = )?Queue ", line)]
@@ -72,30 +76,61 @@ def test_every_call_of_the_program_in_test_ps1_has_its_exit_status_checked():
         assert lines[at + 1].startswith("CheckStatus") or "--now" in lines[at], lines[at]
 
 
-def test_the_commands_of_test_ps1_do_what_it_expects(queue):
-    """A reading of test.ps1 that runs: its Queue and WaitFor lines, in order."""
-    variables, texts = {}, {}
+class Ps1:
+    """A reading of test.ps1 that runs: each call in it, with its arguments and its exit status, and what it looks for in $Text."""
 
-    def words(text):
+    CALL = re.compile(r"(?:\$(\w+) = )?Queue (.*?)(?: \| Out-Null)?$")
+
+    def __init__(self, queue):
+        self.queue = queue
+        self.variables = {"Python": sys.executable, "Program": str(ROOT / "queuectl.py"), "Db": str(queue.db)}
+        self.lines = [line.strip() for line in PS1.read_text("ascii").splitlines()]
+        [self.native] = [line[2:] for line in self.lines if line.startswith("& $Python")]
+        self.ran = set()
+
+    def words(self, text):
         for quoted, name, plain in re.findall(r'"([^"]*)"|\$(\w+)|(\S+)', text):
-            yield variables[name] if name else quoted or plain
+            yield self.variables[name] if name else quoted or plain
 
-    body = PS1.read_text("ascii").split("\ntry {", 1)[1].split("} catch", 1)[0]
-    for line in body.splitlines():
-        call = re.match(r"\s*(?:\$(\w+) = )?Queue (.*?)(?: \| Out-Null)?$", line)
-        wait = re.match(r'\s*(?:\$Job = )?WaitFor "(\w+)" \$(\w+) (\d+)', line)
-        if call:
-            arguments = list(words(call.group(2)))
-            done = queue.cli(*arguments)
-            texts[" ".join(arguments[:2])] = done.stdout
-            variables[call.group(1)] = done.stdout.strip()
-        elif wait:
-            queue.wait_for(int(variables[wait.group(2)]), wait.group(1), timeout=int(wait.group(3)))
-        for pattern in re.findall(r'-notmatch "([^"]*)"', line):
-            assert re.search(pattern, variables["Text"]), line
-    history = queue.json("show", variables["Bad"])["history"]
-    assert [attempt["exit_code"] for attempt in history] == [3, 3, 3]
-    assert texts["dlq list"].strip() == texts["worker list"].strip() == "[]"
+    def call(self, line):
+        """Runs one line with a call of Queue, as its function does; what it prints is as PowerShell would keep it."""
+        name, arguments = self.CALL.match(line).groups()
+        command = list(self.words(self.native.replace("@PythonOptions ", "").replace(" @args", "")))
+        done = self.queue.run(command + list(self.words(arguments)), check=False)
+        assert done.returncode == 0, (line, done.returncode, done.stdout, done.stderr)
+        self.ran.add(line)
+        self.variables[name] = done.stdout.strip()
+
+    def job(self, number):
+        self.variables["Id"] = number
+        self.call("$Text = Queue show $Id --json")
+        return json.loads(self.variables["Text"])
+
+    def run(self, line):
+        wait = re.match(r'(?:\$Job = )?WaitFor "(\w+)" \$(\w+) (\d+)', line)
+        if wait:
+            state, name, seconds = wait.groups()
+            wait_until(lambda: self.job(self.variables[name])["state"] == state, int(seconds), line, 0.2)
+        elif self.CALL.match(line):
+            self.call(line)
+        for how, text in re.findall(r'\$Text \| Out-String\)(?:\.Trim\(\))? -(ne|notmatch|match) "([^"]*)"', line):
+            told = self.variables["Text"]
+            assert {"ne": told == text, "notmatch": text in told, "match": text not in told}[how], (line, told)
+
+
+@pytest.mark.core
+def test_every_command_of_test_ps1_does_what_it_expects_and_ends_with_status_0(queue):
+    script = Ps1(queue)
+    [probe] = re.findall(r'& python -c "([^"]*)"', PS1.read_text("ascii"))
+    assert queue.run([sys.executable, "-c", probe], check=False).returncode == 0
+    body = script.lines[script.lines.index("try {"):]
+    for line in body:
+        script.run(line)
+        if line.startswith('$Job = WaitFor "dead"'):
+            history = script.job(script.variables["Bad"])["history"]
+            assert [attempt["exit_code"] for attempt in history] == [3, 3, 3]
+    assert script.ran == {line for line in script.lines if script.CALL.match(line)}, "each of its calls was run"
+    assert queue.job(script.variables["Bad"]).state == "pending"
 
 
 @linux_only("the Makefile is tried with GNU make")

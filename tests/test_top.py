@@ -313,16 +313,16 @@ def quit_by_key(key):
     return lambda queue, screen: screen.keys(key)
 
 
-def quit_by_signal(number):
+def quit_by_signal(name):
     def send(queue, screen):
         for pid, words in queue.processes().items():
             if words.rstrip().endswith(" top"):
-                os.kill(pid, number)
+                os.kill(pid, getattr(signal, name))
     return send
 
 
-@pytest.mark.parametrize("leave", [quit_by_key("q"), quit_by_key("Escape"), quit_by_key("C-c"), quit_by_signal(signal.SIGTERM),
-                                   quit_by_signal(signal.SIGHUP), quit_by_signal(signal.SIGINT)],
+@pytest.mark.parametrize("leave", [quit_by_key("q"), quit_by_key("Escape"), quit_by_key("C-c"), quit_by_signal("SIGTERM"),
+                                   quit_by_signal("SIGHUP"), quit_by_signal("SIGINT")],
                          ids=["q", "Escape", "Ctrl-C", "TERM", "HUP", "INT"])
 def test_the_terminal_is_left_as_it_was_however_top_ends(queue, screens, leave):  # noqa: F811
     queue.enqueue("exit 0")

@@ -55,8 +55,8 @@ BUDGET_S = 12 * 60              # for the whole table; --full has no such limit
 Row = namedtuple("Row", "name kind python sqlite tests limit_s when")
 ROWS = [
     Row("main",         "host",      THIS,   None,     CORE, 240, "default"),  # all of them: `make test`
-    Row("windows3.13",  "wine",      "3.13", None,     CORE, 420, "default"),
-    Row("windows3.8",   "wine",      "3.8",  None,     CORE, 420, "default"),
+    Row("windows3.13",  "wine",      "3.13", None,     CORE, 540, "default"),
+    Row("windows3.8",   "wine",      "3.8",  None,     CORE, 540, "default"),
     Row("pypy",         "pypy",      "PyPy", None,     CORE, 300, "default"),
     Row("fallbacks",    "fallbacks", THIS,   None,     CORE, 300, "default"),
     Row("python3.8",    "host",      "3.8",  None,     CORE, 240, "default"),
@@ -70,7 +70,7 @@ ROWS = [
     Row("python3.10",   "host",      "3.10", None,     CORE, 240, "full"),
     Row("python3.11",   "host",      "3.11", None,     CORE, 240, "full"),
     Row("python3.12",   "host",      "3.12", None,     CORE, 240, "full"),
-    Row("windows3.11",  "wine",      "3.11", None,     CORE, 420, "full"),
+    Row("windows3.11",  "wine",      "3.11", None,     CORE, 540, "full"),
 ]
 
 # Debian package, the shell command that shows it is there, the rows that cannot do without it

@@ -4719,6 +4719,8 @@ def invoked() -> str:
 
 def explain_error(error, database=None) -> str:
     """What went wrong with the machine or the database, in one line."""
+    if isinstance(error, UnicodeEncodeError):  # a filter in SQL; a command and a directory may be any bytes
+        return "%s is no valid UTF-8, and so the name of no job, queue or batch: give it as `list` shows it" % quoted(error.object)
     text = plain(str(error))
     where = plain(database) if database else "the database"
     if isinstance(error, sqlite3.Error):
@@ -7186,7 +7188,7 @@ def main(argv=None) -> int:
         return 130
     except SystemExit:  # argparse has shown its help
         return flush()
-    except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError, ImportError) as error:
+    except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError, ImportError, UnicodeEncodeError) as error:
         return complain(explain_error(error, database))
 
 

@@ -1136,3 +1136,11 @@ def test_the_windows_task_is_xml_that_starts_at_boot_and_runs_without_end(queue)
 def test_service_names_the_kinds_it_knows(queue):
     status, _, told = call(queue, "service", "upstart")
     assert status == 2 and "launchd" in told
+
+
+@posix_only("an argument that is no UTF-8")
+@pytest.mark.parametrize("words", [["list", "--queue"], ["list", "--name"], ["rm", "--dry-run", "--name"], ["retry", "--queue"]])
+def test_a_filter_that_is_no_utf8_is_an_error_and_no_traceback(queue, words):
+    queue.enqueue("true")
+    status, _, error = call(queue, *words, "\udcff")
+    assert status == 2 and error.startswith("queuectl: error: ") and error.count("\n") == 1

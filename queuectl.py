@@ -1817,6 +1817,17 @@ class Windows:
         """"": there is no file system here without locks."""
         return ""
 
+    def sync(self, path: str) -> None:
+        """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
+        try:
+            fd = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
     def open_gate(self, path: str):
         """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
         return None

@@ -233,3 +233,13 @@ def test_a_python_that_is_too_old_gets_one_line(python, queue):
     done = queue.run([python, str(SCRIPT), "--version"], check=False)
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1 and "3.8" in done.stderr, done.stderr
+
+
+def test_every_system_has_what_the_rooms_below_ask_of_it():
+    import queuectl
+    asked = set(re.findall(r"\bOS\.(\w+)", SOURCE))
+    only_with_a_gate = {"wait_at_gate", "leave_gate"}  # Windows' open_gate gives none
+    assert len(asked) > 30
+    for system in (queuectl.Posix, queuectl.Linux, queuectl.Windows):
+        lacks = {name for name in asked if not hasattr(system, name)}
+        assert lacks <= (only_with_a_gate if system is queuectl.Windows else set()), (system, lacks)

@@ -47,7 +47,7 @@ SYSTEM = {"Darwin": "macOS"}.get(platform.system(), platform.system())
 ALL = "not slow"                # every quick test
 CORE = "core and not slow"      # the part that a platform, Python or SQLite may break
 THIS = "%d.%d" % sys.version_info[:2]
-BUDGET_S = 12 * 60              # for the whole table; --full has no such limit
+BUDGET_S = 15 * 60              # for the whole table; --full has no such limit
 
 # kind: "host" (this machine), "fallbacks" (it, without what only Linux has), "pypy", "wine".
 # sqlite: None is the Python's own. tests: the expression for pytest -m. when: "full" rows run

@@ -3,7 +3,7 @@
 # make bench      figures against the peers  make storm     the killer
 # ARGS="..." hands options on, as in: make test ARGS="-k retry"
 PYTHON ?= python3
-JOBS   ?= 4
+JOBS   ?= 6
 VENV   := .venv
 STAMP  := $(VENV)/requirements.stamp
 PY     := $(VENV)/bin/python

@@ -183,7 +183,8 @@ class LiveQueue:
         """Arguments that run a few lines of Python as a job, on any system; a line that it prints ends with \\n."""
         text = ("import sys; sys.stdout.reconfigure(newline='\\n')\n" if WINDOWS else "") + text
         path = self.dir / ("job-%08x.py" % zlib.crc32(text.encode()))
-        path.write_text(text + "\n", encoding="utf-8")
+        if not path.exists():  # an earlier job of the same lines may be reading it
+            path.write_text(text + "\n", encoding="utf-8")
         return [sys.executable, "-IS", str(path), *map(str, args)]
 
     def sleeper(self, seconds):

@@ -646,6 +646,7 @@ def no_forks(bench, nobody):
     holder.wait()
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_cannot_replace_a_worker_waits_says_so_once_and_goes_on(bench, no_forks):
     boss, let = no_forks
     job = bench.enqueue("exit=0")

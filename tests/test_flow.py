@@ -759,6 +759,7 @@ def test_a_cycle_or_an_unknown_job_refuses_the_whole_file(store, lines, why):
     assert rows(store, "SELECT count(*) FROM dep") == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_chain_of_5000_goes_in_backwards_dies_comes_back_and_ends(store):
     count = 5000
     lines = [{"command": "x", "name": "n%d" % n, "after": "n%d" % (n - 1) if n else None, "max_retries": 0} for n in range(count)]

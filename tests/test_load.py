@@ -71,6 +71,7 @@ print(count, longest)
 """
 
 
+@pytest.mark.slow
 def test_a_long_reader_into_a_slow_pipe_neither_stops_writers_nor_grows_the_wal(bench):
     queue = bench.queue
     with open(bench.folder / "many.txt", "w") as file:

@@ -280,7 +280,8 @@ def sleeper(queue):
 
 
 @linux_only("namespaces")
-@pytest.mark.parametrize("proc", [True, False], ids=["with its own proc", "with the proc of the host"])
+@pytest.mark.parametrize("proc", [True, pytest.param(False, marks=pytest.mark.slow)],
+                         ids=["with its own proc", "with the proc of the host"])
 def test_two_containers_on_one_volume_share_the_work_and_trust_no_pid_and_no_port(queue, proc):
     queue.cli("status")
     first, second = [beside(queue, container(queue, *queue.command("worker", "start", "--foreground", "--count", 2), proc=proc))
@@ -401,7 +402,8 @@ def without_locks(queue, call, error):
 
 @linux_only("strace")
 @pytest.mark.parametrize("there", [False, True], ids=["a new queue", "a queue moved there"])
-@pytest.mark.parametrize("call, error", [("flock", "ENOLCK"), ("flock", "EOPNOTSUPP"), ("fcntl", "ENOLCK"), ("fcntl", "EINVAL"), ("flock", "ENOSYS")])
+@pytest.mark.parametrize("call, error", [("flock", "ENOLCK"), ("fcntl", "ENOLCK")] + [
+    pytest.param(*words, marks=pytest.mark.slow) for words in (("flock", "EOPNOTSUPP"), ("fcntl", "EINVAL"), ("flock", "ENOSYS"))])
 def test_storage_where_locks_fail_is_refused_with_advice(queue, call, error, there):
     if there:
         queue.enqueue("true")

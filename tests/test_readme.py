@@ -125,7 +125,8 @@ def of_ours(queue):
 
 @posix_only("recipes for sh")
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("jobs, status", [("true\necho fine\n", 0), ("true\nexit 3\n", 1)], ids=["good", "bad"])
+@pytest.mark.parametrize("jobs, status", [
+    ("true\necho fine\n", 0), ('{"command": "true"}\n{"command": "exit 3", "max_retries": 0}\n', 1)], ids=["good", "bad"])
 def test_the_commands_of_a_ci_recipe_run_jobs_and_leave_a_junit_file(queue, place, jobs, status):
     env = of_ours(queue)
     text = recipe(place)

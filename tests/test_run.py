@@ -203,6 +203,7 @@ class Load:
 needs_flock = pytest.mark.skipif(not WINDOWS and not shutil.which("flock"), reason="needs util-linux's flock")
 
 
+@pytest.mark.slow
 @posix_only("gzip, sha256sum and sh")
 @needs_flock
 def test_a_thousand_real_commands_give_what_they_give_without_the_queue(queue):

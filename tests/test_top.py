@@ -268,6 +268,7 @@ def test_keys_without_a_job_to_act_on_do_no_harm(queue, top):
 
 # ---- sizes -----------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_every_size_of_the_window_is_filled_and_nothing_wraps(queue, top):
     settle(queue, "exit 7")
     change(queue, lambda store: store.enqueue_many(

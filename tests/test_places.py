@@ -65,7 +65,7 @@ def test_a_read_only_home_is_one_line_of_advice_and_no_obstacle_with_a_database_
 
 
 @linux_only("setpriv")
-@pytest.mark.parametrize("home", [None, "", "relative", "/nonexistent/home"])
+@pytest.mark.parametrize("home", [None, "/nonexistent/home"] + [pytest.param(home, marks=pytest.mark.slow) for home in ("", "relative")])
 def test_without_a_home_the_line_says_what_to_give_and_with_it_all_works(public, home):
     """A number without a name, as containers are often started with."""
     place = public.home("place", 4242)
@@ -339,6 +339,7 @@ def test_without_proc_all_works(queue):
 
 # ---- little memory, few descriptors ------------------------------------------------------------
 
+@pytest.mark.slow
 @linux_only("the size that a process has at its start differs")
 def test_64_mib_of_memory_are_enough(queue):
     small = ["sh", "-c", 'ulimit -v 65536; exec "$@"', "sh"]

@@ -903,6 +903,18 @@ def remove(path: str) -> None:
 # Locks, processes, wake-up, places: one class a system, the same methods in each, and OS is ours.
 # Calls Small helpers.  The facts behind it: flock(2), setsid(2), proc(5), posix_spawn(3).
 
+def flush_file(path: str, flush) -> None:
+    """Calls `flush` with a descriptor of a file that is to be on the disk; without the file there is nothing to do."""
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        flush(fd)
+    finally:
+        os.close(fd)
+
+
 Process = namedtuple("Process", "pid group born")  # a process as another may find it: see System.born
 
 
@@ -1092,17 +1104,10 @@ class Posix:
     def sync(self, path: str) -> None:
         """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
         import fcntl
-        try:
-            fd = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            return
-        try:
-            if hasattr(fcntl, "F_FULLFSYNC"):  # macOS's fsync leaves data in the drive
-                fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-            else:
-                getattr(os, "fdatasync", os.fsync)(fd)
-        finally:
-            os.close(fd)
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS's fsync leaves data in the drive
+            flush_file(path, lambda fd: fcntl.fcntl(fd, fcntl.F_FULLFSYNC))
+        else:
+            flush_file(path, getattr(os, "fdatasync", os.fsync))
 
     def seize(self, path: str):
         """A descriptor that holds the lock of an existing file; None where another holds it."""
@@ -1819,14 +1824,7 @@ class Windows:
 
     def sync(self, path: str) -> None:
         """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
-        try:
-            fd = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            return
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        flush_file(path, os.fsync)
 
     def open_gate(self, path: str):
         """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
@@ -2347,7 +2345,7 @@ class Transaction:
         if queue._gate is None:
             queue._gate = OS.open_gate(queue.files.gate)
         self._inside = queue._gate is not None and OS.wait_at_gate(
-            queue._gate, min(self.GATE_S, queue.patience), in_order=queue._sync)
+            queue._gate, min(self.GATE_S, queue.patience), in_order=queue.sync)
         try:
             self._begin(queue)
         except BaseException:
@@ -2384,7 +2382,7 @@ class Transaction:
             self._leave()
         if listeners:
             queue._send(listeners, queue._ring)
-        if kind is None and queue._sync and db.total_changes > self._before:
+        if kind is None and queue.sync and db.total_changes > self._before:
             OS.sync(queue.path + "-wal")
 
 
@@ -2658,7 +2656,7 @@ class Queue:
         self._ring = None     # how many jobs became ready in this transaction; None: nothing to tell
         self._socket = None
         self._gate = None
-        self._sync = sync
+        self.sync = sync
         self._env = (None, b"")  # id and data of the environment read last
         self._db = None
         try:
@@ -4179,9 +4177,7 @@ class Worker:
         self._bell = bell
         self._tell = say
         self._queue = Queue(post.database, patience=5.0, sync=False, create=False)
-        if self._queue.setting("sync") == "full":
-            self._queue.close()
-            self._queue = Queue(post.database, patience=5.0, sync=True, create=False)
+        self._queue.sync = self._queue.setting("sync") == "full"
         self.id, self._lock = self._queue.add_worker(post.supervisor)
         self._lock_path = self._queue.files.lock(self.id)
         self._done = 0

@@ -1254,8 +1254,7 @@ class Posix:
     @lru_cache(maxsize=None)
     def _default_signals(self):
         import signal
-        return [getattr(signal, name) for name in (
-            "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGXFSZ", "SIGTSTP")]
+        return signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}  # of others glibc asks first what they are
 
     def open_output(self, path: str) -> int:
         """The locked file that a job writes to: inheritable, and numbered past what shells redirect by digit."""
@@ -1640,29 +1639,29 @@ class PosixBell:
         except Rung:
             pass
 
-    def wait_for_exit(self, pid: int, timeout):
+    def wait_for_exit(self, pid: int, timeout: float):
         """The exit code of a child (negative: its signal), or None at the timeout or when rung."""
         level = self.level
-        limit = None if timeout is None else time.monotonic() + timeout
-        while True:
+        limit = time.monotonic() + timeout
+        while not self.look and self.level == level:
+            rung = self.pause(limit - time.monotonic())  # an end that came before has rung already
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            if self.look or self.level != level:
-                return None
-            left = None if limit is None else limit - time.monotonic()
-            if left is not None and left <= 0:
-                return None
-            self.pause(left)
+            if not rung:
+                break
+        return None
 
-    def pause(self, seconds) -> None:
-        """Waits until a signal or the time; None: for a signal only."""
-        if self._poll.poll(None if seconds is None else max(0, seconds) * 1000 + 0.999):
-            try:
-                while len(os.read(self._rung, 512)) == 512:
-                    pass
-            except BlockingIOError:
+    def pause(self, seconds: float) -> bool:
+        """Waits until a signal or the time; whether it was a signal."""
+        if not self._poll.poll(max(0, seconds) * 1000 + 0.999):
+            return False
+        try:
+            while len(os.read(self._rung, 512)) == 512:
                 pass
+        except BlockingIOError:
+            pass
+        return True
 
 
 class Windows:
@@ -2191,14 +2190,14 @@ class WindowsBell:
         if not self.level and not self.look and not self.orphaned():
             self._wait([self._boss, self._wake], None)
 
-    def wait_for_exit(self, pid: int, timeout):
+    def wait_for_exit(self, pid: int, timeout: float):
         """The exit code of a job, or None at the timeout or when rung."""
         if not self.look and self._wait([self._system.process_of(pid)], timeout) is not None:
             return self._system.exit_code(pid)
         return None
 
-    def pause(self, seconds) -> None:
-        """Waits until an order or the time; None: for an order only."""
+    def pause(self, seconds: float) -> None:
+        """Waits until an order or the time."""
         self._wait([], seconds)
 
 
@@ -2931,10 +2930,10 @@ class Queue:
 
     def _promote(self, now: float) -> None:
         """Lets jobs go whose time has come."""
-        rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=? "
+        rows = self._db.execute("SELECT id FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=? "
                                 "ORDER BY run_at LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
-        for row in rows:
-            self._regate(Job.of(row), now)
+        for number, in rows:
+            self._regate(self._job(number), now)
 
     def _expire(self, now: float) -> None:
         """Cancels jobs that have not started by the time they were given."""
@@ -2952,40 +2951,42 @@ class Queue:
 
     # -- events --
 
-    def _move(self, job, event: str, gate=None, **changes) -> bool:
-        """Applies an event to a job that is still as `job` says; False, changing nothing, when it is not.
+    def _move(self, job, event: str, gate=None, **changes):
+        """Applies an event to a job that is still as `job` says; returns its new state, or None, changing nothing.
 
         The one place where a state changes.  The fence of state, worker and attempt makes a late
         writer, whose claim was taken back, change nothing.
         """
         state = TRANSITIONS[event].get(job.state)
         if state is None:
-            return False
+            return None
         changes.update(state=state, gate=gate)
         changes = {column: value for column, value in changes.items()  # others may have set `cancel` meanwhile
                    if value != getattr(job, column) or column == "cancel"}
         sets = assignments(tuple(changes))
         changes.update(_id=job.id, _state=job.state, _attempt=job.attempt, _worker=job.worker)
-        return self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
-                                "AND worker IS :_worker", changes).rowcount == 1
+        moved = self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
+                                 "AND worker IS :_worker", changes).rowcount
+        return state if moved else None
 
     def _note(self, job, outcome: str, state: str, now: float, error=None) -> None:
         """Writes down a change that no attempt made."""
         self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) VALUES(?, ?, ?, ?, ?)",
                          (job.id, outcome, state, now, error))
 
-    def _end(self, job, event: str, now: float, **changes) -> bool:
-        """Applies an event that ends a job for good, and all that follows from its end."""
+    def _end(self, job, event: str, now: float, **changes):
+        """Applies an event that ends a job for good, and all that follows from its end; returns as _move."""
         changes.setdefault("finished_at", now)
-        if not self._move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes):
-            return False
+        state = self._move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes)
+        if state is None:
+            return None
         if job.state != "processing":
-            self._note(job, event, TRANSITIONS[event][job.state], now, changes.get("error"))
+            self._note(job, event, state, now, changes.get("error"))
         if job.state not in FINAL:
-            self._ended([(job, TRANSITIONS[event][job.state])], now)
+            self._ended([(job, state)], now)
         if event == "bury":
             self._notify("on_dead", job, now, error=changes.get("error"), exit_code=changes.get("exit_code"))
-        return True
+        return state
 
     def _notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
         """Enqueues the user's command for an event: a job of its own, so it is bounded, logged, and harms no other."""
@@ -3082,40 +3083,40 @@ class Queue:
                 self._env = (job.env, row[0] if row else b"")
             return job, self._env[1]
 
-    def _record(self, worker: int, outcome, now: float) -> bool:
-        """Writes how an attempt ended; changes nothing for a worker that has lost its claim."""
+    def _record(self, worker: int, outcome, now: float):
+        """Writes how an attempt ended; returns as _move: nothing changes for a worker that has lost its claim."""
         job = outcome.job
         end = {"exit_code": outcome.exit_code, "error": outcome.error, "duration": outcome.duration}
         kind = outcome.kind
         if kind == "completed":
-            done = self._end(job, "complete", now, **end)
+            state = self._end(job, "complete", now, **end)
         elif kind == "cancelled" or self._db.execute("SELECT 1 FROM job WHERE id=? AND cancel=1", (job.id,)).fetchone():
             kind, end["error"] = "cancelled", "cancelled"
-            done = self._end(job, "cancel", now, **end)
+            state = self._end(job, "cancel", now, **end)
         elif kind == "released":
-            done = self._put_back(job, "release", now, now, {"attempts": job.attempts - 1})
+            state = self._put_back(job, "release", now, now, {"attempts": job.attempts - 1})
         elif kind == "crashed":
-            done = self._record_crash(job, now, end)
+            state = self._record_crash(job, now, end)
         else:
-            kind, done = self._record_failure(job, kind, now, end)
-        if done:
+            kind, state = self._record_failure(job, kind, now, end)
+        if state:
             self._db.execute(
                 "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error, state) "
-                "SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, state FROM job WHERE id=?",
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
-                 outcome.exit_code, end["error"], job.id))
+                 outcome.exit_code, end["error"], state))
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
                 self._tell(job.slots)  # others may have waited for what it took up
-        return done
+        return state
 
-    def _put_back(self, job, event: str, now: float, run_at: float, changes: dict) -> bool:
-        """Sends a running job to wait again, keeping its key."""
+    def _put_back(self, job, event: str, now: float, run_at: float, changes: dict):
+        """Sends a running job to wait again, keeping its key; returns as _move."""
         gate = DUE if run_at > now else READY if job.pool is None else OWN
         self._tell(0 if gate == DUE else 1)
         return self._move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, **changes)
 
     def _record_failure(self, job, kind: str, now: float, end: dict):
-        """(outcome, done) of an attempt that failed: a snooze, a retry, or the dead letter queue."""
+        """(outcome, state) of an attempt that failed: a snooze, a retry, or the dead letter queue."""
         code = end["exit_code"] if end["exit_code"] is not None else signal_status(end["error"])
         if code_in(code, job.snooze_on) and job.snoozes < self.setting("max_snoozes"):
             pause = job.snooze if job.snooze is not None else 30.0
@@ -3127,7 +3128,7 @@ class Queue:
         pause = backoff_delay(job, int.from_bytes(os.urandom(2), "big") / 65536)
         return kind, self._put_back(job, "fail", now, now + pause, dict(end, finished_at=now))
 
-    def _record_crash(self, job, now: float, end: dict) -> bool:
+    def _record_crash(self, job, now: float, end: dict):
         """The worker died: no retry is used up, but a job that kills its workers is stopped (sidekiq#4633, oban#328)."""
         crashes = job.crashes + 1
         end = dict(end, crashes=crashes, attempts=job.attempts - 1)
@@ -4049,15 +4050,15 @@ class Runner:
 
     # -- output --
 
-    def _limit_output(self, pid: int = 0) -> None:
-        """Keeps a growing output under log_limit: its first half, and a copy of the newest of the rest.
+    def _limit_output(self, pid: int = 0) -> int:
+        """Keeps a growing output under log_limit: its first half, and a copy of the newest of the rest; returns its size.
 
         The job is stopped meanwhile, so that nothing is written between the copy and the cut.
         """
+        size = os.fstat(self._output).st_size
         try:
-            size = os.fstat(self._output).st_size
             if size <= 4096 or size <= self._setting("log_limit"):
-                return
+                return size
             half = self._setting("log_limit") // 2
             OS.stop_group(pid, True)
             try:
@@ -4068,10 +4069,12 @@ class Runner:
                     size = source.tell()
                 os.ftruncate(self._output, half)
                 self._dropped += size - half
+                size = half
             finally:
                 OS.stop_group(pid, False)
         except OSError as error:
             self._say("trouble", why="can't shorten the output: %s" % (error.strerror or error))
+        return size
 
     def _keep_output(self, job, spare: bool) -> None:
         """Makes an ended attempt's output its log, and has a fresh one ready for the next.
@@ -4093,10 +4096,9 @@ class Runner:
 
     def _try_to_keep(self, job, spare: bool) -> None:
         if self._output is not None:
-            self._limit_output()
+            size = self._limit_output()
             if self._dropped:
                 self._join_tail()
-            size = os.fstat(self._output).st_size
             os.close(self._output)
             self._output = None
             if not spare and OS.is_held(self._path):
@@ -4182,6 +4184,7 @@ class Worker:
         self._lock_path = self._queue.files.lock(self.id)
         self._done = 0
         self._trouble = self._noted = None
+        self._kept_at = 0.0  # when the lock file was last seen to be there
         self._machine = OS.machine()
         self._write_record(0, 0, 0, 0.0)
         self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record)
@@ -4193,7 +4196,7 @@ class Worker:
             claim = not self._stopping() and not self._overloaded()
             taken = self._exchange(outcome, claim)
             if outcome is not None:
-                self._report(outcome)
+                self._report(outcome, more=taken is not None)
                 outcome = None
             if taken is not None:
                 job, env = taken
@@ -4260,7 +4263,11 @@ class Worker:
             claim = claim and not self._stopping()
 
     def _keep_lock(self) -> None:
-        """Takes the lock anew where someone has deleted its file."""
+        """Takes the lock anew where someone has deleted its file; looks once a second."""
+        now = time.monotonic()
+        if now < self._kept_at + LOOK_S:
+            return
+        self._kept_at = now
         try:
             if not os.path.exists(self._lock_path):
                 self._queue.files.make()
@@ -4292,7 +4299,8 @@ class Worker:
         except OSError:
             pass  # without it a rescuer signals nobody, and waits for the attempt's lock
 
-    def _report(self, outcome) -> None:
+    def _report(self, outcome, more: bool) -> None:
+        """Tells how an attempt ended; `more`: the next that is told follows at once."""
         job = outcome.job
         if outcome.kind in ("failed", "timeout"):
             after = self._find(job.id)
@@ -4303,7 +4311,7 @@ class Worker:
             else:
                 self._say("dead", job=job, why=outcome.error)
         else:
-            self._say(outcome.kind, job=job, duration=outcome.duration, why=outcome.error)
+            self._say(outcome.kind, job=job, duration=outcome.duration, why=outcome.error, more=more)
 
     def _find(self, number: int):
         try:
@@ -4710,6 +4718,7 @@ def is_terminal(stream) -> bool:
         return False
 
 
+@lru_cache(maxsize=None)
 def can_draw(stream) -> bool:
     """Whether `stream` is a terminal that has colours and moves its cursor: not one that doesn't say what it is."""
     return is_terminal(stream) and OS.terminal_draws()
@@ -4783,7 +4792,7 @@ def complain(text: str) -> int:
 
 def paint(text: str, colour, stream) -> str:
     """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
-    if not colour or os.environ.get("NO_COLOR") or not can_draw(stream):
+    if not colour or not can_draw(stream) or os.environ.get("NO_COLOR"):
         return text
     return "\033[%sm%s\033[0m" % (COLOURS[colour], text) if OS.terminal_colours(stream) else text
 
@@ -4879,6 +4888,7 @@ def _line(cells, widths, right, colours=()) -> str:
     return "  ".join(parts)
 
 
+@lru_cache(maxsize=128)
 def local(seconds) -> str:
     """Unix seconds for people, in the machine's own zone."""
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
@@ -4953,7 +4963,7 @@ LOG_WORDS = {  # event -> colour and text
 def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
     """One line of a supervisor's log for a stream, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s: true`."""
     colour, word = LOG_WORDS[event]
-    line = "%s  %s" % (local(time.time()), ("worker %d" % worker if worker else "supervisor").ljust(10))
+    line = "%s  %s" % (local(int(time.time())), ("worker %d" % worker if worker else "supervisor").ljust(10))
     line = "%s  %s" % (paint(line, "dim", stream), paint(word, colour, stream))
     if job is not None:
         line += " job %d" % job.id
@@ -4968,11 +4978,12 @@ def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, dur
     return line + (": " + fit(plain(job.command), 200) if job is not None and event in ("running", "dead") else "")
 
 
-def print_log(event: str, **facts) -> None:
-    """Takes what workers and supervisors tell; a reader that has gone stops nobody."""
+def print_log(event: str, more: bool = False, **facts) -> None:
+    """Takes what workers and supervisors tell; a reader that has gone stops nobody.  `more`: written with the next line."""
     try:
         sys.stdout.write(log_line(event, sys.stdout, **facts) + "\n")
-        sys.stdout.flush()
+        if not more:
+            sys.stdout.flush()
     except (OSError, ValueError):
         pass
 

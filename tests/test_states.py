@@ -110,7 +110,7 @@ def test_an_event_from_a_stale_record_changes_nothing(store, clock, state, event
     before = dump(store)
     for record in stale:
         with queuectl.Transaction(store):
-            assert store._move(record, event) is False
+            assert store._move(record, event) is None
     assert dump(store) == before
 
 

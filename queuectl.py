@@ -121,7 +121,7 @@ CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL;
 CREATE INDEX job_unique ON job(unique_key) WHERE unique_key IS NOT NULL;
 CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX job_big ON job(worker, slots) WHERE state='processing' AND slots>1;
-CREATE INDEX job_batch ON job(batch, state) WHERE batch IS NOT NULL;
+CREATE INDEX job_batch ON job(batch) WHERE batch IS NOT NULL;
 CREATE INDEX job_schedule ON job(schedule, id) WHERE schedule IS NOT NULL;
 CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
   seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
@@ -2233,13 +2233,19 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
     @classmethod
     def of(cls, row):
         job = cls._make(row)
-        if not all(map(isinstance, row, cls.TYPES)):
+        types = tuple(map(type, row))
+        if not cls._right(types):
             raise sqlite3.DatabaseError("job %s has a value of a wrong type" % quoted(job.id))
         if job.state not in STATES:
             raise sqlite3.DatabaseError("job %r has the unknown state %r" % (job.id, job.state))
-        if bytes in map(type, row):
+        if bytes in types:
             job = cls._make(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in row)
         return job
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def _right(types: tuple) -> bool:
+        return all(map(issubclass, types, Job.TYPES))
 
     def to_dict(self) -> dict:
         """The job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
@@ -2271,8 +2277,8 @@ def is_busy(error) -> bool:
 
 @lru_cache(maxsize=None)
 def assignments(columns: tuple) -> str:
-    """Columns as the list that an UPDATE sets from values of the same names."""
-    return ", ".join("%s=:%s" % (column, column) for column in columns)
+    """Columns as the list that an UPDATE sets, from values in the same order."""
+    return ", ".join(column + "=?" for column in columns)
 
 
 def orphan_text(parent: int, state: str) -> str:
@@ -2937,10 +2943,9 @@ class Queue:
 
     def _expire(self, now: float) -> None:
         """Cancels jobs that have not started by the time they were given."""
-        rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_expiry WHERE expires_at<=? "
-                                "LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
-        for row in rows:
-            self._end(Job.of(row), "expire", now, error="expired")
+        rows = self._db.execute("SELECT id FROM job INDEXED BY job_expiry WHERE expires_at<=? LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
+        for number, in rows:
+            self._end(self._job(number), "expire", now, error="expired")
 
     def _state_of_parent(self, parent: int):
         if parent < 0:
@@ -2963,10 +2968,9 @@ class Queue:
         changes.update(state=state, gate=gate)
         changes = {column: value for column, value in changes.items()  # others may have set `cancel` meanwhile
                    if value != getattr(job, column) or column == "cancel"}
-        sets = assignments(tuple(changes))
-        changes.update(_id=job.id, _state=job.state, _attempt=job.attempt, _worker=job.worker)
-        moved = self._db.execute("UPDATE job SET " + sets + " WHERE id=:_id AND state=:_state AND attempt=:_attempt "
-                                 "AND worker IS :_worker", changes).rowcount
+        moved = self._db.execute(
+            "UPDATE job SET " + assignments(tuple(changes)) + " WHERE id=? AND state=? AND attempt=? AND worker IS ?",
+            (*changes.values(), job.id, job.state, job.attempt, job.worker)).rowcount
         return state if moved else None
 
     def _note(self, job, outcome: str, state: str, now: float, error=None) -> None:
@@ -3571,8 +3575,7 @@ class Queue:
             if "queue" in columns:
                 self._need_queue(columns["queue"])
             try:
-                self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=:_id",
-                                 dict(columns, _id=job.id))
+                self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=?", (*columns.values(), job.id))
             except sqlite3.IntegrityError:
                 raise UserError("there is a job named %s already: choose another name" % quoted(columns["name"])) from None
             self._regate(self._job(job.id), now)
@@ -3599,8 +3602,7 @@ class Queue:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
         with Transaction(self):
             self._need_queue(name)
-            self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=:name",
-                             dict(changes, name=name))
+            self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=?", (*changes.values(), name))
             self._tell()
 
     def batches(self, limit: int = 50) -> list:
@@ -5005,17 +5007,18 @@ class Progress:
         self._bar = can_draw(sys.stderr)
         self._lines = lines
         self._begun = time.monotonic()
-        self._shown_at = self._begun if not self._bar else 0.0
+        self._due_at = 0.0 if self._bar else self._begun + 5.0
 
     def due(self) -> bool:
         """Whether there is something to show again."""
-        return (self._bar or self._lines) and time.monotonic() - self._shown_at >= (0.1 if self._bar else 5.0)
+        return (self._bar or self._lines) and time.monotonic() >= self._due_at
 
-    def show(self, done: int, note: str = "") -> None:
+    def show(self, done: int, note: str = "", cost: float = 0.0) -> None:
+        """Shows how far it is, if that is due; `cost`: the seconds that it took to find out, of which it may be a twentieth."""
         now = time.monotonic()
         if not self.due():
             return
-        self._shown_at = now
+        self._due_at = now + max(0.1 if self._bar else 5.0, 20 * cost)
         rate = done / max(now - self._begun, 0.001)
         left = (self._total - done) / rate if rate else 0
         text = "%d/%d%s  %.*f/s%s" % (done, self._total, note, 1 if rate < 10 else 0, rate,
@@ -5029,7 +5032,7 @@ class Progress:
         self._write(text)
 
     def clear(self) -> None:
-        if self._bar and self._shown_at:
+        if self._bar and self._due_at:
             self._write("\r\033[K")
 
     def _write(self, text: str) -> None:
@@ -5318,13 +5321,14 @@ class Run:
     def _show(self) -> None:
         if not self._progress.due():
             return
+        begun = time.monotonic()
         counts = self._boss.queue.batch_counts(self._batch)
         done = sum(counts[state] for state in FINAL)
         failed = counts["dead"]
         note = "  %d failed" % failed if failed else ""
         if counts["failed"]:
             note += "  %d to retry" % counts["failed"]
-        self._progress.show(done, "%s  %d running" % (note, counts["processing"]))
+        self._progress.show(done, "%s  %d running" % (note, counts["processing"]), time.monotonic() - begun)
 
     def _sum_up(self, queue) -> int:
         took = time.monotonic() - self._begun

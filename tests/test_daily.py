@@ -949,6 +949,17 @@ def test_nice_runs_jobs_at_that_niceness(queue):
     assert call(queue, "worker", "start", "--nice", 30)[0] == 2
 
 
+@linux_only("scheduling policies")
+@pytest.mark.parametrize("policy", ["SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE"])
+def test_a_job_is_scheduled_as_whoever_started_its_worker(queue, policy):
+    """Workers choose another policy for themselves."""
+    start = "import os, sys; os.sched_setscheduler(0, int(sys.argv[1]), os.sched_param(0)); os.execv(sys.argv[2], sys.argv[2:])"
+    wanted = str(getattr(os, policy))
+    queue.run([sys.executable, "-c", start, wanted, *queue.command("worker", "start")])
+    queue.cli("wait", queue.enqueue(*queue.script("import os; print(os.sched_getscheduler(0))")))
+    assert queue.out("logs", 1).strip() == wanted
+
+
 @linux_only("the load can be told")
 def test_load_takes_no_new_job_while_the_machine_is_busier_and_says_why(queue):
     if os.getloadavg()[0] == 0:

@@ -3395,6 +3395,16 @@ class Queue:
                 self._db.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
         return after
 
+    def sweep(self) -> None:
+        """Removes the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
+        with Transaction(self):  # none is being added meanwhile
+            listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
+            for name in os.listdir(self.files.workers):
+                path = os.path.join(self.files.workers, name)
+                number = name.split(".")[0]
+                if number.lstrip("s").isdigit() and number not in listed and not OS.is_held(path):
+                    remove(path)
+
     def _delete(self, rows: list) -> None:
         """Removes finished jobs, given as (id, attempts begun), with their logs."""
         if rows:
@@ -4481,6 +4491,7 @@ class Supervisor:
         """Releases what dead ones left, starts the workers, returns when they are ready to take jobs."""
         self.queue.mend_clock()
         self._rescue_strangers()
+        self.queue.sweep()
         OS.before_forks()
         limit = time.monotonic() + 30
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:

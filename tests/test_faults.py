@@ -871,6 +871,20 @@ def all_end(bench, seconds=8):
     wait_until(lambda: not bench.queue.leftovers(), within(seconds), "all workers end by themselves", 0.05)
 
 
+def test_files_that_a_killed_rescuer_left_go_when_workers_start_and_those_in_use_stay(bench):
+    bench.queue.start(1)
+    job = bench.enqueue("until=go", "exit=0")
+    wait_until(lambda: bench.started(job), message="the job runs")
+    in_use = {path.name for path in bench.queue.files.glob("workers/*")}
+    for name in ("900.lock", "900.out", "900.cmd", "s900.lock"):
+        (bench.queue.files / "workers" / name).touch()
+    bench.queue.start(1)
+    names = {path.name for path in bench.queue.files.glob("workers/*")}
+    assert in_use < names and not {name for name in names if "900" in name}
+    bench.go("go")
+    bench.queue.wait_for(job, "completed")
+
+
 def test_workers_of_a_deleted_database_end_with_a_message_and_make_no_new_one(bench):
     bench.queue.start(2)
     job = bench.enqueue("until=go", "exit=0")

@@ -404,7 +404,7 @@ def check(bench, expected="completed", revived=(), strays=(), stop=True):
         if row.state not in ((wanted,) if isinstance(wanted, str) else wanted):
             faults.append("job %d is %s (%s), not %s" % (row.id, row.state, row.error, wanted))
     if not isinstance(expected, str):
-        faults += ["job %d is gone" % job for job in expected if job not in {row.id for row in rows}]
+        faults += ["job %d is gone" % job for job in sorted(set(expected) - {row.id for row in rows})]
     faults += journal_faults(bench, rows, past, revived)
     faults += charge_faults(rows, past, revived)
     faults += left_behind(queue, strays)

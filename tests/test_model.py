@@ -229,6 +229,9 @@ class Model:
         mine = [j for j in self.jobs.values() if j.pool]
         for job in mine:
             job.pool = None
+        for job in mine:
+            if job.state in WAITING:
+                self.settle(job)
 
     def may_run(self, job):
         running = sum(j.state == "processing" and j.queue == job.queue for j in self.jobs.values())

@@ -926,6 +926,7 @@ class Posix:
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
     _spawn_options = {}
+    _drawn = False           # whether there are byte locks of the gate to let go
 
     # -- places and words --
 
@@ -1077,6 +1078,7 @@ class Posix:
     def _draw(self, fd: int):
         """Our number, its byte locked; None where the counter is in use just now, whose user may be stopped."""
         import fcntl
+        self._drawn = True
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
             turn = int.from_bytes(os.pread(fd, 6, 0), "little") + 1
@@ -1100,7 +1102,9 @@ class Posix:
     def leave_gate(self, fd: int) -> None:
         import fcntl
         fcntl.flock(fd, fcntl.LOCK_UN)  # no child ever has this one
-        fcntl.lockf(fd, fcntl.LOCK_UN)
+        if self._drawn:
+            self._drawn = False
+            fcntl.lockf(fd, fcntl.LOCK_UN)
 
     def sync(self, path: str) -> None:
         """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
@@ -3199,11 +3203,11 @@ class Queue:
         """Whether the worker's pool has the slots free, and may still take jobs (--max-jobs, which this counts).
 
         The job that is first in line is waited for, so big ones don't starve; one that asks for more than
-        the pool has takes all of it.
+        the pool has takes all of it.  (`+worker`: big jobs are few, so look at each, not for those of each worker.)
         """
         pool, slots, left, big = self._db.execute(
             "SELECT id, slots, jobs_left, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
-            " WHERE state='processing' AND job.slots>1 AND worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
+            " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, None)
         if job.slots > 1 or big:
             [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
@@ -4029,12 +4033,11 @@ class Runner:
 
     def _watch(self, job, pid: int, begun: float) -> tuple:
         """(exit code, why it was ended or None) of a running attempt."""
-        deadline = begun + job.timeout if job.timeout is not None else None
-        ending, kill_at, check_at = None, None, begun + self.CHECK_S
+        never = float("inf")
+        deadline = begun + job.timeout if job.timeout is not None else never
+        ending, kill_at, check_at = None, never, begun + self.CHECK_S
         while True:
-            now = time.monotonic()
-            times = [t for t in (deadline, kill_at, check_at) if t is not None]
-            code = self._bell.wait_for_exit(pid, max(0.0, min(times) - now))
+            code = self._bell.wait_for_exit(pid, min(deadline, kill_at, check_at) - time.monotonic())
             if code is not None:
                 return code, ending
             now = time.monotonic()
@@ -4043,21 +4046,21 @@ class Runner:
                 ending = self._reason(job, deadline, now, look)
                 if ending:
                     OS.signal_group(pid, hard=False)
-                    deadline, kill_at = None, now + self._setting("kill_grace")
-            elif kill_at is not None and now >= kill_at:
+                    deadline, kill_at = never, now + self._setting("kill_grace")
+            elif now >= kill_at:
                 OS.signal_group(pid, hard=True)
-                kill_at = None
+                kill_at = never
             if now >= check_at:
                 self._limit_output(pid)
                 check_at = now + self.CHECK_S
 
-    def _reason(self, job, deadline, now: float, look: bool):
+    def _reason(self, job, deadline: float, now: float, look: bool):
         """Why a running attempt shall end now, or None."""
         if self._bell.level >= 2:
             return "released"
         if (look or self._bell.orphaned()) and self._asked(job):  # nobody rings for an orphan
             return "cancelled"
-        return "timeout" if deadline is not None and now >= deadline else None
+        return "timeout" if now >= deadline else None
 
     def _clear(self, group: int) -> None:
         """Ends what an attempt that did not succeed has left of its group, so that nothing of it meets the next."""

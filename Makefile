@@ -16,7 +16,7 @@ test: $(STAMP)
 	PYTHON=$(PY) sh test.sh
 
 test-slow: $(STAMP)
-	$(PYTEST) -m slow --timeout 600 $(ARGS)
+	$(PYTEST) -m slow --timeout 600 -n 4 $(ARGS)
 
 test-all: test test-slow
 	$(PY) tests/matrix/matrix.py

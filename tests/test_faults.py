@@ -1551,7 +1551,7 @@ while not os.path.exists(%(stop)r):
 """
 
 
-@pytest.mark.parametrize("moments", [12, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [12, pytest.param(60, marks=pytest.mark.slow)])
 def test_at_random_moments_the_files_on_disk_are_a_sound_queue(bench, tmp_path, moments):
     import random
     chance = random.Random(20240817)

@@ -587,4 +587,4 @@ def test_the_store_does_what_the_model_says():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_store_does_what_the_model_says_for_long():
-    play(max_examples=1500, stateful_step_count=80)
+    play(max_examples=600, stateful_step_count=80)

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import sys
-import sysconfig
 import tempfile
 import xml.etree.ElementTree as ElementTree
 
@@ -91,8 +90,7 @@ def test_the_first_session_of_the_readme_goes_as_it_looks(queue):
     lines = [line[2:] for line in session.splitlines() if line.startswith("$ ")]
     first = [line for line in lines if "run --file" in line or "commands.txt" in line][:2]
     assert len(first) == 2
-    script = "\n".join(first).replace("/usr/lib/python3.11", sysconfig.get_paths()["stdlib"])
-    script = script.replace("python3 queuectl.py", " ".join(map(shlex.quote, queue.command())))
+    script = "\n".join(first).replace("python3 queuectl.py", " ".join(map(shlex.quote, queue.command())))
     done = queue.run(["sh", "-c", script])
     assert re.search(r"40 of 40 completed in [\d.]+ ?m?s", done.stdout)
 

@@ -6244,7 +6244,8 @@ def act(args, states, verb: str, done: str, change, good, strict: bool = False, 
         jobs = [queue.job(number) for number in ids] if strict or args.dry_run else []
         for job in jobs:
             if strict and job.state not in states:
-                raise UserError("job %d is %s: only %s can be used" % (job.id, job.state, ", ".join(states)))
+                raise UserError("job %d is %s, and this can be used on jobs that are %s: `%s explain %d` says how it stands" % (
+                    job.id, job.state, ", ".join(states), invoked(), job.id))
         if not args.dry_run:
             return report_each(done, change(queue, ids), good)
         for job in jobs:

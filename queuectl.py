@@ -925,7 +925,7 @@ class Posix:
     job_faults = (7,)        # errno of a spawn that is the job's own fault: E2BIG
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
-    _spawn_options = {}
+    _spawn_options = {}      # what posix_spawn is told of the scheduling of jobs
     _drawn = False           # whether there are byte locks of the gate to let go
 
     # -- places and words --
@@ -5032,7 +5032,8 @@ class Progress:
         self._bar = can_draw(sys.stderr)
         self._lines = lines
         self._begun = time.monotonic()
-        self._due_at = 0.0 if self._bar else self._begun + 5.0
+        self._every = 0.1 if self._bar else 5.0  # seconds
+        self._due_at = 0.0 if self._bar else self._begun + self._every
 
     def due(self) -> bool:
         """Whether there is something to show again."""
@@ -5043,7 +5044,7 @@ class Progress:
         now = time.monotonic()
         if not self.due():
             return
-        self._due_at = now + max(0.1 if self._bar else 5.0, 20 * cost)
+        self._due_at = now + max(self._every, 20 * cost)
         rate = done / max(now - self._begun, 0.001)
         left = (self._total - done) / rate if rate else 0
         text = "%d/%d%s  %.*f/s%s" % (done, self._total, note, 1 if rate < 10 else 0, rate,

@@ -896,6 +896,7 @@ def test_workers_of_a_deleted_database_end_with_a_message_and_make_no_new_one(be
     all_end(bench)
     assert "deleted" in bench.log(), bench.log()
     assert not bench.queue.db.exists(), "a database that was deleted must not come back"
+    assert bench.queue.held_locks() == []
     (bench.folder / "journal").unlink()
     bench.queue.start(2)  # a fresh queue in its place, in which nothing is left of the old
     bench.queue.wait_for(bench.enqueue("print=new", "exit=0"), "completed")
@@ -921,6 +922,7 @@ def test_workers_of_a_replaced_database_end_with_a_message_and_write_nothing_int
     all_end(bench)
     assert "replaced" in bench.log(), bench.log()
     assert dump(queue.db) == before
+    assert queue.held_locks() == []
 
 
 def dump(path):

@@ -65,7 +65,7 @@ TRANSITIONS = {
 # READY (or, for `run`, OWN), so a blocked job costs it nothing.
 READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x71756575  # "queu": tells a queue from any other SQLite database
 CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
@@ -106,6 +106,7 @@ CREATE TABLE job(
   batch INTEGER,
   pool INTEGER,                              -- the supervisor of a `run` that it is kept for
   schedule TEXT,
+  hook TEXT,                                 -- on_dead or on_idle: the setting whose command it is
   worker INTEGER,
   cancel INTEGER NOT NULL DEFAULT 0,         -- asked for while it ran
   exit_code INTEGER, error TEXT,
@@ -172,16 +173,23 @@ END;
 """
 
 # Steps from each version to the next, as (version, statements); a fresh database gets SCHEMA at once.
-MIGRATIONS = ()
+# tests/data holds a database of each release, which the tests migrate and compare with a fresh one.
+MIGRATIONS = (
+    (1, (
+        "ALTER TABLE job ADD COLUMN hook TEXT",
+        "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
+        "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
+    )),
+)
 
 JOB_COLUMNS = (
     "id", "state", "gate", "queue", "priority", "run_at", "delay", "command", "name", "cwd", "env",
     "attempt", "attempts", "crashes", "snoozes", "max_retries", "timeout", "backoff", "backoff_base",
     "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
-    "expires_at", "held", "cause", "batch", "pool", "schedule", "worker", "cancel", "exit_code",
+    "expires_at", "held", "cause", "batch", "pool", "schedule", "hook", "worker", "cancel", "exit_code",
     "error", "created_at", "started_at", "finished_at", "duration")
 JOB_TEXTS = ("state", "queue", "command", "name", "cwd", "backoff", "retry_on", "dead_on", "snooze_on", "key", "unique_key",
-             "schedule", "error")
+             "schedule", "hook", "error")
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 
 
@@ -2266,7 +2274,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
         """The job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
         shown = {column: getattr(self, column) for column in (
             "id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
-            "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "worker")}
+            "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "hook", "worker")}
         shown["unique"] = self.unique_key
         shown["held"] = bool(self.held)
         if self.duration is not None and abs(self.duration) < FOREVER_S:
@@ -2409,9 +2417,10 @@ class Transaction:
 class Plan:
     """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
 
-    def __init__(self, items, schedule=None, cwd=None, base=None):
+    def __init__(self, items, schedule=None, hook=None, cwd=None, base=None):
         self._queue = None     # from here on set by store
         self._schedule = schedule
+        self._hook = hook
         self._cwd = cwd
         self.batch = None
         self._newest = None    # the last job before these
@@ -2471,7 +2480,7 @@ class Plan:
                                             (label, now)).lastrowid
         defaults = queue.config()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
-        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=pool, schedule=self._schedule,
+        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=pool, schedule=self._schedule, hook=self._hook,
                       run_at=now, created_at=now, gate=READY if pool is None else OWN)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
@@ -3010,14 +3019,14 @@ class Queue:
     def _notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
         """Enqueues the user's command for an event: a job of its own, so it is bounded, logged, and harms no other."""
         command = self.setting(key)
-        if not command or job.schedule == "on_idle" or job.schedule == key:
+        if not command or job.hook in ("on_idle", key):
             return
         facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
                  "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
         data = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}}],
-                    schedule=key, cwd=job.cwd, base=data[0] if data else b"")
+                    hook=key, cwd=job.cwd, base=data[0] if data else b"")
         plan.store(self, now, pool=job.pool)
 
     def _ended(self, ended: list, now: float) -> None:

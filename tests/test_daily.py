@@ -820,6 +820,15 @@ def test_an_on_dead_command_that_fails_or_hangs_is_bounded_and_changes_no_other_
     assert jobs[0]["timeout"] is not None and jobs[0]["timeout"] <= 60 and jobs[0]["max_retries"] == 0
 
 
+def test_a_schedule_that_is_called_on_idle_has_its_notifications_too(queue):
+    told = hook(queue, "on_dead")
+    queue.cli("cron", "add", "on_idle", "--every", "1d", "--max-retries", "0", "--", "exit 9")
+    queue.start(1)
+    queue.cli("cron", "run", "on_idle")
+    [facts] = wait_until(told, message="the notification")
+    assert facts["QUEUECTL_EXIT_CODE"] == "9"
+
+
 def test_on_idle_runs_once_each_time_the_queue_has_run_empty(queue):
     told = hook(queue, "on_idle")
     queue.cli("config", "set", "on_dead", "exit 0")

@@ -394,8 +394,8 @@ def test_a_bulk_load_killed_in_the_middle_stores_nothing(bench, point):
 
 
 UPGRADE = """
-queuectl.SCHEMA_VERSION = 2
-queuectl.MIGRATIONS = ((1, ("ALTER TABLE job ADD COLUMN colour TEXT", "CREATE TABLE extra(x)", "INSERT INTO extra VALUES(1)",
+queuectl.SCHEMA_VERSION = 3
+queuectl.MIGRATIONS = ((2, ("ALTER TABLE job ADD COLUMN colour TEXT", "CREATE TABLE extra(x)", "INSERT INTO extra VALUES(1)",
                             "UPDATE job SET colour='red'")),)
 """
 DIE_IN_UPGRADE = UPGRADE + """
@@ -404,20 +404,20 @@ class Steps(tuple):
         yield self[0]
         yield self[1]
         die()
-queuectl.MIGRATIONS = ((1, Steps(queuectl.MIGRATIONS[0][1])),)
+queuectl.MIGRATIONS = ((2, Steps(queuectl.MIGRATIONS[0][1])),)
 """
 
 
 def test_a_migration_killed_in_the_middle_changes_nothing(bench):
     job = bench.enqueue("exit=0")
     assert bench.patched(DIE_IN_UPGRADE, "status").returncode == -signal.SIGKILL
-    assert bench.queue.sql("PRAGMA user_version")[0][0] & 255 == 1
+    assert bench.queue.sql("PRAGMA user_version")[0][0] & 255 == 2
     assert "colour" not in [row[1] for row in bench.queue.sql("PRAGMA table_info(job)")]
     bench.queue.start(1)  # the old program goes on
     bench.queue.wait_for(job, "completed")
     check(bench)
     assert bench.patched(UPGRADE, "status").returncode == 0
-    assert bench.queue.sql("PRAGMA user_version")[0][0] & 255 == 2 and bench.queue.sql("SELECT colour FROM job") == [("red",)]
+    assert bench.queue.sql("PRAGMA user_version")[0][0] & 255 == 3 and bench.queue.sql("SELECT colour FROM job") == [("red",)]
     one_error_line(bench.queue.cli("status", check=False), "newer")
 
 

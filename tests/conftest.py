@@ -199,10 +199,23 @@ class LiveQueue:
 
     def beside(self, *args, **options):
         """Starts a command that the test goes on beside; the fixture ends it."""
+        return self.background_process(self.command(*args), **options)
+
+    def background_process(self, command, **options):
         path = self.dir / ("output-%d.txt" % len(self.background))
-        process = Background(self.command(*args), path, cwd=str(self.dir),
-                             env=self.environment(options.pop("env", None)), **options)
+        process = Background(command, path, cwd=str(self.dir), env=self.environment(options.pop("env", None)), **options)
         self.background.append(process)
+        return process
+
+    def start_blind(self, count=1):
+        """Workers whose supervisor looks at the database once an hour by itself: what it does sooner, a hint or a due time caused.
+
+        So a test of waking up needs no clock: on a busy machine it is late, and without the hint it never comes.
+        """
+        text = "import sys; sys.path.insert(0, %r); import queuectl; queuectl.LOOK_S = 3600.0; sys.exit(queuectl.main())" % str(ROOT)
+        process = self.background_process([sys.executable, "-c", text, "--db", str(self.db), "worker", "start", "--foreground",
+                                           "--count", str(count)])
+        wait_until(lambda: len(self.json("worker", "list")) == count, 30, "the workers are there")
         return process
 
     def job(self, ref):

@@ -186,11 +186,18 @@ def test_wait_for_a_job_that_is_removed_meanwhile_is_not_told_as_a_success(queue
 
 
 def test_wait_wakes_within_a_moment_of_the_end(queue):
+    """About as fast as another command takes from its start: of three tries the best, measured side by side."""
     queue.start(1)
-    job = queue.enqueue(*queue.script("import time; time.sleep(1)"))
-    waiting = queue.beside("wait", job)
-    assert waiting.ends() == 0
-    assert time.time() - queue.job(job).finished_at < 0.7
+    late, starts = [], []
+    for _ in range(3):
+        job = queue.enqueue(*queue.sleeper(1))
+        waiting = queue.beside("wait", job)
+        assert waiting.ends() == 0
+        late.append(time.time() - queue.job(job).finished_at)
+        begun = time.monotonic()
+        queue.cli("wait", job)
+        starts.append(time.monotonic() - begun)
+    assert min(late) < 4 * min(starts), (late, starts)
 
 
 @linux_only("processor time of a child")

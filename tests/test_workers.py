@@ -180,14 +180,10 @@ def test_drain_in_the_background_ends_by_itself(queue):
 
 # ---- wake-up ---------------------------------------------------------------------------------------
 
-def test_an_idle_worker_takes_a_new_job_within_a_moment(queue):
-    queue.start(2)
-    queue.wait_for(queue.enqueue("exit 0"), "completed")
-    delays = []
+def test_an_idle_worker_takes_a_new_job_when_it_is_told_and_not_when_someone_looks(queue):
+    queue.start_blind(2)
     for _ in range(5):
-        job = queue.wait_for(queue.enqueue("exit 0"), "completed")
-        delays.append(job.started_at - job.created_at)
-    assert sorted(delays)[2] < 0.2, delays
+        queue.wait_for(queue.enqueue("exit 0"), "completed")
 
 
 @linux_only("CPU time is read from /proc")

@@ -29,6 +29,8 @@ import sys
 if sys.version_info < (3, 8):
     sys.stderr.write("queuectl: error: Python 3.8 or later is needed, this is %d.%d\n" % sys.version_info[:2])
     sys.exit(2)
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]  # the folder that this file, or with -m the user, is in: nothing that lies there is to be imported
 
 import os
 import sqlite3
@@ -888,6 +890,13 @@ def make_directory(path: str) -> None:
             pass  # another process was first
 
 
+def launching(path: str) -> list:
+    """Statements that load this file, by its path and from cached bytecode, and run it; `path` is a literal."""
+    return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
+            "queuectl.__file__ = " + path, "SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)",
+            "sys.exit(queuectl.main())"]
+
+
 def copy_bytes(source, target, most: int) -> int:
     """Copies what there is, at most so many bytes; returns how many."""
     copied = 0
@@ -1361,12 +1370,12 @@ class Posix:
             raise UserError("no home directory to install into: set HOME")
         return os.path.join(home, ".local", "bin")
 
-    def launcher(self, folder: str) -> tuple:
+    def launcher(self, path: str) -> tuple:
         """(file name, text) of the command that `install` makes."""
         first = "#!%s -IS" % sys.executable
         if " " in sys.executable or len(first) > 120:  # what the kernel doesn't take: sh starts it, in Python's eyes by a string
             first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
-        return PROGRAM, "%s\nimport sys\nsys.path.insert(0, %r)\nimport queuectl\nsys.exit(queuectl.main())\n" % (first, folder)
+        return PROGRAM, "%s\nimport sys\n%s\n" % (first, "\n".join(launching(repr(path))))
 
     def reader_left(self, seconds: float) -> bool:
         """Waits so long; true as soon as nobody reads our stdout any more."""
@@ -2065,10 +2074,10 @@ class Windows:
     def install_dir(self) -> str:
         return os.path.join(os.path.expanduser("~"), ".local", "bin")
 
-    def launcher(self, folder: str) -> tuple:
+    def launcher(self, path: str) -> tuple:
         """(file name, text) of the command that `install` makes."""
-        code = "import sys; sys.argv[0] = '%s'; sys.path.insert(0, '%s'); import queuectl; sys.exit(queuectl.main())" % (
-            PROGRAM, folder.encode("unicode_escape").decode("ascii").replace("'", "\\x27"))
+        literal = "'%s'" % path.encode("unicode_escape").decode("ascii").replace("'", "\\x27")
+        code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(launching(literal)))
         line = '@"%s" -IS -c "%s" ' % (self.argv([sys.executable])[0], code)
         page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # else it is read in the console's code page
         return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
@@ -6953,7 +6962,7 @@ def args_install(parser) -> None:
 def cmd_install(args) -> int:
     source = os.path.abspath(__file__)
     folder = OS.install_dir()
-    name, text = OS.launcher(os.path.dirname(source))
+    name, text = OS.launcher(source)
     path = os.path.join(folder, name)
     refuse_stranger(path, needed=args.uninstall)
     if args.uninstall:

@@ -654,8 +654,10 @@ CRON_FIELDS = (  # name, first and last value, names of the values from the firs
     ("hour", 0, 23, []),
     ("day of month", 1, 31, []),
     ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec".split()),
-    ("day of week", 0, 6, "sun mon tue wed thu fri sat 7".split()),  # 7 is Sunday again
+    ("day of week", 0, 6, "sun mon tue wed thu fri sat".split()),  # and 7, which is Sunday again
 )
+LAST_DAY, LAST_WORKDAY = 32, 33  # L and LW, among the days of a month
+LAST_OF_MONTH = 6                # 6L among the weekdays is 6 + 7 * this; 6#4 is 6 + 7 * 4
 
 
 class Cron(namedtuple("Cron", "minutes hours days months weekdays either_day by_clock")):
@@ -667,9 +669,19 @@ class Cron(namedtuple("Cron", "minutes hours days months weekdays either_day by_
     __slots__ = ()
 
     def runs_on(self, date: time.struct_time) -> bool:
-        by_month = date.tm_mday in self.days
-        by_week = (date.tm_wday + 1) % 7 in self.weekdays
+        day, weekday = date.tm_mday, (date.tm_wday + 1) % 7
+        left = month_length(date.tm_year, date.tm_mon) - day
+        by_month = (day in self.days or left == 0 and LAST_DAY in self.days or LAST_WORKDAY in self.days
+                    and 0 < weekday < 6 and left <= (2 if weekday == 5 else 0))
+        by_week = (weekday in self.weekdays or weekday + (day + 6) // 7 * 7 in self.weekdays
+                   or left < 7 and weekday + LAST_OF_MONTH * 7 in self.weekdays)
         return by_month or by_week if self.either_day else by_month and by_week
+
+
+def month_length(year: int, month: int) -> int:
+    if month == 2:
+        return 28 + (year % 4 == 0 and (year % 100 != 0 or year % 400 == 0))
+    return 30 if month in (4, 6, 9, 11) else 31
 
 
 def parse_cron(spec: str) -> Cron:
@@ -677,7 +689,9 @@ def parse_cron(spec: str) -> Cron:
 
     A day field that starts with *, even */2, counts as unrestricted, as in Vixie cron: the
     other one must match too (croniter does so only with implement_cron_bug=True). Ranges that
-    wrap around (22-6) are refused, but for those that end on Sunday (fri-sun).
+    wrap around (22-6) are refused, but for those that end on Sunday (fri-sun).  Beyond Vixie cron, a day
+    may be L (the last of the month) or LW (its last from Monday to Friday), and a weekday 6#4 (the fourth
+    Saturday) or 6L (the last one).
     """
     fields = CRON_NICKNAMES.get(spec.strip().lower(), spec).split()
     if len(fields) != 5:
@@ -687,7 +701,7 @@ def parse_cron(spec: str) -> Cron:
     cron = Cron(*(parse_cron_field(text, *field) for text, field in zip(fields, CRON_FIELDS)),
                 either_day=not (day or weekday), by_clock=minute or hour)
     longest = 29 if cron.months == (2,) else 30 if {2, 4, 6, 9, 11}.issuperset(cron.months) else 31
-    if cron.days[0] > longest and not cron.either_day:
+    if all(longest < day < LAST_DAY for day in cron.days) and not cron.either_day:
         raise UserError("schedule %r never runs: its months have at most %d days" % (spec, longest))
     return cron
 
@@ -695,10 +709,12 @@ def parse_cron(spec: str) -> Cron:
 def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -> tuple:
     """The sorted values of one field: a list of N, N-M or *, with a /step or not (N/step too)."""
 
+    monthly, weekly = last == 31, last == 6
+
     def refuse(why: str):
-        by_name = " or %s-%s" % (names[0], names[last - first]) if names else ""
-        raise UserError("%s %r: %s; allowed: %d-%d%s, *, lists 1,2, ranges 1-5, steps */2 or 1-5/2"
-                        % (name, text, why, first, last, by_name))
+        by_name = " or %s-%s" % (names[0], names[-1]) if names else ""
+        raise UserError("%s %r: %s; allowed: %d-%d%s, *, lists 1,2, ranges 1-5, steps */2 or 1-5/2%s" % (
+            name, text, why, first, last, by_name, ", L, LW" if monthly else ", 6#4, 6L" if weekly else ""))
 
     def number(what: str, word: str, low: int, high: int) -> int:
         # Not int() alone: it takes '+1', '1_0' and other scripts' digits too.
@@ -707,22 +723,30 @@ def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -
         return refuse("%s %r is not a number from %d to %d" % (what, word, low, high))
 
     def value(word: str) -> int:
-        return first + names.index(word) if word in names else number("value", word, first, last)
+        return first + names.index(word) if word in names else number("value", word, first, 7 if weekly else last)
 
     values = set()
     for item in text.lower().split(","):
-        span, slash, step = item.partition("/")
-        low, dash, high = span.partition("-") if span != "*" else (str(first), "-", str(last))
-        low = value(low) % (last + 1)  # changes only the 7 of Sunday
-        high = value(high) if dash else last if slash else low
-        if names and high == 0 < low:  # fri-sun
-            high = 7
-        if low > high:
-            refuse("%s runs backwards, write %d-%d,%d-%d" % (span, low, last, first, high))
-        # A step beyond the cycle is refused: */90 would mean hourly, not every 90 minutes.
-        step = number("step", step, 1, last - first + 1) if slash else 1
-        values.update(range(low, high + 1, step))
-    return tuple(sorted({n % (last + 1) for n in values}))
+        if monthly and item in ("l", "lw"):
+            values.add(LAST_DAY if item == "l" else LAST_WORKDAY)
+        elif weekly and ("#" in item or item.endswith("l")):
+            day, mark, which = item.partition("#") if "#" in item else (item[:-1], "", "")
+            values.add(value(day) % 7 + 7 * (number("the week", which, 1, 5) if mark else LAST_OF_MONTH))
+        else:
+            span, slash, step = item.partition("/")
+            low, dash, high = span.partition("-") if span != "*" else (str(first), "-", str(last))
+            low = value(low)
+            high = value(high) if dash else last if slash else low
+            if weekly and high == 0 < low:  # fri-sun
+                high = 7
+            if weekly and low == 7 > high:  # 7-2
+                low = 0
+            if low > high:
+                refuse("%s runs backwards, write %d-%d,%d-%d" % (span, low, last, first, high))
+            # A step beyond the cycle is refused: */90 would mean hourly, not every 90 minutes.
+            step = number("step", step, 1, last - first + 1) if slash else 1
+            values.update(0 if weekly and n == 7 else n for n in range(low, high + 1, step))
+    return tuple(sorted(values))
 
 
 def next_run(cron: Cron, after: float, tz=None) -> float:

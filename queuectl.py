@@ -121,7 +121,7 @@ CREATE INDEX job_pool ON job(pool) WHERE pool IS NOT NULL;
 CREATE INDEX job_running ON job(worker) WHERE state='processing';
 CREATE INDEX job_settled ON job(state) WHERE state IN ('completed','failed','dead','cancelled');
 CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL;
-CREATE INDEX job_unique ON job(unique_key) WHERE unique_key IS NOT NULL;
+CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key IS NOT NULL;
 CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX job_big ON job(worker, slots) WHERE state='processing' AND slots>1;
 CREATE INDEX job_batch ON job(batch) WHERE batch IS NOT NULL;
@@ -181,6 +181,8 @@ MIGRATIONS = (
         "ALTER TABLE job ADD COLUMN hook TEXT",
         "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
+        "DROP INDEX job_unique",
+        "CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key IS NOT NULL",
     )),
 )
 
@@ -2341,6 +2343,10 @@ def orphan_text(parent: int, state: str) -> str:
     return "its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")
 
 
+def duplicate_text(job: int) -> str:
+    return "job %d, which has the same unique key, is unfinished" % job
+
+
 def searchable(text: str):
     """A string that SQLite can be asked for, whatever bytes it was made of."""
     return text.encode("utf-8", "replace").decode()
@@ -2946,13 +2952,12 @@ class Queue:
         self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
 
     def _twin(self, key: str, window: float, now: float):
-        """The id of the job that makes another with this unique key superfluous."""
-        rows = self._db.execute("SELECT id, state, finished_at FROM job INDEXED BY job_unique "
-                                "WHERE unique_key=? ORDER BY id DESC LIMIT 100", (key,)).fetchall()
-        for job, state, finished_at in rows:
-            if state not in FINAL or finished_at is not None and finished_at > now - window:
-                return job
-        return None
+        """The id of the job that makes another with this unique key superfluous: it is unfinished, or ended within `window`."""
+        return self._db.execute(
+            "SELECT coalesce((SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
+            " AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
+            " AND state IN ('completed','dead','cancelled') AND finished_at>:since))",
+            {"key": key, "since": now - window if window else None}).fetchone()[0]
 
     # -- gates: what keeps a waiting job from being claimed --
 
@@ -3091,12 +3096,16 @@ class Queue:
                 ended.append((job, "cancelled"))
 
     def _revive(self, job, now: float) -> bool:
-        """Back to pending by a person's will: retries counted anew, and children that it had cancelled come back."""
-        if job.state not in TRANSITIONS["retry"] or self._failed_parent(job):
+        """Retry a job, and the children that its failure cancelled, but none of which a duplicate is unfinished (`unique`)."""
+        if job.state not in TRANSITIONS["retry"] or self._failed_parent(job) or self._duplicate(job):
             return False
         revived = [job]
         while revived:
             job = revived.pop()
+            duplicate = self._duplicate(job)
+            if duplicate:
+                self._db.execute("UPDATE job SET error=? WHERE id=?", (duplicate_text(duplicate), job.id))
+                continue
             failed = self._failed_parent(job)
             if failed:  # another parent of a child keeps it cancelled
                 self._db.execute("UPDATE job SET cause=?, error=? WHERE id=?", (failed[0], orphan_text(*failed), job.id))
@@ -3112,6 +3121,10 @@ class Queue:
                                     "WHERE dep.parent=? AND job.cause=? AND job.state='cancelled'", (job.id, job.id)).fetchall()
             revived.extend(Job.of(row) for row in rows)
         return True
+
+    def _duplicate(self, job):
+        """The id of an unfinished job with the unique key of one that has ended, or None."""
+        return None if job.unique_key is None else self._twin(job.unique_key, 0, 0)
 
     def _failed_parent(self, job):
         """(id, state) of a parent whose end keeps a job cancelled, or None."""
@@ -3614,6 +3627,8 @@ class Queue:
             failed = self._failed_parent(job)
             if job.state == "pending":
                 return "pending already"
+            if failed is None and job.state in FINAL:
+                return "%s, and %s" % (job.state, duplicate_text(self._duplicate(job)))
             return job.state if failed is None else "%s: retry %s first" % (job.state, orphan_text(*failed)[4:])
         return self._each(ids, change)
 

@@ -591,13 +591,64 @@ def test_unique_keys_hold_within_a_file_and_only_new_jobs_count_in_its_batch(sto
     assert [(b.total, b.unfinished) for b in store.batches()] == [(2, 2)]
 
 
-def test_a_rescued_job_does_not_stick_on_a_key_that_a_newer_twin_took(store):
+def test_a_retry_makes_no_second_unfinished_job_of_a_unique_key(store):
     number = store.enqueue("x", unique="u", max_retries=0)
     bury(store, number)
     newer = store.enqueue("x", unique="u")
     assert newer != number
-    assert store.retry([number]) == [(number, "pending")]
-    assert set(order(store)) == {number, newer}
+    [(_, result)] = store.retry([number])
+    assert result.startswith("dead, and job %d" % newer)
+    assert order(store) == [newer]
+    assert store.retry([number, newer])[0] == (number, "pending")
+    assert states(store, number, newer) == ["pending", "completed"]
+
+
+def test_an_old_job_that_was_retried_is_seen_behind_hundreds_of_newer_ones_with_its_unique_key(store):
+    first = store.enqueue("x", unique="u")
+    finish(store, claim(store))
+    for _ in range(150):
+        assert store.enqueue("x", unique="u") != first
+        finish(store, claim(store))
+    assert store.retry([first]) == [(first, "pending")]
+    assert store.enqueue("x", unique="u") == first
+    job = claim(store)
+    assert job.id == first and store.enqueue("x", unique="u") == first
+    fail(store, job)
+    assert store.enqueue("x", unique="u") == first
+
+
+@pytest.mark.parametrize("end", ["completed", "dead", "cancelled"])
+def test_of_two_finished_jobs_with_a_unique_key_one_call_retries_one(store, end):
+    ids = []
+    for _ in range(2):
+        ids.append(store.enqueue("x", unique="u", max_retries=0))
+        if end == "cancelled":
+            store.cancel([ids[-1]])
+        else:
+            finish(store, claim(store), "completed" if end == "completed" else "failed", 1)
+    assert [result.split(",")[0] for _, result in store.retry(ids)] == ["pending", end]
+    assert states(store, *ids) == ["pending", end]
+
+
+def test_a_child_comes_back_with_its_parent_but_not_beside_an_unfinished_job_of_its_unique_key(store):
+    parent = store.enqueue("p", max_retries=0)
+    child = store.enqueue("c", after=str(parent), unique="u")
+    grandchild = store.enqueue("g", after=str(child))
+    bury(store, parent)
+    newer = store.enqueue("c", unique="u")
+    store.retry([parent])
+    assert states(store, parent, child, grandchild, newer) == ["pending", "cancelled", "cancelled", "pending"]
+    assert str(newer) in store.job(child).error
+    assert sorted(order(store)) == [parent, newer]
+    assert store.retry([child]) == [(child, "pending")]
+    assert states(store, grandchild) == ["pending"]
+
+
+def test_a_clock_that_was_set_back_does_not_make_an_ended_job_a_duplicate(store, clock):
+    number = store.enqueue("x", unique="u")
+    finish(store, claim(store))
+    clock.pass_by(-HOUR)
+    assert store.enqueue("x", unique="u") != number
 
 
 # ---- dependencies ---------------------------------------------------------------------------------------

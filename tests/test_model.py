@@ -110,9 +110,9 @@ class Model:
     # -- commands --
 
     def twin(self, unique, window):
-        found = [j.id for j in self.jobs.values() if j.unique == unique and (
-            j.state not in FINAL or j.finished_at > self.clock() - window)]
-        return max(found, default=None)
+        same = [j for j in self.jobs.values() if j.unique == unique]
+        return (max((j.id for j in same if j.state not in FINAL), default=None) or
+                max((j.id for j in same if window and j.state in FINAL and j.finished_at > self.clock() - window), default=None))
 
     def add(self, specs, label, pool=None):
         """The ids of new jobs; a parent is an id, a batch below zero, or a Place in the same file."""
@@ -174,11 +174,14 @@ class Model:
             self.settle(job)
 
     def retry(self, number):
-        if self.jobs[number].state not in FINAL or self.failed_parent(self.jobs[number]):
+        job = self.jobs[number]
+        if job.state not in FINAL or self.failed_parent(job) or job.unique and self.twin(job.unique, 0):
             return
-        revived = [self.jobs[number]]
+        revived = [job]
         while revived:
             job = revived.pop()
+            if job.unique and self.twin(job.unique, 0):
+                continue
             stuck = self.failed_parent(job)
             if stuck:
                 job.cause = stuck  # its turn comes when that one is retried

@@ -1398,6 +1398,8 @@ class Posix:
 
     def launcher(self, path: str) -> tuple:
         """(file name, text) of the command that `install` makes."""
+        if plain(sys.executable) != sys.executable or set(sys.executable) & set("\"$`\\'"):
+            raise UserError("no launcher can name %s: install with a Python whose path has no quotes, $ or \\" % quoted(sys.executable))
         first = "#!%s -IS" % sys.executable
         if " " in sys.executable or len(first) > 120:  # what the kernel doesn't take: sh starts it, in Python's eyes by a string
             first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
@@ -4867,7 +4869,7 @@ def complain(text: str) -> int:
     except (OSError, ValueError):
         drop_stdout()
     try:
-        sys.stderr.write("%s: error: %s\n" % (PROGRAM, " ".join(text.split())))
+        sys.stderr.write("%s: error: %s\n" % (PROGRAM, harmless(" ".join(text.split()))))
         sys.stderr.flush()
     except (OSError, ValueError):
         pass
@@ -4878,7 +4880,19 @@ def paint(text: str, colour, stream) -> str:
     """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
     if not colour or not can_draw(stream) or os.environ.get("NO_COLOR"):
         return text
-    return "\033[%sm%s\033[0m" % (COLOURS[colour], text) if OS.terminal_colours(stream) else text
+    return "%s%sm%s%s0m" % (MARK, COLOURS[colour], text, MARK) if OS.terminal_colours(stream) else text
+
+
+MARK = "\033[" + os.urandom(8).hex()  # how paint marks a colour on its way to `harmless`; no text of a job has it
+
+
+def harmless(text: str) -> str:
+    """Return a line as it may be written: colours of `paint` are obeyed, every other control or bidi character is shown.
+
+    All that is printed for people comes through here, whether it was put together from the database, a path or a message.
+    """
+    first, *painted = text.split(MARK)
+    return plain(first) + "".join("\033[%sm%s" % (colour, plain(rest)) for colour, _, rest in (part.partition("m") for part in painted))
 
 
 def terminal_width(stream) -> int:
@@ -4893,13 +4907,13 @@ def terminal_width(stream) -> int:
 
 def out(text: str = "") -> None:
     """One line of data."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(harmless(text) + "\n")
 
 
 def talk(text: str) -> None:
     """One line for people, beside the data."""
     sys.stdout.flush()
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(harmless(text) + "\n")
     sys.stderr.flush()
 
 
@@ -4915,7 +4929,7 @@ def plural(count: int, noun: str) -> str:
 def out_json(value) -> None:
     """JSON in ASCII: whatever a job is called, no control character gets through."""
     import json
-    out(json.dumps(value, indent=2))
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def cell_width(text: str) -> int:
@@ -5065,7 +5079,7 @@ def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, dur
 def print_log(event: str, more: bool = False, **facts) -> None:
     """Takes what workers and supervisors tell; a reader that has gone stops nobody.  `more`: written with the next line."""
     try:
-        sys.stdout.write(log_line(event, sys.stdout, **facts) + "\n")
+        out(log_line(event, sys.stdout, **facts))
         if not more:
             sys.stdout.flush()
     except (OSError, ValueError):
@@ -5138,9 +5152,7 @@ def last_lines(path: str, count: int) -> list:
 
 
 def xml_text(text: str) -> str:
-    """Text for XML 1.0, which has no place for control characters."""
-    text = text.encode("utf-8", "replace").decode()
-    text = "".join(c if c in "\n\t" or c >= " " and c not in "\x7f\ufffe\uffff" else "\ufffd" for c in text)
+    """Printable text for XML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
@@ -5152,10 +5164,10 @@ def junit(jobs, files, took: float) -> str:
                  PROGRAM, len(jobs), len(bad), took)]
     for job in jobs:
         lines.append('<testcase classname="%s" name="%s" time="%.3f">' % (
-            PROGRAM, xml_text(job.name or job.command), job.duration or 0.0))
+            PROGRAM, xml_text(plain(job.name or job.command)), job.duration or 0.0))
         if job.state != "completed":
             tail = "\n".join(last_lines(files.log(job.id, job.attempt), 50))
-            lines.append('<failure message="%s">%s</failure>' % (xml_text(job.error or job.state), xml_text(tail)))
+            lines.append('<failure message="%s">%s</failure>' % (xml_text(plain(job.error or job.state)), xml_text(tail)))
         lines.append("</testcase>")
     return "\n".join(lines) + "\n</testsuite></testsuites>\n"
 
@@ -5281,7 +5293,7 @@ def warn_if_stuck(queue, number: int) -> None:
     if not serving(queue, job):
         talk("no worker serves it: start some with `%s worker start`" % invoked())
     elif job.state in WAITING and queue.is_paused(job.queue):
-        talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), job.queue))
+        talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
 def enqueue_file(args, options: dict) -> int:
@@ -5757,7 +5769,7 @@ def print_json_pages(pages, limit: int, total) -> int:
         for job in page:
             sys.stdout.write(("," if shown else "") + "\n  " + json.dumps(job.to_dict()))
             shown += 1
-    out("\n]" if shown else "]")
+    sys.stdout.write("\n]\n" if shown else "]\n")
     say_more(limit, total, shown)
     return 0
 
@@ -6099,7 +6111,8 @@ def cmd_top(args) -> int:
     with open_queue(args) as queue:
         screen = Top(queue)
         if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
-            out("\n".join(screen.lines(terminal_width(sys.stdout) or 80, 24)))
+            for line in screen.lines(terminal_width(sys.stdout) or 80, 24):
+                out(line)
             return 0
         with OS.raw_terminal(screen.end) as keys:
             sys.stdout.write("\033[?1049h\033[?25l")  # the other screen, no cursor
@@ -6140,7 +6153,7 @@ class Top:
 
     def draw(self) -> None:
         size = os.get_terminal_size(sys.stdout.fileno())
-        lines = self.lines(size.columns, size.lines)
+        lines = [harmless(line) for line in self.lines(size.columns, size.lines)]
         sys.stdout.write("\033[H" + "\033[K\r\n".join(lines[:size.lines]) + "\033[K\033[J")
         sys.stdout.flush()
 
@@ -6470,7 +6483,7 @@ def reason_text(job, reason: str, detail) -> str:
         return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
     if reason == "behind":
         return "behind %s" % plural(detail, "other")
-    words = {"id": job.id, "queue": plain(job.queue), "key": plain(job.key or ""), "me": invoked(), "detail": detail,
+    words = {"id": job.id, "queue": job.queue, "pasted": OS.quote([job.queue]), "key": job.key, "me": invoked(), "detail": detail,
              "time": local(detail) if reason in ("time", "rate") else "",
              "left": span(detail - time.time()) if reason == "time" else ""}
     return REASONS[reason] % words
@@ -6480,7 +6493,7 @@ REASONS = {
     "held": "held: `%(me)s release %(id)d` lets it go",
     "time": "not due until %(time)s, in %(left)s",
     "key": "its key %(key)s is held by job %(detail)d",
-    "paused": "queue %(queue)s is paused: `%(me)s queue resume %(queue)s`",
+    "paused": "queue %(queue)s is paused: `%(me)s queue resume %(pasted)s`",
     "limit": "the limit of queue %(queue)s (%(detail)d at once) is reached",
     "rate": "the rate of queue %(queue)s allows the next at %(time)s",
     "worker": "a worker %(detail)s",
@@ -6926,7 +6939,13 @@ complete -c queuectl -f -a '(__queuectl_complete)'
   param($word, $ast, $position)
   $words = @($ast.CommandElements | Select-Object -Skip 1 | ForEach-Object { $_.ToString() })
   if (-not $word) { $words += '' }
-  queuectl _complete @words | ForEach-Object { [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterValue', $_) }
+  queuectl _complete @words | ForEach-Object {
+    $text = $_
+    if ($text -notmatch '^[\\w.:/=+-]+$') {
+      $text = "'" + [System.Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'"
+    }
+    [System.Management.Automation.CompletionResult]::new($text, $_, 'ParameterValue', $_)
+  }
 }
 """,
 }
@@ -6955,12 +6974,27 @@ def cmd_service(args) -> int:
     kind = parse_choice(args.kind, "the kind", SERVICES)
     database = os.path.abspath(find_database(args.db))
     words = program_argv() + ["worker", "start", "--foreground", "--count", str(args.count), "--db", database]
-    out({"launchd": launchd_plist, "windows": windows_task}.get(kind, lambda w: systemd_unit(w, kind))(words).rstrip("\n"))
+    refuse_unwritable(kind, words)
+    sys.stdout.write({"launchd": launchd_plist, "windows": windows_task}.get(kind, lambda w: systemd_unit(w, kind))(words))
     talk({"systemd": "into ~/.config/systemd/user/queuectl.service, then: systemctl --user enable --now queuectl; loginctl enable-linger",
           "systemd-system": "into /etc/systemd/system/queuectl.service, then: systemctl enable --now queuectl",
           "launchd": "into ~/Library/LaunchAgents/queuectl.plist, then: launchctl load -w ~/Library/LaunchAgents/queuectl.plist",
           "windows": "save it as queuectl.xml, then: schtasks /Create /TN queuectl /XML queuectl.xml"}[kind])
     return 0
+
+
+def refuse_unwritable(kind: str, words: list) -> None:
+    """Refuse a path that a file of this kind cannot hold, or that would not be seen in it as it is.
+
+    A line break would add lines of its own, bidi characters show another path than is meant, XML has no
+    control characters, and no format has bytes that are not UTF-8.  The Task Scheduler replaces %NAME% and
+    $(NAME), which nothing there escapes, and systemd keeps $$ in the path of the program.
+    """
+    for word in words:
+        shown = word.replace("\u3000", " ").replace("\xa0", " ")  # blanks that Python does not call printable
+        active = kind == "windows" and (word.count("%") > 1 or "$(" in word) or kind.startswith("systemd") and "$" in words[0]
+        if active or plain(shown) != shown:
+            raise UserError("a service of %s can't hold %s as it is: use another path, with --db or QUEUECTL_DB" % (kind, quoted(word)))
 
 
 def systemd_unit(words: list, kind: str) -> str:
@@ -7238,7 +7272,7 @@ def complete(args) -> int:
         else:
             choices = value_choices(args, found, actions, before[-1])
     for choice in sorted(set(map(str, choices))):
-        if choice.startswith(word):
+        if choice.startswith(word) and plain(choice) == choice:  # else it would not be what is put on the line
             out(choice)
     return 0
 
@@ -7264,14 +7298,17 @@ def parse_words(words: list):
 
 
 def print_help() -> None:
-    out("%s %s: a persistent background job queue in one file\n" % (PROGRAM, __version__))
-    out("usage: %s [--db PATH] COMMAND [options]\n" % PROGRAM)
-    out("Start with: %(p)s run 'make test' | or: %(p)s worker start; %(p)s enqueue make test\n" % {"p": invoked()})
+    for line in ("%s %s: a persistent background job queue in one file" % (PROGRAM, __version__),
+                 "usage: %s [--db PATH] COMMAND [options]" % PROGRAM,
+                 "Start with: %(p)s run 'make test' | or: %(p)s worker start; %(p)s enqueue make test" % {"p": invoked()}):
+        out(line)
+        out()
     for title, group in COMMAND_GROUPS[:-1]:
         out(title)
         for found in group:
             out("  %-14s %s" % (" ".join(found.words), found.purpose))
-    out("\n%s COMMAND --help tells more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
+    out()
+    out("%s COMMAND --help tells more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
 
 
 # == Main ==============================================================================

@@ -851,7 +851,7 @@ class Files:
     """Where things lie beside a database: all that is not in it."""
 
     def __init__(self, database: str):
-        self.database = os.path.abspath(database)
+        self.database = database
         self.root = self.database + ".d"
         self.workers = os.path.join(self.root, "workers")
         self.logs = os.path.join(self.root, "logs")
@@ -947,11 +947,8 @@ def remove(path: str) -> None:
 # Calls Small helpers.  The facts behind it: flock(2), setsid(2), proc(5), posix_spawn(3).
 
 def flush_file(path: str, flush) -> None:
-    """Calls `flush` with a descriptor of a file that is to be on the disk; without the file there is nothing to do."""
-    try:
-        fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return
+    """Call `flush` with a descriptor of a file that is to be on the disk."""
+    fd = os.open(path, os.O_RDWR)
     try:
         flush(fd)
     finally:
@@ -1033,6 +1030,10 @@ class Posix:
     def network_disk(self, path: str) -> str:
         """The kind of network file system that `path` is on; "" where it is none or can't be told."""
         return ""
+
+    def is_mount(self, path: str) -> bool:
+        """Whether a single file is mounted at `path`, as containers do; False where that can't be told."""
+        return False
 
     # -- locks that the kernel drops with their last holder --
 
@@ -1150,7 +1151,7 @@ class Posix:
             fcntl.lockf(fd, fcntl.LOCK_UN)
 
     def sync(self, path: str) -> None:
-        """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
+        """Return when what was written to a file is on the disk."""
         import fcntl
         if hasattr(fcntl, "F_FULLFSYNC"):  # macOS's fsync leaves data in the drive
             flush_file(path, lambda fd: fcntl.fcntl(fd, fcntl.F_FULLFSYNC))
@@ -1508,6 +1509,16 @@ class Linux(Posix):
         except OSError:
             return False
 
+    def is_mount(self, path: str) -> bool:
+        wanted = os.fsencode(path)
+        for char in b"\\", b" ", b"\t", b"\n":  # proc(5) has these in octal
+            wanted = wanted.replace(char, b"\\%03o" % ord(char))
+        try:
+            with open("/proc/self/mountinfo", "rb") as file:
+                return any(line.split(b" ", 5)[4] == wanted for line in file if wanted in line)
+        except OSError:
+            return False
+
     def network_disk(self, path: str) -> str:
         best, kind = "", ""
         path = os.path.realpath(path)
@@ -1845,6 +1856,10 @@ class Windows:
         share = drive.startswith("\\\\") and drive[:4] != "\\\\?\\"
         return "a share" if share or self.call("GetDriveTypeW", drive + "\\") == 4 else ""  # DRIVE_REMOTE
 
+    def is_mount(self, path: str) -> bool:
+        """False: only folders can be mounted here."""
+        return False
+
     # -- locks that the system drops with their last holder --
 
     def _open(self, path: str, sharing: int, how: int, flags: int = 0) -> int:
@@ -1882,7 +1897,7 @@ class Windows:
         return ""
 
     def sync(self, path: str) -> None:
-        """Returns when what was written to a file is on the disk; without the file there is nothing to do."""
+        """Return when what was written to a file is on the disk."""
         flush_file(path, os.fsync)
 
     def open_gate(self, path: str):
@@ -2265,11 +2280,17 @@ OS = Windows() if os.name == "nt" else Linux() if sys.platform.startswith("linux
 
 
 def find_database(given) -> str:
-    """The database to use: what was given, else QUEUECTL_DB, else one for this user."""
+    """Return the path of the database to use: what was given, else QUEUECTL_DB, else one for this user.
+
+    It is the one path without links that all names of a file lead to: the -wal and the locks lie beside that.
+    """
     path = given if given is not None else os.environ.get("QUEUECTL_DB", "")
     if given == "" or "\0" in (path or ""):
         raise UserError("--db must name a file")
-    return path or os.path.join(OS.state_dir(), "queue.db")
+    path = os.path.realpath(path or os.path.join(OS.state_dir(), "queue.db"))
+    if os.path.islink(path):
+        raise UserError("%s is a link that leads back to itself: give another --db" % plain(path))
+    return path
 
 
 def lock_advice(database: str) -> str:
@@ -2452,7 +2473,7 @@ class Transaction:
         if listeners:
             queue._send(listeners, queue._ring)
         if kind is None and queue.sync and db.total_changes > self._before:
-            OS.sync(queue.path + "-wal")
+            queue.sync_wal()
 
 
 class Plan:
@@ -2719,7 +2740,7 @@ class Queue:
     # -- opening --
 
     def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time, create: bool = True):
-        self.path = os.path.abspath(find_database(path))
+        self.path = find_database(path)
         self.files = Files(self.path)
         self.patience = patience
         self._clock = clock
@@ -2754,6 +2775,8 @@ class Queue:
             if not create:
                 raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
+        if create:  # not by workers: a snapshot that links the file stops none of them
+            self._refuse_second_name()
         self._db = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
@@ -2766,6 +2789,16 @@ class Queue:
         self._db.execute("PRAGMA checkpoint_fullfsync=1")
         self._db.execute("PRAGMA journal_size_limit=16777216")
         self._db.execute("PRAGMA wal_autocheckpoint=16000")  # 16 MB: a page that changes often is copied back less often
+
+    def _refuse_second_name(self) -> None:
+        """Refuse a file with a name that links can't tell: SQLite would keep a -wal for each name, and we the locks."""
+        names = os.stat(self.path).st_nlink
+        if names > 1:
+            raise UserError("%s has %d names (hard links), and SQLite would keep a -wal for each: remove the names that were "
+                            "added, and keep the one that has files beside it" % (plain(self.path), names))
+        if OS.is_mount(self.path):
+            raise UserError("%s is mounted as a single file, and what is written beside it would be lost: mount its directory" %
+                            plain(self.path))
 
     def _make_file(self) -> None:
         folder = os.path.dirname(self.path)
@@ -2864,6 +2897,14 @@ class Queue:
             raise QueueGone("the database %s was deleted" % plain(self.path)) from None
         if (stat.st_dev, stat.st_ino) != self._inode:
             raise QueueGone("the database %s was replaced by another" % plain(self.path))
+
+    def sync_wal(self) -> None:
+        """Return when all commits are on the disk; raise QueueGone if the -wal that holds them is not where it belongs."""
+        try:
+            OS.sync(self.path + "-wal")
+        except FileNotFoundError:
+            if self._read("PRAGMA journal_mode") == [("wal",)]:  # not so on a disk that can't have it
+                raise QueueGone("%s-wal was deleted while it was in use: what was written last may be lost" % plain(self.path)) from None
 
     def changes(self) -> int:
         """A number that differs once others have committed."""
@@ -5452,7 +5493,7 @@ class Run:
 # -- worker --
 
 def worker_argv(database: str) -> list:
-    return program_argv() + ["_worker", "--db", os.path.abspath(database)]
+    return program_argv() + ["_worker", "--db", database]
 
 
 def program_argv() -> list:
@@ -5479,7 +5520,7 @@ def queue_list(names):
 
 
 def cmd_worker_start(args) -> int:
-    database = os.path.abspath(find_database(args.db))
+    database = find_database(args.db)
     queues = queue_list(args.queue)
     limits = worker_limits(args)
     niceness = parse_number(args.nice, "--nice", 0, 19, whole=True) if args.nice is not None else None
@@ -6776,7 +6817,7 @@ def args_doctor(parser) -> None:
 
 
 def cmd_doctor(args) -> int:
-    path = os.path.abspath(find_database(args.db))
+    path = find_database(args.db)
     findings = examine(path, args.fix)
     if args.json:
         out_json([{"level": level, "about": about, "text": text} for level, about, text in findings])
@@ -6972,7 +7013,7 @@ def args_service(parser) -> None:
 
 def cmd_service(args) -> int:
     kind = parse_choice(args.kind, "the kind", SERVICES)
-    database = os.path.abspath(find_database(args.db))
+    database = find_database(args.db)
     words = program_argv() + ["worker", "start", "--foreground", "--count", str(args.count), "--db", database]
     refuse_unwritable(kind, words)
     sys.stdout.write({"launchd": launchd_plist, "windows": windows_task}.get(kind, lambda w: systemd_unit(w, kind))(words))

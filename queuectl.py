@@ -75,6 +75,7 @@ LOOK_S = 1.0                 # how often a supervisor looks for hints that were 
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
 CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: schedules go by the new one
 NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
+JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is moved aside
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
 SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
 
@@ -856,6 +857,7 @@ class Files:
         self.workers = os.path.join(self.root, "workers")
         self.logs = os.path.join(self.root, "logs")
         self.gate = os.path.join(self.root, "gate")
+        self.journal = os.path.join(self.root, "workers.log")
 
     def lock(self, worker) -> str:
         return os.path.join(self.workers, "%s.lock" % worker)
@@ -953,6 +955,28 @@ def flush_file(path: str, flush) -> None:
         flush(fd)
     finally:
         os.close(fd)
+
+
+# What a supervisor or worker leaves as it is: faults, and the signals by which shells stop and continue a program.
+KEPT_SIGNALS = "KILL STOP CHLD CONT TSTP TTIN TTOU SEGV BUS ILL FPE ABRT TRAP SYS EMT".split()
+
+
+def heed(handlers: dict) -> None:
+    """Set handlers of signals, given by name; one that was ignored when we were started stays so (nohup, `&` in a script)."""
+    import signal
+    for name, handler in handlers.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def ignore_other_signals() -> None:
+    """A signal to which we give no meaning does not end us; jobs are started with the defaults."""
+    import signal
+    kept = {getattr(signal, "SIG" + name, None) for name in KEPT_SIGNALS}
+    for number in signal.valid_signals() - kept:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
 
 
 Process = namedtuple("Process", "pid group born")  # a process as another may find it: see System.born
@@ -1384,7 +1408,7 @@ class Posix:
         """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
         import signal
         try:
-            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGUSR2}[word])
+            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGVTALRM}[word])
         except (ProcessLookupError, PermissionError):
             pass  # it has ended
 
@@ -1550,8 +1574,7 @@ class PosixKeys:
         self._rung, ring = os.pipe()
         os.set_blocking(ring, False)
         signal.set_wakeup_fd(ring)
-        for name in ("SIGTERM", "SIGHUP"):
-            signal.signal(getattr(signal, name), self._on_end)
+        heed({"SIGTERM": self._on_end, "SIGHUP": self._on_end})
         self._before = termios.tcgetattr(0)
         tty.setcbreak(0)
         mode = termios.tcgetattr(0)
@@ -1664,10 +1687,11 @@ class PosixBell:
         os.set_blocking(self._rung, False)
         os.set_blocking(ring, False)
         signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
-        for name, handler in (("SIGTERM", self._on_stop), ("SIGUSR2", self._on_now), ("SIGUSR1", self._on_look),
+        for name, handler in (("SIGTERM", self._on_stop), ("SIGVTALRM", self._on_now), ("SIGUSR1", self._on_look),
                               ("SIGCHLD", self._on_child), ("SIGINT", signal.SIG_IGN), ("SIGHUP", signal.SIG_IGN),
-                              ("SIGXFSZ", signal.SIG_IGN)):
+                              ("SIGQUIT", signal.SIG_IGN)):
             signal.signal(getattr(signal, name), handler)
+        ignore_other_signals()
         self._poll = select.poll()
         self._poll.register(self._rung, select.POLLIN)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -4364,6 +4388,8 @@ class Worker:
             return
         self._note(None)
         self._bell.wait_for_work()
+        if self._bell.look:
+            self._tell("reopen")
         self._bell.look = False
 
     def _note(self, text) -> None:
@@ -4525,11 +4551,14 @@ def end_attempt(queue, worker, job, record, group: int) -> bool:
 class Supervisor:
     """Keeps `count` workers at work.  `say(event, **facts)` takes what there is to tell."""
 
+    HINTS = 1000  # how many are read in a turn: a flood must not keep us from our work
+
     def __init__(self, database: str, kind: str, count: int, queues=None, drain: bool = False, say=None, argv=(), load=None,
                  max_jobs=None, idle_timeout=None, arguments=""):
         self.kind = kind
         self.count = count
         self.level = 0            # 1: every worker ends after its job; 2: now
+        self._reopen = False      # whether USR1 has asked to open the log again
         self.interrupted = False  # whether a person, or a closed terminal, said so
         self._queues = queues
         self._drain = drain
@@ -4574,16 +4603,20 @@ class Supervisor:
         for end in (self._rung, self._ring):
             end.setblocking(False)
         signal.set_wakeup_fd(self._ring.fileno(), warn_on_full_buffer=False)
-        for name, handler in (("SIGTERM", self._on_stop), ("SIGINT", self._on_stop), ("SIGBREAK", self._on_stop),
-                              ("SIGHUP", self._on_hang_up), ("SIGCHLD", self._on_child)):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), handler)
+        heed({"SIGTERM": self._on_stop, "SIGINT": self._on_stop, "SIGBREAK": self._on_stop, "SIGHUP": self._on_now,
+              "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
+        if hasattr(signal, "SIGCHLD"):  # whether it was ignored or not: waitpid needs it
+            signal.signal(signal.SIGCHLD, self._on_child)
+        ignore_other_signals()
 
     def _on_stop(self, *_) -> None:
         self.level, self.interrupted = min(2, self.level + 1), True
 
-    def _on_hang_up(self, *_) -> None:
-        self.level, self.interrupted = 2, True  # nobody is left to watch: give the jobs back
+    def _on_now(self, *_) -> None:
+        self.level, self.interrupted = 2, True  # after HUP nobody is left to watch: give the jobs back
+
+    def _on_reopen(self, *_) -> None:
+        self._reopen = True
 
     def _on_child(self, *_) -> None:
         """Needed for SIGCHLD to reach the wake-up descriptor at all."""
@@ -4657,23 +4690,32 @@ class Supervisor:
             self._look(now, news or due)
 
     def _drain_signals(self) -> None:
-        try:
-            while self._rung.recv(512):
-                pass
-        except (BlockingIOError, InterruptedError):
-            pass
+        """Empty the wake-up descriptor, as far as a flood lets us; the handlers have taken note of what came."""
+        for _ in range(self.HINTS):
+            try:
+                self._rung.recv(512)
+            except (BlockingIOError, InterruptedError):
+                break
+        if self._reopen:
+            self._reopen = False
+            self._say("reopen")
+            for pid in self._crew.pids():
+                OS.signal_worker(pid, "look")
 
     def _drain_hints(self) -> tuple:
-        """(how many jobs became ready, whether anything else is new) from the hints that have come."""
+        """(how many jobs became ready, whether anything else is new) from the hints that have come, or the first of a flood."""
         total, news = 0, False
-        while True:
+        for _ in range(self.HINTS):
             try:
                 token, _, count = self._hints.recv(64).partition(b" ")
-            except (BlockingIOError, InterruptedError, ConnectionError):
-                return total, news
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # on Windows: a datagram that is too long, or the answer of a port that is gone
             if token == self._token.encode() and count.isdigit():
                 total += int(count)
                 news = news or not int(count) or self._drain
+        return total, news
 
     def _look(self, now: float, news: bool) -> None:
         """Looks at the database: once a second if it has changed, and when a hint says so."""
@@ -5117,14 +5159,58 @@ def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, dur
     return line + (": " + fit(plain(job.command), 200) if job is not None and event in ("running", "dead") else "")
 
 
-def print_log(event: str, more: bool = False, **facts) -> None:
-    """Takes what workers and supervisors tell; a reader that has gone stops nobody.  `more`: written with the next line."""
-    try:
-        out(log_line(event, sys.stdout, **facts))
-        if not more:
+class Log:
+    """Prints what workers and supervisors tell; a reader that has gone stops nobody.
+
+    In the background stdout and stderr are the file `path`.  Then it is moved aside when it is too big, and when
+    it has been moved, by us or by another, the next line (or USR1) goes on in a new one.
+    """
+
+    def __init__(self, path: str):
+        self._path = path if self._is_ours(path) else None
+
+    def __call__(self, event: str, more: bool = False, **facts) -> None:
+        """`more`: the line is written with the next one."""
+        try:
+            if not more and self._path:
+                self._follow()
+            if event != "reopen":
+                out(log_line(event, sys.stdout, **facts))
+            if not more:
+                sys.stdout.flush()
+        except (OSError, ValueError):
+            pass
+
+    def _is_ours(self, path: str) -> bool:
+        try:
+            return os.path.samestat(os.fstat(1), os.stat(path))
+        except OSError:
+            return False
+
+    def _follow(self) -> None:
+        if os.fstat(1).st_size > JOURNAL_LIMIT:
+            rotate(self._path)
+        if not self._is_ours(self._path):
+            new = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
+            os.dup2(new, 1)
+            os.dup2(new, 2)
+            os.close(new)
+
+
+def rotate(log: str) -> None:
+    """Move the workers' log aside when it is too big: one process does so, the others find it moved."""
+    try:
+        lock = OS.hold(log + ".lock")
+    except OSError:
+        return  # another does
+    try:
+        if os.stat(log).st_size > JOURNAL_LIMIT:
+            move(log, log + ".1")
+    except OSError:
+        pass  # there is none yet
+    finally:
+        os.close(lock)
 
 
 def print_trouble(event: str, **facts) -> None:
@@ -5530,19 +5616,19 @@ def cmd_worker_start(args) -> int:
     if niceness is not None:
         OS.be_nice(niceness)
     answer = take_answer_pipe() if args.announce else None
-    boss = None
+    say = Log(Files(database).journal)
     try:
         refuse_strange_wal(database)
-        boss = Supervisor(database, "start", args.count, queues, args.drain, print_log, worker_argv(database),
+        boss = Supervisor(database, "start", args.count, queues, args.drain, say, worker_argv(database),
                           arguments="\n".join(worker_options(args) + ([] if args.announce else ["--foreground"])), **limits)
         boss.start()
-        print_log("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
+        say("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
         announce(answer, "ready %d" % boss.id)
         boss.run()
         boss.close()
     except (QueueGone, UserError, OSError, sqlite3.Error) as error:
         announce(answer, "error %s" % plain(explain_error(error, database)))
-        print_log("trouble", why=explain_error(error, database))
+        say("trouble", why=explain_error(error, database))
         return 2
     return 0
 
@@ -5593,7 +5679,7 @@ def launch(database: str, count: int, options: list) -> tuple:
     """Starts a supervisor in the background; returns (its pid, its log) when its workers are ready."""
     with Queue(database) as queue:
         queue.files.make()
-        log = os.path.join(queue.files.root, "workers.log")
+        log = queue.files.journal
         rotate(log)
     pid, answer = OS.detach(program_argv() + ["worker", "start", "--foreground", "--announce", "--db", database,
                                               "--count", str(count)] + options, log)
@@ -5602,15 +5688,6 @@ def launch(database: str, count: int, options: list) -> tuple:
     if word != "ready":
         raise UserError(text or "the workers did not start: see %s" % plain(log))
     return pid, log
-
-
-def rotate(log: str) -> None:
-    """Keeps the workers' log from growing for ever."""
-    try:
-        if os.stat(log).st_size > 16 * 2**20:
-            os.replace(log, log + ".1")
-    except OSError:
-        pass  # none yet, or in use on Windows
 
 
 def args_worker_stop(parser) -> None:
@@ -5712,7 +5789,7 @@ def cmd__worker(args) -> int:
     """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
     post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
                 args.own == "1", None if args.load == "-" else float(args.load))
-    work(post, OS.bell(args.where), print_trouble if post.own else print_log)
+    work(post, OS.bell(args.where), print_trouble if post.own else Log(Files(post.database).journal))
     return 0
 
 

@@ -117,7 +117,7 @@ CREATE TABLE job(
 CREATE INDEX job_ready ON job(queue, priority DESC, id) WHERE gate=0;
 CREATE INDEX job_due ON job(run_at) WHERE gate=1;
 CREATE INDEX job_keyed ON job(key, priority DESC, id) WHERE gate=4;
-CREATE INDEX job_own ON job(pool, priority DESC, id) WHERE gate=5;
+CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5;
 CREATE INDEX job_pool ON job(pool) WHERE pool IS NOT NULL;
 CREATE INDEX job_running ON job(worker) WHERE state='processing';
 CREATE INDEX job_settled ON job(state) WHERE state IN ('completed','failed','dead','cancelled');
@@ -182,6 +182,8 @@ MIGRATIONS = (
         "ALTER TABLE job ADD COLUMN hook TEXT",
         "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
+        "DROP INDEX job_own",
+        "CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5",
         "DROP INDEX job_unique",
         "CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key IS NOT NULL",
     )),
@@ -2386,6 +2388,12 @@ def assignments(columns: tuple) -> str:
     return ", ".join(column + "=?" for column in columns)
 
 
+def startable(own) -> str:
+    """The jobs of a queue that nothing but a bound on the queue keeps back: those kept for the `run` :own, or anyone's."""
+    return ("job INDEXED BY job_own WHERE pool=:own AND queue=queue.name AND gate=5" if own else
+            "job INDEXED BY job_ready WHERE queue=queue.name AND gate=0")
+
+
 def orphan_text(parent: int, state: str) -> str:
     return "its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")
 
@@ -2509,8 +2517,8 @@ class Plan:
         self._hook = hook
         self._cwd = cwd
         self.batch = None
-        self._newest = None    # the last job before these
-        self.twins = set()    # jobs that were there already, by their unique key
+        self.newest = 0        # the last job before these
+        self.twins = []        # (where, id) of each that makes one of these superfluous, by its unique key
         self._base = OS.environment() if base is None else base
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
@@ -2559,7 +2567,7 @@ class Plan:
     def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
         """Writes them within a transaction of a queue; returns their ids.  See Queue.enqueue_many."""
         self._queue = queue
-        self._newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0]
+        self.newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0] or 0
         queue._need_queue("default")
         if label is not None:
             self.batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
@@ -2622,7 +2630,7 @@ class Plan:
         if "unique" in options:
             twin = queue._twin(options["unique"], options.get("for", 0), now)
             if twin is not None:
-                self.twins.add(twin)
+                self.twins.append((where, twin))
                 return twin
         columns = dict(common, **columns)
         columns["env"] = self._env(options.get("env", self._base))
@@ -2666,8 +2674,8 @@ class Plan:
         queue = self._queue
         if option == "after_batch":
             return [-self._parent_batch(where, ref)]
-        if ref == "last" and self._newest:
-            return [self._newest]
+        if ref == "last" and self.newest:
+            return [self.newest]
         number = queue._job_or_schedule(ref)
         if number is not None:
             return [number]
@@ -3214,7 +3222,7 @@ class Queue:
                 return None
             job = self.job_of_worker(worker) if again else None
             if job is None:
-                job = self._claim_own(worker, own, now) if own else self._claim(worker, queues, now)
+                job = self._claim(worker, queues, own, now)
             if job is None:
                 if outcome is not None and self.setting("on_idle") and not self.unfinished(own=own):
                     self._notify("on_idle", outcome.job, now)
@@ -3278,18 +3286,17 @@ class Queue:
         pause = 0.0 if crashes == 1 else backoff_delay(job._replace(attempts=crashes - 1), 0.0)
         return self._put_back(job, "crash", now, now + pause, end)
 
-    def _claim(self, worker: int, queues, now: float):
+    def _claim(self, worker: int, queues, own, now: float):
         self._promote(now)
         for _ in range(CLAIM_LIMIT):
             row = self._db.execute(
                 "SELECT " + JOB_SELECT + ", queue.every, (SELECT count(*)>1 FROM queue) FROM queue JOIN job ON job.id=("
-                " SELECT id FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0"
-                " ORDER BY priority DESC, id LIMIT 1) "
+                " SELECT id FROM " + startable(own) + " ORDER BY priority DESC, id LIMIT 1) "
                 "WHERE queue.paused=0 AND (queue.every IS NULL OR queue.next_at<=:now OR queue.next_at>:now+queue.every) "
                 "AND (queue.max_running IS NULL OR queue.max_running>"
                 " (SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing')) "
                 "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) "
-                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues}).fetchone()
+                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues, "own": own}).fetchone()
             if row is None:
                 return None
             job, every, several = Job.of(row[:-2]), row[-2], row[-1]
@@ -3306,14 +3313,6 @@ class Queue:
                 self._tell()  # a supervisor has to know when the next may start
             return self._take(job, worker, now)
         return None
-
-    def _claim_own(self, worker: int, own: int, now: float):
-        self._promote(now)
-        self._expire(now)
-        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_own WHERE pool=? AND gate=5 "
-                               "ORDER BY priority DESC, id LIMIT 1", (own,)).fetchone()
-        job = Job.of(row) if row else None
-        return self._take(job, worker, now) if job is not None and self._may_take(job, worker) else None
 
     def _take(self, job, worker: int, now: float):
         claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
@@ -3440,18 +3439,15 @@ class Queue:
 
     def ready(self, most: int, queues=None, own=None) -> int:
         """How many jobs could be claimed now, counted up to `most`."""
-        if own:
-            return self._read("SELECT count(*) FROM (SELECT 1 FROM job INDEXED BY job_own WHERE pool=? AND gate=5 LIMIT ?)",
-                              (own, most))[0][0]
         rows = self._read(
-            "SELECT (SELECT count(*) FROM (SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0 LIMIT :most)), "
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(own) + " LIMIT :most)), "
             "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
             "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) "
             "AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))",
-            {"most": most, "now": self._clock(), "queues": queues})
+            {"most": most, "now": self._clock(), "queues": queues, "own": own})
         return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
 
-    def next_time(self):
+    def next_time(self, own=None):
         """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires.
 
         An EXISTS without LIMIT, here and below, SQLite 3.35 takes for an IN, and reads all of job_ready.
@@ -3460,8 +3456,8 @@ class Queue:
             "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
             "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
-            " SELECT 1 FROM job INDEXED BY job_ready WHERE queue=queue.name AND gate=0 LIMIT 1)), "
-            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock()})[0]
+            " SELECT 1 FROM " + startable(own) + " LIMIT 1)), "
+            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock(), "own": own})[0]
         return min((t for t in times if t is not None), default=None)
 
     def unfinished(self, queues=None, own=None) -> bool:
@@ -3475,6 +3471,14 @@ class Queue:
             "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open LIMIT 1", {"queues": queues}))
+
+    def stalled_job(self, own: int):
+        """Of the jobs of a `run`, the first that waits, if none of them runs; else None."""
+        [job, running] = self._read(
+            "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:own AND gate=5 LIMIT 1),"
+            " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:own AND gate IN (1, 4) LIMIT 1)), "
+            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:own)", {"own": own})[0]
+        return self.find(job) if job is not None and not running else None
 
     def tick(self, now: float) -> None:
         """What a supervisor does when a time has come: jobs that fall due or expire, schedules."""
@@ -4737,7 +4741,7 @@ class Supervisor:
         self.level = max(self.level, stop, 0 if may_take else 1)
         self._scale(wanted)
         self._cancel()
-        self._next = self.queue.next_time()
+        self._next = self.queue.next_time(self._own())
         if not self.level:
             self._crew.wake(self.queue.ready(self.count, self._queues, self._own()))
             if self._drain and not self.queue.unfinished(self._queues, self._own()):
@@ -5434,10 +5438,12 @@ def enqueue_file(args, options: dict) -> int:
         progress.clear()
         if args.quiet or not is_terminal(sys.stdout):
             sys.stdout.write("".join("%d\n" % job for job in ids))
-        else:
-            batch = plan.batch
-            verdict("Enqueued %s, %d to %d%s" % (plural(len(ids), "job"), min(ids), max(ids), " (batch %d)" % batch if batch else ""))
-            warn_if_stuck(queue, ids[-1])
+        elif len(plan.twins) < len(ids):
+            first = min(job for job in ids if job > plan.newest)
+            verdict("Enqueued %s, %d to %d (batch %d)" % (plural(len(ids) - len(plan.twins), "job"), first, max(ids), plan.batch))
+            warn_if_stuck(queue, max(ids))
+        if plan.twins:
+            talk("%s there already, by their unique key" % plural(len(plan.twins), "job"))
     return 0
 
 
@@ -5520,12 +5526,14 @@ class Run:
     def __init__(self, database: str, plan, label: str, count: int, junit_path):
         self._junit = junit_path
         self._begun = time.monotonic()
+        self._look_at = self._begun + 1.0
+        self._stalled = self._told = None  # why nothing ran at the last look, and what was last told of that
         self._progress = Progress(len(plan.items), lines=True)
         self._boss = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble, argv=worker_argv(database))
         try:
             with Queue(database) as queue:
-                queue.enqueue_many(plan, label=label, pool=self._boss.id)
-                self._batch = plan.batch
+                self._total = len(queue.enqueue_many(plan, label=label, pool=self._boss.id))  # lines of the input
+                self._batch, self._twins = plan.batch, plan.twins
         except BaseException:
             self._boss.close()
             raise
@@ -5541,21 +5549,36 @@ class Run:
             return self._sum_up(queue)
 
     def _show(self) -> None:
+        begun = time.monotonic()
+        if begun >= self._look_at:
+            self._look_at = begun + 1.0
+            self._tell_why_stalled(self._boss.queue)
         if not self._progress.due():
             return
-        begun = time.monotonic()
         counts = self._boss.queue.batch_counts(self._batch)
-        done = sum(counts[state] for state in FINAL)
+        done = sum(counts[state] for state in FINAL) + len(self._twins)
         failed = counts["dead"]
         note = "  %d failed" % failed if failed else ""
         if counts["failed"]:
             note += "  %d to retry" % counts["failed"]
         self._progress.show(done, "%s  %d running" % (note, counts["processing"]), time.monotonic() - begun)
 
+    def _tell_why_stalled(self, queue) -> None:
+        """Say what keeps all of its jobs back, when that lasts for a second; a wait for a retry is in the progress."""
+        job, before = queue.stalled_job(self._boss.id), self._stalled
+        reasons = [reason for reason in queue.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
+        self._stalled = [reason for reason, _ in reasons]
+        if reasons and self._stalled == before != self._told:
+            self._told = before
+            self._progress.clear()
+            for reason in reasons:
+                talk("job %d waits: %s" % (job.id, reason_text(job, *reason)))
+
     def _sum_up(self, queue) -> int:
         took = time.monotonic() - self._begun
         counts = queue.batch_counts(self._batch)
-        done, total = counts["completed"], sum(counts.values())
+        twins = [(where, queue.find(number)) for where, number in self._twins]
+        done, total = counts["completed"], self._total
         bad = queue.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
         for job in bad:
             out("%s job %d%s, %s, attempt %d: %s" % (
@@ -5565,15 +5588,22 @@ class Run:
                 out("    " + line)
         failed = counts["dead"] + counts["cancelled"]
         if failed > len(bad):
-            out("  and %d more: %s dlq list" % (failed - len(bad), invoked()))
+            out("  and %d more: %s batch show %d" % (failed - len(bad), invoked(), self._batch))
+        for where, job in [(where, job) for where, job in twins if job is not None and job.state != "completed"][:20]:
+            out("%s %sjob %d, which has the same unique key, is there already and is %s" % (
+                paint("✘", "red", sys.stdout), where, job.id, job.state))
         if self._junit:
             with open(self._junit, "w", encoding="utf-8") as file:
                 jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page]
-                file.write(junit(jobs[::-1], queue.files, took))
-        left = total - done - failed
-        verdict("%d of %d completed in %s%s%s" % (done, total, span(took), ", %d failed" % failed if failed else "",
-                                                  ", %d left in the queue" % left if left else ""), done == total)
-        return 0 if done == total else 130 if left and self._boss.interrupted else 1
+                file.write(junit(jobs[::-1] + [job for _, job in twins if job is not None], queue.files, took))
+        left = counts["pending"] + counts["failed"] + counts["processing"]
+        stand = [job.state if job is not None else "removed" for _, job in twins]
+        parts = [(counts["dead"], "failed"), (counts["cancelled"], "cancelled"),
+                 (len(twins), "there already (%s)" % ", ".join("%d %s" % (stand.count(state), state) for state in dict.fromkeys(stand))),
+                 (left, "left in the queue"), (total - sum(counts.values()) - len(twins), "removed before its end could be told")]
+        good = done + stand.count("completed") == total
+        verdict("%d of %d completed in %s%s" % (done, total, span(took), "".join(", %d %s" % part for part in parts if part[0])), good)
+        return 0 if good else 130 if left and self._boss.interrupted else 1
 
 
 # -- worker --

@@ -79,6 +79,7 @@ def events(store, clock):
         "complete the parent": parent_ends("completed"), "kill the parent": parent_ends("failed"),
         "promote and expire": lambda: (clock.pass_by(70), store.tick(clock())),
         "ready": lambda: store.ready(4), "ready of its own": lambda: store.ready(4, own=boss), "next time": store.next_time,
+        "next time of its own": lambda: store.next_time(boss), "stalled": lambda: store.stalled_job(boss),
         "orders": lambda: (store.orders(boss), store.to_cancel(boss)),
         "drained": lambda: store.unfinished(), "drained of its own": lambda: store.unfinished(own=boss),
         "enqueue": lambda: store.enqueue("x"), "enqueue unique": lambda: store.enqueue("x", unique="u3"),

@@ -397,6 +397,49 @@ def test_each_pool_has_its_own_slots(store):
     assert claim(store, second[0]) is not None and claim(store, second[1]) is None
 
 
+def test_pause_limit_and_rate_of_a_queue_hold_for_the_jobs_of_a_run(store, clock):
+    boss, workers = pool(store, 4, kind="run")
+    store.set_queue("paused", paused=1)
+    store.set_queue("narrow", max_running=1)
+    store.set_queue("slow", every=60.0, rate="1/m")
+    names = ("paused", "narrow", "narrow", "slow", "slow", "default")
+    ids = store.enqueue_many([{"command": "x", "queue": name} for name in names], pool=boss)
+    assert store.ready(9, own=boss) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
+    taken = [claim(store, workers[n], own=boss) for n in range(4)]
+    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.ready(9, own=boss) == 0
+    assert store.next_time(boss) == clock() + 60 and store.next_time() is None
+    assert store.unfinished(own=boss), "a run waits for its jobs, whatever keeps them back"
+    for job in taken:
+        job and finish(store, job)
+    assert claim(store, workers[0], own=boss).id == ids[2]
+    clock.pass_by(61)
+    assert claim(store, workers[1], own=boss).id == ids[4]
+    assert claim(store, workers[2], own=boss) is None and store.stalled_job(boss) is None
+    store.set_queue("paused", paused=0)
+    assert claim(store, workers[2], own=boss).id == ids[0]
+
+
+def test_a_run_and_the_workers_share_the_limit_of_a_queue(store):
+    boss, workers = pool(store, 2, kind="run")
+    store.set_queue("default", max_running=2)
+    mine = store.enqueue_many(["x"] * 3, pool=boss)
+    other = store.enqueue("x", priority=5)
+    assert claim(store, 1).id == other and claim(store, workers[0], own=boss).id == mine[0]
+    assert claim(store, workers[1], own=boss) is None and claim(store, 2) is None
+    finish(store, store.job(other))
+    assert claim(store, workers[1], own=boss).id == mine[1]
+
+
+def test_a_run_says_which_of_its_jobs_waits_only_while_none_of_them_runs(store):
+    boss, workers = pool(store, 2, kind="run")
+    store.set_queue("shut", max_running=0)
+    shut, done = store.enqueue_many([{"command": "x", "queue": "shut"}, "x"], pool=boss)
+    job = claim(store, workers[0], own=boss)
+    assert job.id == done and store.stalled_job(boss) is None
+    finish(store, job)
+    assert store.stalled_job(boss).id == shut and store.why_waiting(store.job(shut)) == [("limit", 0)]
+
+
 def test_slots_hold_in_a_run_too(store):
     boss, workers = pool(store, 2, kind="run")
     big, small = store.enqueue_many([{"command": "x", "slots": 2}, "x"], pool=boss)
@@ -587,7 +630,7 @@ def test_unique_keys_hold_within_a_file_and_only_new_jobs_count_in_its_batch(sto
     old = store.enqueue("x", unique="c")
     plan = queuectl.Plan([{"command": "x", "unique": key} for key in "aabc"])
     ids = store.enqueue_many(plan, label="f")
-    assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.twins == {ids[0], old}
+    assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.twins == [("", ids[0]), ("", old)]
     assert [(b.total, b.unfinished) for b in store.batches()] == [(2, 2)]
 
 

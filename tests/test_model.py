@@ -236,16 +236,16 @@ class Model:
             if job.state in WAITING:
                 self.settle(job)
 
-    def may_run(self, job):
+    def may_run(self, job, gate):
         running = sum(j.state == "processing" and j.queue == job.queue for j in self.jobs.values())
-        return (self.reason(job) == "ready" and job.queue not in self.paused
+        return (self.reason(job) == gate and job.queue not in self.paused
                 and (job.queue not in self.every or self.next_at[job.queue] <= self.clock())
                 and (self.limit.get(job.queue) is None or running < self.limit[job.queue]))
 
-    def claim(self, worker, queues):
+    def claim(self, worker, queues, gate="ready"):
         self.promote()
         while True:
-            ready = [j for j in self.jobs.values() if (queues is None or j.queue in queues) and self.may_run(j)]
+            ready = [j for j in self.jobs.values() if (queues is None or j.queue in queues) and self.may_run(j, gate)]
             if not ready:
                 return None
             top = max(j.priority for j in ready)
@@ -261,12 +261,6 @@ class Model:
         if job.queue in self.every:
             self.next_at[job.queue] = self.clock() + self.every[job.queue]
         return self.take(job, worker)
-
-    def claim_own(self, worker):
-        self.promote()
-        self.expire()
-        own = [j for j in self.jobs.values() if self.reason(j) == "own"]
-        return self.take(min(own, key=lambda j: (-j.priority, j.id)), worker) if own else None
 
     def take(self, job, worker):
         job.state, job.worker, job.attempt, job.attempts = "processing", worker, job.attempt + 1, job.attempts + 1
@@ -510,7 +504,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def the_run_claims(self):
         job = claim(self.store, self.run_worker, own=self.boss)
-        assert (job and job.id) == self.model.claim_own(self.run_worker)
+        assert (job and job.id) == self.model.claim(self.run_worker, None, "own")
         if job is not None:
             self.running[self.run_worker] = job
 

@@ -125,6 +125,92 @@ def test_a_name_that_is_taken_stops_run_before_it_begins(queue):
     assert len(queue.json("list")) == 1
 
 
+# ---- bounds of a queue, and what became of each line -------------------------------------------------
+
+def test_a_run_waits_for_a_paused_queue_and_says_so(queue):
+    queue.cli("queue", "pause", "default")
+    process = queue.beside("run", "echo ran")
+    wait_until(lambda: "queue default is paused" in process.text(), message="why nothing runs")
+    assert queue.job(1).state == "pending" and process.poll() is None
+    queue.cli("queue", "resume", "default")
+    assert process.ends() == 0 and process.text().count("paused") == 1
+
+
+def test_two_runs_at_once_keep_to_the_limit_of_their_queue_between_them(queue):
+    queue.cli("queue", "limit", "default", 1)
+    lines = "\n".join([json.dumps({"command": queue.sleeper(0.2)})] * 4)
+    for name in ("a", "b"):
+        (queue.dir / name).write_text(lines)
+    processes = [queue.beside("run", "--count", 3, "--file", queue.dir / name) for name in ("a", "b")]
+    assert [process.ends(40) for process in processes] == [0, 0]
+    spans = queue.sql("SELECT started_at, finished_at FROM history WHERE attempt IS NOT NULL ORDER BY started_at")
+    assert len(spans) == 8 and all(before[1] <= after[0] for before, after in zip(spans, spans[1:]))
+
+
+def test_a_run_starts_its_jobs_at_the_rate_of_their_queue(queue):
+    queue.cli("queue", "rate", "default", "2/s")
+    done = queue.cli("run", "--count", 4, "--file", "-", stdin="exit 0\n" * 4)
+    starts = [at for at, in queue.sql("SELECT started_at FROM job ORDER BY started_at")]
+    assert done.returncode == 0 and all(later - earlier >= 0.499 for earlier, later in zip(starts, starts[1:]))
+
+
+@posix_only("signals")
+def test_a_run_that_waits_for_its_queue_ends_at_an_interrupt_and_leaves_the_jobs(queue):
+    queue.cli("queue", "limit", "default", 0)
+    process = queue.beside("run", "exit 0")
+    wait_until(lambda: "limit of queue default" in process.text(), message="why nothing runs")
+    process.send_signal(signal.SIGINT)
+    assert process.ends() == 130 and "1 left in the queue" in process.text()
+
+
+def test_a_run_of_duplicates_tells_how_those_stand_and_does_not_succeed_while_they_are_unfinished(queue):
+    number = queue.enqueue("--unique", "u", "--hold", "exit 0")
+    line = json.dumps({"command": "exit 0", "unique": "u"})
+    done = queue.cli("run", "--file", "-", stdin="exit 0\n%s\n" % line, check=False)
+    assert done.returncode == 1
+    assert "line 2: job %d, which has the same unique key, is there already and is pending" % number in done.stdout
+    assert "1 of 2 completed" in done.stdout and "1 there already (1 pending)" in done.stdout
+
+
+def test_a_run_whose_duplicates_have_all_completed_succeeds(queue):
+    assert "1 of 1 completed" in queue.out("run", json.dumps({"command": "exit 0", "unique": "u"}))
+    line = json.dumps({"command": "exit 0", "unique": "u", "for": "1h"})
+    assert "0 of 2 completed" in queue.out("run", "--file", "-", stdin=(line + "\n") * 2)
+    assert queue.json("status")["jobs"]["completed"] == 1
+
+
+@pytest.mark.parametrize("how, told", [({"max_retries": 0}, "dead"), ({"ttl": "1ms", "delay": 9}, "cancelled")])
+def test_a_line_that_doubles_another_of_its_file_shares_its_fate(queue, how, told):
+    line = json.dumps(dict(how, command="exit 3", unique="u"))
+    done = queue.cli("run", "--file", "-", stdin=(line + "\n") * 2, check=False)
+    assert done.returncode == 1 and "0 of 2 completed" in done.stdout and "1 there already (1 %s)" % told in done.stdout
+    assert ("1 failed" if told == "dead" else "1 cancelled") in done.stdout
+
+
+def test_a_run_tells_of_lines_whose_jobs_were_removed_before_the_end(queue):
+    waits = queue.script("import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)")
+    (queue.dir / "jobs").write_text("exit 0\n%s\n" % json.dumps({"command": waits}))
+    process = queue.beside("run", "--count", 1, "--file", queue.dir / "jobs")
+    queue.wait_for(2, "processing")
+    queue.cli("rm", 1)
+    (queue.dir / "go").write_text("")
+    assert process.ends() == 1 and "1 of 2 completed" in process.text() and "1 removed" in process.text()
+
+
+def test_a_junit_report_has_a_case_for_each_line_of_the_input(queue):
+    queue.enqueue("--unique", "u", "--hold", "exit 0")
+    report = queue.dir / "report.xml"
+    queue.cli("run", "--junit", report, "--file", "-", stdin="exit 0\n" + json.dumps({"command": "exit 0", "unique": "u"}), check=False)
+    suite = ElementTree.parse(str(report)).getroot().find("testsuite")
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+
+
+def test_a_file_of_duplicates_is_enqueued_with_a_word_about_them(queue):
+    line = json.dumps({"command": "exit 0", "unique": "u"})
+    done = queue.cli("enqueue", "--file", "-", stdin=(line + "\n") * 3)
+    assert done.stdout.split() == ["1"] * 3 and done.stderr == "2 jobs there already, by their unique key\n"
+
+
 # ---- JUnit -----------------------------------------------------------------------------------------
 
 def test_junit_tells_ci_what_happened(queue):

@@ -156,7 +156,8 @@ CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE schedule(
   name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL, no_overlap INTEGER NOT NULL,
   paused INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL, last_at REAL, last_job INTEGER,
-  options TEXT NOT NULL, cwd TEXT NOT NULL, env INTEGER NOT NULL, created_at REAL NOT NULL, error TEXT);
+  options TEXT NOT NULL, cwd TEXT NOT NULL, env INTEGER NOT NULL, created_at REAL NOT NULL, error TEXT,
+  rule TEXT);                                -- what tz means as a POSIX rule, for a machine without a file of that name
 CREATE TRIGGER job_moved AFTER UPDATE OF state, queue ON job WHEN old.state<>new.state OR old.queue<>new.queue BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
   UPDATE tally SET n=n+1 WHERE queue=new.queue AND state=new.state;
@@ -180,6 +181,7 @@ END;
 MIGRATIONS = (
     (1, (
         "ALTER TABLE job ADD COLUMN hook TEXT",
+        "ALTER TABLE schedule ADD COLUMN rule TEXT",
         "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
         "DROP INDEX job_own",
@@ -754,15 +756,15 @@ def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -
     return tuple(sorted(values))
 
 
-def next_run(cron: Cron, after: float, tz=None) -> float:
-    """The unix time of the first run after `after`; tz: None (this machine's), UTC or IANA.
+def next_run(cron: Cron, after: float, tz=None, rule=None) -> float:
+    """Return the unix time of the first run after `after`; for tz and rule see zone_offset.
 
     Where the local clock jumps, the rule is that of Debian's Vixie cron (man 8 cron):
     - by the clock (*/15 * * * *, @hourly): skipped minutes do not run, repeated ones run twice;
     - fixed times (no * at the start of minute or hour): minutes skipped in spring run at the
       moment of the jump, all as one; minutes repeated in autumn run the first time only.
     """
-    offset = zone_offset(tz)
+    offset = zone_offset(tz, rule)
     now = int(after // 1)
     if cron.by_clock:
         return float(next_by_clock(cron, now, offset))
@@ -822,25 +824,133 @@ def offset_change(offset, low: int, high: int) -> int:
     return high
 
 
-def zone_offset(tz):
-    """A function from unix time to the zone's offset from UTC at that time, in seconds."""
+# -- time zones: an IANA name, whose file the system has, or a POSIX rule; zoneinfo is neither in 3.8 nor quick to import --
+
+UTC_NAMES = ("UTC", "UTC0", "UCT", "GMT", "GMT0", "ZULU", "ETC/UTC", "ETC/GMT")
+EPOCH_DAY = 719163  # 1970-01-01 as datetime counts days
+
+
+def zone_offset(tz, rule=None):
+    """Return a function from unix time to the zone's offset from UTC at that time, in seconds.
+
+    tz: an IANA name, a POSIX rule such as CET-1CEST,M3.5.0,M10.5.0/3, or None for this machine's own zone.
+    rule: the POSIX rule to follow where this machine has no file for the name.
+    """
     if tz is None:
         return lambda moment: time.localtime(moment).tm_gmtoff
-    if tz.upper() == "UTC":
+    if tz.upper() in UTC_NAMES:
         return lambda moment: 0
-    try:
-        from zoneinfo import ZoneInfo, available_timezones
-    except ImportError:  # Python 3.8
-        raise UserError("time zone %r: Python 3.9 or later is needed for zones other than UTC and"
-                        " this machine's own" % tz) from None
-    try:
-        zone = ZoneInfo(tz)
-    except (KeyError, ValueError, OSError):  # no such zone; no name of one; another file's name
-        hint = ("give an IANA name such as Europe/Berlin, or UTC" if available_timezones() else
-                "this machine has no time zone data: 'pip install tzdata' or use UTC")
-        raise UserError("time zone %r is not known; %s" % (tz, hint)) from None
-    from datetime import datetime
-    return lambda moment: int(datetime.fromtimestamp(moment, zone).utcoffset().total_seconds())
+    data = zone_data(tz)
+    if data:
+        return zone_file_offset(data)
+    offset = posix_offset(tz) or posix_offset(rule or "")
+    if offset is None:
+        raise UserError("time zone %s is not known; %s, or a rule such as CET-1CEST,M3.5.0,M10.5.0/3, or UTC" % (
+            quoted(tz), "give an IANA name such as Europe/Berlin" if zone_data("Europe/Berlin") else
+            "this machine has no time zone data: install tzdata"))
+    return offset
+
+
+def zone_and_rule(tz: str) -> tuple:
+    """Return a zone that zone_offset knows, and its POSIX rule; UserError if it knows none."""
+    zone_offset(tz)
+    data = None if tz.upper() in UTC_NAMES else zone_data(tz)
+    return tz, zone_rule(data) if data else ""
+
+
+def zone_data(tz: str):
+    """Return the content of the file of a time zone with an IANA name (RFC 8536), or None."""
+    if not 0 < len(tz) <= 100 or not tz.isascii() or tz[0] == "/" or not tz.translate(dict.fromkeys(map(ord, "/_+-"), "x")).isalnum():
+        return None
+    for folder in zone_folders():
+        try:
+            with open(os.path.join(folder, tz), "rb") as file:
+                data = file.read(2**20)
+        except OSError:
+            continue
+        if data[:4] == b"TZif":
+            return data
+    return None
+
+
+def zone_folders() -> list:
+    """Where the files of time zones may lie: the system's, then those of `pip install tzdata` (Windows has none of its own)."""
+    return ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo",
+            *(os.path.join(folder, "tzdata", "zoneinfo") for folder in sys.path)]
+
+
+def zone_rule(data: bytes) -> str:
+    """Return what a zone's file says of all later years, as a POSIX rule; "" if it says nothing."""
+    return data.rsplit(b"\n", 2)[-2].decode("ascii", "replace") if data[4] >= 0x32 and data.count(b"\n") > 1 else ""
+
+
+def zone_file_offset(data: bytes):
+    """As zone_offset, from the content of a zone's file."""
+    from bisect import bisect_right
+    from struct import unpack_from
+    at, size = 0, 4
+    isut, isstd, leaps, times, types, chars = unpack_from(">6l", data, 20)
+    if data[4] >= 0x32:  # the same again, with 64 bits
+        at, size = 44 + times * 5 + types * 6 + chars + leaps * 8 + isstd + isut, 8
+        times, types = unpack_from(">6l", data, at + 20)[3:5]
+    moments = unpack_from(">%d%s" % (times, "q" if size == 8 else "l"), data, at + 44)
+    at += 44 + times * size
+    offsets = [unpack_from(">l", data, at + times + 6 * kind)[0] for kind in (0, *data[at:at + times])]
+    later = posix_offset(zone_rule(data))
+
+    def offset(moment: float) -> int:
+        if later is not None and (not moments or moment >= moments[-1]):
+            return later(moment)
+        return offsets[bisect_right(moments, moment)]
+    return offset
+
+
+def posix_offset(rule: str):
+    """As zone_offset, from a rule as POSIX has it for TZ; None if it is not one."""
+    import re
+    name, clock = r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]+>)", r"([+-]?\d{1,3}(?::\d\d?){0,2})"
+    when = r",(M(?:1[0-2]|0?[1-9])\.[1-5]\.[0-6]|J?\d{1,3})(?:/%s)?" % clock
+    found = re.fullmatch("%s%s(?:(%s)%s?(?:%s%s)?)?" % (name, clock, name, clock, when, when), rule, re.ASCII)
+    if not found:
+        return None
+    standard, summer_name, summer, *days = found.groups()
+    standard = -clock_seconds(standard)
+    summer = -clock_seconds(summer) if summer else standard + 3600
+    if max(abs(standard), abs(summer)) > 25 * 3600:
+        return None
+    if summer_name is None:
+        return lambda moment: standard
+    begin, begin_at, end, end_at = days if days[0] else ("M3.2.0", None, "M11.1.0", None)
+
+    @lru_cache(maxsize=8)
+    def summer_of(year: int) -> tuple:
+        return (rule_day(begin, year) * DAY_S + clock_seconds(begin_at or "2") - standard,
+                rule_day(end, year) * DAY_S + clock_seconds(end_at or "2") - summer)
+
+    def offset(moment: float) -> int:
+        first, last = summer_of(time.gmtime(moment + standard).tm_year)
+        inside = first <= moment < last if first < last else not last <= moment < first
+        return summer if inside else standard
+    return offset
+
+
+def clock_seconds(text: str) -> int:
+    parts = [int(part) for part in text.lstrip("+-").split(":")] + [0, 0]
+    return (parts[0] * 3600 + parts[1] * 60 + parts[2]) * (-1 if text[0] == "-" else 1)
+
+
+def rule_day(text: str, year: int) -> int:
+    """Return the day, counted from 1970, that Mm.w.d, Jn or n of a POSIX rule means in a year."""
+    from datetime import date
+    day = date(year, 1, 1).toordinal() - EPOCH_DAY
+    if text[0] == "J":
+        return day + int(text[1:]) - 1 + (int(text[1:]) > 59 and month_length(year, 2) == 29)
+    if text[0] != "M":
+        return day + int(text)
+    month, week, weekday = map(int, text[1:].split("."))
+    first = date(year, month, 1).toordinal()  # a Sunday is divisible by 7
+    days = (weekday - first) % 7 + 7 * (week - 1)
+    return first - EPOCH_DAY + days - (7 if days >= month_length(year, month) else 0)
 
 
 # -- where things lie --
@@ -1417,6 +1527,32 @@ class Posix:
     def bell(self, where: str):
         return PosixBell(int(where))
 
+    def zone(self, tz=None) -> str:
+        """Return the zone that a value of TZ means, or this machine's own for None: an IANA name or a POSIX rule."""
+        path = "/etc/localtime"
+        if tz is not None:
+            tz = tz[1:] if tz.startswith(":") else tz
+            if not tz.startswith("/"):
+                return tz or "UTC"
+            path = tz
+        name = os.path.realpath(path).rpartition("zoneinfo/")[2]
+        name = name[6:] if name.startswith(("posix/", "right/")) else name
+        if zone_data(name):
+            return name
+        try:
+            with open(path, "rb") as file:
+                data = file.read(2**20)
+            if data[:4] != b"TZif":
+                return "UTC"
+        except OSError:
+            return "UTC"  # as the C library does
+        try:  # a copy: a name that may be stale, or what the copy says of all years to come
+            with open("/etc/timezone", encoding="ascii") as file:
+                name = file.read(200).strip()
+        except (OSError, ValueError):
+            name = ""
+        return name if zone_data(name) == data else zone_rule(data)
+
     def install_dir(self) -> str:
         home = self._home()
         if not os.path.isabs(home):
@@ -1761,6 +1897,22 @@ class PosixBell:
         return True
 
 
+def windows_rule(facts: bytes) -> str:
+    """Return a TIME_ZONE_INFORMATION as a POSIX rule: both count minutes, or hours, to the west."""
+    from struct import unpack_from
+    bias, standard, summer = (unpack_from("<l", facts, at)[0] for at in (0, 84, 168))
+    rule = "<STD>%s" % minutes_text(bias + standard)
+    dates = [unpack_from("<8H", facts, at) for at in (152, 68)]  # when summer begins and ends: year, month, weekday, week, hour, minute
+    if all(date[1] and not date[0] for date in dates):
+        rule += "<DST>%s" % minutes_text(bias + summer)
+        rule += "".join(",M%d.%d.%d/%s" % (date[1], date[3], date[2], minutes_text(date[4] * 60 + date[5])) for date in dates)
+    return rule
+
+
+def minutes_text(minutes: int) -> str:
+    return "%s%d:%02d" % ("-" if minutes < 0 else "", *divmod(abs(minutes), 60))
+
+
 class Windows:
     """Windows.  A lock is the open file itself: who opens it for writing lets others only read.
 
@@ -1785,7 +1937,8 @@ class Windows:
         "CreateEventW": "hhnnt", "SetEvent": "bh", "CreateSemaphoreW": "hhnnt", "ReleaseSemaphore": "bhnh",
         "CreateJobObjectW": "hht", "SetInformationJobObject": "bhnhn", "QueryInformationJobObject": "bhnhnh",
         "AssignProcessToJobObject": "bhh", "TerminateJobObject": "bhn", "ResumeThread": "nh", "SetErrorMode": "nn",
-        "GetProcessAffinityMask": "bhhh", "GetSystemTimes": "bhhh", "SetPriorityClass": "bhn"}
+        "GetProcessAffinityMask": "bhhh", "GetSystemTimes": "bhhh", "SetPriorityClass": "bhn",
+        "GetTimeZoneInformation": "nh"}
 
     def __init__(self):
         self._kernel = None
@@ -2139,6 +2292,15 @@ class Windows:
             _winapi.CloseHandle(event)
         except PermissionError:
             pass  # another user's
+
+    def zone(self, tz=None) -> str:
+        """Return the zone that a value of TZ means, or this machine's own for None: an IANA name or a POSIX rule."""
+        import ctypes
+        if tz:
+            return tz.lstrip(":")
+        facts = ctypes.create_string_buffer(172)
+        self.call("GetTimeZoneInformation", facts)
+        return windows_rule(facts.raw)
 
     def install_dir(self) -> str:
         return os.path.join(os.path.expanduser("~"), ".local", "bin")
@@ -2738,7 +2900,7 @@ class Plan:
             db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": self.batch})
 
 
-class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env error")):
+class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env error rule")):
     """A row of the schedule table."""
 
     __slots__ = ()
@@ -2746,7 +2908,7 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
     def following(self, now: float) -> float:
         """The first of its times after `now`, however many were missed: never a burst."""
         if self.every is None:
-            return next_run(parse_cron(self.spec), now, self.tz)
+            return next_run(parse_cron(self.spec), now, self.tz, self.rule)
         missed = max(0, int((now - self.next_at) // self.every))
         return max(self.next_at + (missed + 1) * self.every, now) if self.next_at <= now else self.next_at
 
@@ -2880,6 +3042,7 @@ class Queue:
             for step, statements in MIGRATIONS:
                 for statement in statements if 0 < version <= step else ():
                     self._db.execute(statement)
+            self._settle_zones()
             self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
             mark = self._db.execute("PRAGMA user_version").fetchone()[0] >> 8 or int.from_bytes(os.urandom(3), "big") >> 1
             self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
@@ -3779,8 +3942,12 @@ class Queue:
     def add_schedule(self, name: str, spec, every, options: dict, tz=None, misfire: str = "once", no_overlap: bool = False) -> float:
         """Stores a schedule by a cron line or by seconds between runs; returns the time of its first run."""
         import json
-        now = self._clock()
-        next_at = now + every if every else next_run(parse_cron(spec), now, tz)
+        now, rule = self._clock(), None
+        if "at" in options and len(str(options["at"]).strip()) != 5:
+            options = dict(options, at=utc(parse_when(options["at"], "at")))
+        if spec or "at" in options:
+            tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
+        next_at = now + every if every else next_run(parse_cron(spec), now, tz, rule)
         cwd = encodable(os.getcwd(), "this directory")
         if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
             options = dict(options, cwd=os.fsdecode(parse_directory(options["cwd"], "cwd")))
@@ -3792,11 +3959,25 @@ class Queue:
             if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
                 raise UserError("there is a schedule %s already: remove it first, with `%s cron rm`" % (quoted(name), PROGRAM))
             self._db.execute(
-                "INSERT INTO schedule(name, spec, every, tz, misfire, no_overlap, next_at, options, cwd, env, created_at) "
-                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (name, spec, every, tz, misfire, int(no_overlap), next_at,
-                                                          json.dumps(options), cwd, self._store_env(OS.environment(), 1), now))
+                "INSERT INTO schedule(name, spec, every, tz, misfire, no_overlap, next_at, options, cwd, env, created_at, rule) "
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
+                    name, spec, every, tz, misfire, int(no_overlap), next_at, json.dumps(options), cwd,
+                    self._store_env(OS.environment(), 1), now, rule))
             self._tell()
         return next_at
+
+    def _settle_zones(self) -> None:
+        """Gives schedules of an earlier release the zone that they were added in: that of their environment, or else this machine's."""
+        rows = self._db.execute("SELECT name, tz, data FROM schedule LEFT JOIN env ON env.id=schedule.env "
+                                "WHERE spec IS NOT NULL AND rule IS NULL").fetchall()
+        for name, tz, data in rows:
+            try:
+                if tz is None:
+                    found = [os.fsdecode(entry[3:]) for entry in (data or b"").split(b"\0") if entry.startswith(b"TZ=")]
+                    tz = OS.zone(found[0] if found else None)
+                self._db.execute("UPDATE schedule SET tz=?, rule=? WHERE name=?", (*zone_and_rule(tz), name))
+            except (UserError, ValueError, TypeError, AttributeError):
+                continue  # told when it is due
 
     def schedules(self) -> list:
         return [Schedule._make(row) for row in self._read("SELECT " + ", ".join(Schedule._fields) + " FROM schedule ORDER BY name")]
@@ -3864,7 +4045,11 @@ class Queue:
     def _enqueue_scheduled(self, schedule, now: float) -> int:
         import json
         data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
-        plan = Plan([dict(json.loads(schedule.options))], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
+        options = dict(json.loads(schedule.options))
+        if len(options.get("at") or "") == 5:  # 09:00, in the schedule's own zone
+            hour, minute = options["at"].split(":")
+            options["at"] = utc(next_run(parse_cron("%s %s * * *" % (minute, hour)), now, schedule.tz, schedule.rule))
+        plan = Plan([options], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
         [job] = plan.store(self, now)
         self._db.execute("UPDATE schedule SET last_job=? WHERE name=?", (job, schedule.name))
         return job
@@ -3948,6 +4133,7 @@ class Queue:
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
                 raise UserError("the queue holds jobs already: import into a fresh one, with --db")
             self._restore_rows(rows)
+            self._settle_zones()
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job"):
                 if Job.of(row).gate not in (None, READY, DUE, HELD, PARENTS, KEYED, OWN):
                     raise UserError("job %d has an unknown gate: not from `%s export`" % (row[0], PROGRAM))
@@ -6761,7 +6947,7 @@ def cmd_batch_show(args) -> int:
 
 def args_cron_add(parser) -> None:
     parser.add_argument("--every", metavar="DURATION", help="instead of a cron line: so long between two runs")
-    parser.add_argument("--tz", metavar="ZONE", help="time zone of the cron line, such as Europe/Berlin or UTC (this machine's)")
+    parser.add_argument("--tz", metavar="ZONE", help="time zone of the cron line, such as Europe/Berlin or UTC (the one here and now)")
     parser.add_argument("--misfire", metavar="RULE", default="once", help="a time missed while nothing ran: once or skip (once)")
     parser.add_argument("--no-overlap", action="store_true", help="skip a time while the last job still waits or runs")
     add_job_options(parser)
@@ -6803,13 +6989,20 @@ def cmd_cron_list(args) -> int:
                        last_at=utc(row.last_at), last_job=row.last_job, error=row.error) for row in rows])
     elif rows:
         print_table(("NAME", "STATE", "WHEN", "NEXT", "LAST JOB", "COMMAND", "ERROR"), [
-            (row.name, "paused" if row.paused else "open", row.spec or "every " + duration_text(row.every),
+            (row.name, "paused" if row.paused else "open", when_of(row),
              "-" if row.paused else local(row.next_at), row.last_job or "-",
              command_text(json.loads(row.options)["command"]), row.error or "")
             for row in rows], ("COMMAND", "NAME", "ERROR"), {"paused": "yellow", "open": "green"})
     else:
         talk("No schedules: `%s cron add` makes one" % invoked())
     return 0
+
+
+def when_of(schedule) -> str:
+    """The times of a schedule, with its zone if that is not the reader's."""
+    if schedule.spec is None:
+        return "every " + duration_text(schedule.every)
+    return schedule.spec if schedule.tz in (None, OS.zone(os.environ.get("TZ"))) else "%s %s" % (schedule.spec, schedule.tz)
 
 
 def command_text(command) -> str:

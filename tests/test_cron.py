@@ -2,6 +2,7 @@
 import os
 import random
 import re
+import struct
 import sys
 import time
 from datetime import datetime, timezone
@@ -10,6 +11,7 @@ import pytest
 from conftest import not_on_wine
 from croniter import CroniterBadDateError, croniter
 
+import queuectl
 from queuectl import UserError, next_run, parse_cron
 
 DAY_S = 86400
@@ -41,8 +43,6 @@ def runs(spec, after, count, tz="UTC"):
 def in_zone(request, monkeypatch):
     """A function from a zone's name to the tz that makes next_run use it."""
     if request.param == "by name":
-        if sys.version_info < (3, 9):
-            pytest.skip("not on Python 3.8: zoneinfo came with 3.9")
         yield lambda zone: zone
         return
     if not hasattr(time, "tzset"):
@@ -432,33 +432,103 @@ def test_an_impossible_day_of_month_is_accepted_when_a_day_of_week_will_do():
     assert utc(runs("0 0 30 2 mon", unix("2026-01-01"), 1)[0]) == "2026-02-02 00:00"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 9), reason="not on Python 3.8: zoneinfo came with 3.9")
-@pytest.mark.parametrize("zone", ["Mars/Base", "", "Europe", "../etc/passwd", "/etc/passwd",
-                                  "zone.tab", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("zone", ["Mars/Base", "", "Europe", "../etc/passwd", "/etc/passwd", "/usr/share/zoneinfo/UTC",
+                                  "zone.tab", "a\0b", "x" * 5000, "+1", "CET-1CEST,M3.5.0", "CET-99", "CET-1CEST,M13.5.0,M10.5.0", "CET-1CEST,M3.6.0,M10.5.0",
+                                  "CET-1CEST,M3.5.7,M10.5.0", "\u0663ET-1", "CET-\u0661"])
 def test_an_unknown_time_zone_is_refused_in_one_line(zone):
     with pytest.raises(UserError, match="is not known; give an IANA name") as refusal:
         next_run(parse_cron("@daily"), 0, zone)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 9), reason="not on Python 3.8: zoneinfo came with 3.9")
+# Time zones: compared with zoneinfo
+
+def without_zone_files(monkeypatch):
+    monkeypatch.setattr(queuectl, "zone_folders", list)
+
+
 def test_a_machine_without_time_zone_data_says_how_to_get_it(monkeypatch):
-    import zoneinfo
-    monkeypatch.setitem(sys.modules, "tzdata", None)
-    monkeypatch.setitem(sys.modules, "tzdata.zoneinfo", None)
-    monkeypatch.setitem(sys.modules, "tzdata.zoneinfo.Asia", None)
-    old = zoneinfo.TZPATH
-    zoneinfo.reset_tzpath(to=())
-    try:
-        with pytest.raises(UserError, match="pip install tzdata"):
-            next_run(parse_cron("@daily"), 0, "Asia/Tokyo")
-        assert next_run(parse_cron("@daily"), 0, "UTC") == DAY_S
-    finally:
-        zoneinfo.reset_tzpath(to=old)
-
-
-def test_a_python_without_zoneinfo_says_what_it_can_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "zoneinfo", None)
-    with pytest.raises(UserError, match="Python 3.9 or later"):
-        next_run(parse_cron("@daily"), 0, "Europe/Berlin")
+    without_zone_files(monkeypatch)
+    with pytest.raises(UserError, match="install tzdata"):
+        next_run(parse_cron("@daily"), 0, "Asia/Tokyo")
     assert next_run(parse_cron("@daily"), 0, "UTC") == DAY_S
+    assert next_run(parse_cron("@daily"), 0, "JST-9") == 15 * 3600
+    assert next_run(parse_cron("@daily"), 0, "Asia/Tokyo", "JST-9") == 15 * 3600
+
+
+def zones():
+    zoneinfo = pytest.importorskip("zoneinfo", reason="not on Python 3.8: zoneinfo came with 3.9")
+    names = sorted(zoneinfo.available_timezones() - {"localtime", "Factory", "build/etc/localtime"})
+    assert len(names) > 400
+    return [(name, zoneinfo.ZoneInfo(name)) for name in names if queuectl.zone_data(name)]
+
+
+def theirs(zone, moment):
+    return int(datetime.fromtimestamp(moment, zone).utcoffset().total_seconds())
+
+
+def moments_of(rng, low, high, count):
+    """Random times, and the hours around the changes of two years."""
+    for _ in range(count):
+        yield rng.randint(int(unix(low)), int(unix(high)))
+
+
+def test_every_zone_has_the_offsets_that_zoneinfo_gives_it():
+    rng = random.Random(1)
+    for name, zone in zones():
+        offset = queuectl.zone_offset(name)
+        for moment in moments_of(rng, "1900-01-01", "2100-01-01", 60):
+            assert offset(moment) == theirs(zone, moment), (name, moment)
+
+
+def test_the_rule_of_a_zone_says_the_same_as_the_zone_for_years_to_come():
+    rng, rules = random.Random(2), set()
+    for name, zone in zones():
+        rule = queuectl.zone_rule(queuectl.zone_data(name))
+        offset = queuectl.posix_offset(rule)
+        if rule in rules:
+            continue
+        rules.add(rule)
+        for moment in moments_of(rng, "2088-01-01", "2200-01-01", 100):
+            assert offset(moment) == theirs(zone, moment), (name, rule, moment)
+        for year in (2090, 2091):  # to the second
+            low, high = int(unix("%d-01-01" % year)), int(unix("%d-07-01" % year))
+            if offset(low) != offset(high):
+                change = queuectl.offset_change(offset, low, high)
+                assert theirs(zone, change - 1) == offset(low) and theirs(zone, change) == offset(high), rule
+    assert len(rules) > 40
+
+
+@pytest.mark.parametrize("rule, winter, summer", [
+    ("JST-9", 9, 9), ("<+0330>-3:30", 3.5, 3.5), ("EST5EDT", -5, -4), ("CET-1CEST,M3.5.0,M10.5.0/3", 1, 2), ("UTC0", 0, 0),
+    ("AEST-10AEDT,M10.1.0,M4.1.0/3", 11, 10), ("<-02>2<-01>,M3.5.0/-1,M10.5.0/0", -2, -1), ("EST5EDT4,J60/2,J300/2", -5, -4),
+    ("XXX-1YYY-3,59,300", 1, 3), ("XXX3EDT4,0/0,J365/23", -4, -4), ("NST3:30:15", -3.5 - 15 / 3600, -3.5 - 15 / 3600)])
+def test_a_posix_rule_means_what_the_c_library_takes_it_for(rule, winter, summer, monkeypatch):
+    moments = [int(unix(day)) for day in ("2026-01-15", "2026-07-15", "2028-02-29", "2028-12-31")]
+    offset = queuectl.posix_offset(rule)
+    assert [offset(moment) / 3600 for moment in moments[:2]] == [winter, summer]
+    if not hasattr(time, "tzset"):
+        return
+    monkeypatch.setenv("TZ", rule)
+    time.tzset()
+    rng = random.Random(rule)
+    moments += [rng.randint(int(unix("2026-01-01")), int(unix("2037-01-01"))) for _ in range(500)]
+    try:
+        assert [offset(moment) for moment in moments] == [time.localtime(moment).tm_gmtoff for moment in moments]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+@pytest.mark.parametrize("bias, standard, summer, begin, end, rule", [
+    (-60, 0, -60, (0, 3, 0, 5, 2, 0), (0, 10, 0, 5, 3, 0), "<STD>-1:00<DST>-2:00,M3.5.0/2:00,M10.5.0/3:00"),
+    (300, 0, -60, (0, 3, 0, 2, 2, 0), (0, 11, 0, 1, 2, 0), "<STD>5:00<DST>4:00,M3.2.0/2:00,M11.1.0/2:00"),
+    (-540, 0, -60, (0,) * 6, (0,) * 6, "<STD>-9:00"),
+    (-330, 0, 0, (0,) * 6, (0,) * 6, "<STD>-5:30"),
+    (210, 0, -60, (0, 3, 0, 2, 2, 0), (0, 11, 0, 1, 2, 0), "<STD>3:30<DST>2:30,M3.2.0/2:00,M11.1.0/2:00"),
+    (-60, 0, -60, (2026, 3, 0, 29, 2, 0), (2026, 10, 0, 25, 3, 0), "<STD>-1:00")])
+def test_what_windows_says_of_its_zone_is_read_as_a_rule(bias, standard, summer, begin, end, rule):
+    facts = struct.pack("<l64x8Hl64x8Hl", bias, *end, 0, 0, standard, *begin, 0, 0, summer)
+    assert len(facts) == 172
+    assert queuectl.windows_rule(facts) == rule
+    assert queuectl.posix_offset(rule)(unix("2026-01-15")) == -60 * (bias + standard)

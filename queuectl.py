@@ -427,11 +427,13 @@ def signal_status(error):
 
 
 def parse_name(raw, what: str = "a name") -> str:
-    """A name for a job, queue, key or schedule: one printable line that can't be taken for an id."""
+    """Return a name for a job, queue or schedule: one printable line, and not what `Queue.ids` reads as an id or a range.
+
+    A queue is never looked up where an id could stand, so it may be called anything.
+    """
     if not isinstance(raw, str) or not raw or len(raw) > 200 or not raw.isprintable() or raw != raw.strip():
         raise UserError("%s must be 1 to 200 printable characters, not %s" % (what, quoted(raw)))
-    head, dash, tail = raw.partition("-")
-    if raw.isdigit() or raw.lower() in ("last", "all") or dash and head.isdigit() and tail.isdigit():
+    if "queue" not in what and raw.isascii() and (raw.isdigit() or raw == "last" or all(map(str.isdigit, raw.split("-", 1)))):
         raise UserError("%s can't be %s, which would read as an id: put a letter in it" % (what, quoted(raw)))
     if raw[0] == "-" or "," in raw or "/" in raw and "queue" in what:
         raise UserError("%s can't start with - or hold a comma%s: %s" % (
@@ -3742,7 +3744,7 @@ class Queue:
     def ids(self, ref: str) -> list:
         """The ids that an id, a name, a range (5-8) or `last` stands for; UserError when there is no such job."""
         low, dash, high = ref.partition("-")
-        if dash and low.isdigit() and high.isdigit() and len(ref) < 30:
+        if dash and ref.isascii() and low.isdigit() and high.isdigit() and len(ref) < 30:
             found = self.ids_between(int(low), int(high))
             if not found:
                 raise UserError("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
@@ -6954,22 +6956,23 @@ def args_cron_add(parser) -> None:
 
 
 def cmd_cron_add(args) -> int:
-    words, command_words = list(args.lead), list(args.rest)
+    words = args.lead + args.rest
     if not words:
-        raise UserError("what shall it be called? cron add NAME '*/5 * * * *' COMMAND")
-    name = parse_name(words.pop(0), "a schedule")
-    every = parse_duration(args.every, "--every", 1) if args.every is not None else None
-    if every is None:
-        if not words and not command_words:
-            raise UserError("when shall it run? cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
-        spec = words.pop(0) if words else command_words.pop(0)
-        parse_cron(spec)
+        raise UserError("what should it be called? cron add NAME '*/5 * * * *' COMMAND")
+    name, spec, every = parse_name(words.pop(0), "a schedule"), None, None
+    if args.every is not None:
+        every = parse_duration(args.every, "--every", 1)
+        if len(args.lead) > 1:
+            raise UserError("a schedule has a cron line or --every, not both: put the command after the options")
+    elif not words:
+        raise UserError("when should it run? cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
     else:
-        spec = None
-    if words or not command_words:
-        raise UserError("what shall it run? Give a command after the options")
+        spec = words.pop(0)
+        parse_cron(spec)
+    if not words:
+        raise UserError("what should it run? Give a command after the options")
     options = job_options(args)
-    job = job_of_words(command_words, options)
+    job = job_of_words(words, options)
     if "name" in parse_job(job):
         raise UserError("a name can't be given to every job of a schedule")
     parse_choice(args.misfire, "--misfire", ("once", "skip"))
@@ -7554,7 +7557,7 @@ def build_parser(found):
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # else it imports shutil, 5 ms
-                    usage="%%(prog)s %s[options] COMMAND..." % ("NAME SPEC " if found.lead else "") if found.rest else None)
+                    usage="%%(prog)s %s[options] COMMAND..." % ("[options] NAME SPEC " if found.lead else "") if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     found.arguments(parser)
     return parser
@@ -7570,6 +7573,19 @@ def split_rest(parser, words: list) -> tuple:
         i += 2 if takes_value.get(flag) and word == flag else 1
     rest = words[i:]
     return words[:i], rest[1:] if rest[:1] == ["--"] else rest
+
+
+def split_lead(parser, words: list, most: int) -> tuple:
+    """(options, words of ours, the user's own command): as split_rest, with up to `most` words of ours among the options."""
+    options, lead = [], []
+    while True:
+        some, rest = split_rest(parser, words)
+        options += some
+        ended = words[len(some):] != rest  # by --
+        if ended or not rest or len(lead) == most or lead and "--every" in [option.partition("=")[0] for option in options]:
+            return options, lead, rest
+        lead.append(rest[0])
+        words = rest[1:]
 
 
 def value_choices(args, found, actions, last: str) -> list:
@@ -7625,12 +7641,10 @@ def parse_words(words: list):
         return print_help() if "elp" in words[0] or words[0] == "-h" else out("%s %s" % (PROGRAM, __version__))
     parser = build_parser(found)
     lead, rest = [], []
-    while len(lead) < found.lead and words and not words[0].startswith("-"):
-        lead.append(words.pop(0))
     if found.run is None:  # completion: whatever has been typed so far
         words, rest = [], words
     elif found.rest:
-        words, rest = split_rest(parser, words)
+        words, lead, rest = split_lead(parser, words, found.lead)
     args = parser.parse_args(words)
     args.lead, args.rest = lead, rest
     args.run = found.run or complete

@@ -125,3 +125,48 @@ def test_an_export_carries_the_zone_and_a_queue_of_1_0_gets_the_one_its_adder_ha
         assert store.schedule("bare").tz == queuectl.OS.zone()
     with queuectl.Queue(str(tmp_path / "b.db")) as store:
         assert (store.schedule("a").tz, store.schedule("a").rule) == ("Asia/Tokyo", "JST-9")
+
+
+# ---- names and the command line -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("words", [
+    ["--no-overlap", "n", "*/5 * * * *", "ls", "-l"], ["n", "--no-overlap", "*/5 * * * *", "ls", "-l"],
+    ["n", "*/5 * * * *", "--no-overlap", "ls", "-l"], ["--no-overlap", "--", "n", "*/5 * * * *", "ls", "-l"],
+    ["--no-overlap", "n", "--", "*/5 * * * *", "ls", "-l"], ["-p", "3", "n", "--no-overlap", "*/5 * * * *", "--", "ls", "-l"],
+    ["--priority=3", "--no-overlap", "n", "*/5 * * * *", "ls", "-l"]], ids=" ".join)
+def test_the_options_of_cron_add_may_stand_before_between_and_after_its_words(queue, words):
+    queue.cli("cron", "add", *words)
+    found = schedules(queue)["n"]
+    assert (found["spec"], found["command"], found["no_overlap"]) == ("*/5 * * * *", ["ls", "-l"], True)
+    assert found.get("priority") == ("3" if "3" in " ".join(words) else None)
+
+
+@pytest.mark.parametrize("words", [
+    ["--every", "90s", "n", "ls", "-l"], ["n", "--every", "90s", "ls", "-l"], ["n", "--every=90s", "--", "ls", "-l"],
+    ["--every=90s", "-p", "1", "n", "-p", "2", "ls", "-l"]], ids=" ".join)
+def test_with_every_the_first_word_is_the_name_and_the_rest_is_the_command(queue, words):
+    queue.cli("cron", "add", *words)
+    found = schedules(queue)["n"]
+    assert (found["spec"], found["every"], found["command"]) == (None, 90.0, ["ls", "-l"])
+
+
+def test_a_cron_line_and_every_are_refused_together(queue):
+    done = queue.cli("cron", "add", "n", "* * * * *", "--every", "90s", "ls", check=False)
+    assert done.returncode == 2 and "not both" in done.stderr and schedules(queue) == {}
+
+
+def test_a_word_is_refused_as_a_name_only_where_it_would_be_looked_up_as_something_else(queue):
+    for name in ("all", "Last", "none", "batch", "7-7a", "ALL"):
+        assert queue.job(queue.enqueue("--id", name, "exit 0")).name == name
+        queue.cli("cron", "add", name, "@daily", "exit 0")
+    queue.cli("enqueue", "--after", "all", "exit 0")
+    for name in ("last", "7", "5-8", "05"):
+        for words in (["enqueue", "--id", name, "exit 0"], ["cron", "add", name, "@daily", "exit 0"]):
+            done = queue.cli(*words, check=False)
+            assert done.returncode == 2 and "would read as an id" in done.stderr
+    for name in ("last", "all", "7", "5-8", "\u00b2-\u00b3"):
+        queue.cli("enqueue", "--queue", name, "exit 0")
+        queue.cli("queue", "pause", name)
+    assert "\u00b2-\u00b3" in queue.cli("show", "\u00b2-\u00b3", check=False).stderr
+    assert queue.cli("cancel", "all").stdout
+    assert queue.job("all").state == "cancelled" and queue.job("Last").state == "pending"

@@ -2654,7 +2654,7 @@ def searchable(text: str):
 
 
 def refuse_strange_wal(path: str) -> None:
-    """Refuses a -wal beside the database that is another's, before SQLite, which can't tell, writes it in.
+    """Refuse a -wal beside the database that is another's, before SQLite, which can't tell, writes it in.
 
     Looks again before it judges: in a queue at work the file and the WAL may change between two reads.
     Only for a process without a connection: closing the file would drop its locks (fcntl(2)).
@@ -2663,31 +2663,73 @@ def refuse_strange_wal(path: str) -> None:
         if not has_strange_wal(path):
             return
         time.sleep(0.03)
-    raise UserError("%s-wal is of another database, or of another time of this one: move it away, or bring back "
-                    "the database that it belongs to" % plain(path))
+    raise UserError("%s-wal is of another database, or of another time of this one, and would damage it: bring back the database that "
+                    "it belongs to, or copy %s alone to a new name and give that by --db; keep both files until all is well" % (
+                        plain(path), plain(path)))
 
 
 def has_strange_wal(path: str) -> bool:
-    """Compares page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
+    """Compare page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
     user_version, and the change counter, which a WAL of the same file is ahead of by one commit at first."""
+    def strange(page) -> bool:
+        ahead = int.from_bytes(page[24:28], "big") - int.from_bytes(head[24:28], "big")
+        return page[60:63] != head[60:63] or page[68:72] != head[68:72] or ahead > 1
+
     try:
         with open(path + "-wal", "rb", buffering=0) as wal, open(path, "rb") as file:
             head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
-            for frame in range(256 if len(head) == 100 and 512 <= size <= 65536 else 0):
+            if not any(head[60:64]):
+                return False  # the queue is so new that all of it is in the WAL
+            for frame in range(256 if 512 <= size <= 65536 else 0):
                 wal.seek(32 + frame * (24 + size))
                 page = wal.read(24 + 100)
-                if len(page) < 124:
-                    return False
                 if page[:4] == b"\0\0\0\1":
                     break
             else:
                 return False
+            if not strange(page[24:]):
+                return False  # as good as always, and at a thousandth of what follows
+            wal.seek(0)
+            page = first_page_in_force(wal, size)
+            return page is not None and strange(page)
     except OSError:
         return False
-    if not any(head[60:64]):
-        return False  # the queue is so new that all of it is in the WAL
-    ahead = int.from_bytes(page[48:52], "big") - int.from_bytes(head[24:28], "big")
-    return page[24 + 60:24 + 63] != head[60:63] or page[24 + 68:24 + 72] != head[68:72] or ahead > 1
+
+
+def first_page_in_force(wal, size: int):
+    """Return page 1 as the first commit in a WAL has it that SQLite would read; None if there is no such commit.
+
+    What a power cut leaves of the log ends, by the rules of its format, with the last commit before a frame that has not
+    the salts of the header, or a sum over all until there that differs.  Frames beyond are of an earlier use of the file,
+    or torn, and say nothing.
+    """
+    import struct
+
+    def add(data: bytes, first: int, second: int) -> tuple:
+        words = struct.unpack(order % (len(data) // 4), data)
+        for one, two in zip(words[::2], words[1::2]):
+            first = first + one + second & 0xFFFFFFFF
+            second = second + two + first & 0xFFFFFFFF
+        return first, second
+
+    head, found = wal.read(32), None
+    order = {b"\x37\x7f\x06\x83": ">%dI", b"\x37\x7f\x06\x82": "<%dI"}.get(head[:4])
+    if order is None or len(head) < 32:
+        return None
+    sums = add(head[:24], 0, 0)
+    if struct.pack(">2I", *sums) != head[24:]:
+        return None
+    while True:
+        frame = wal.read(24 + size)
+        if len(frame) < 24 + size or frame[8:16] != head[16:24]:
+            return None
+        sums = add(frame[24:], *add(frame[:8], *sums))
+        if struct.pack(">2I", *sums) != frame[16:24]:
+            return None
+        if frame[:4] == b"\0\0\0\1" and found is None:
+            found = frame[24:124]
+        if found is not None and any(frame[4:8]):
+            return found
 
 
 class Transaction:

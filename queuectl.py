@@ -627,27 +627,68 @@ def parse_job(raw: dict) -> dict:
     return job
 
 
-def parse_line(line: str):
-    """One line of a bulk file: None (nothing on it), a command, or a dict from JSON."""
-    text = line.strip()
-    if not text or text[0] == "#":
-        return None
-    if text[0] == "{" and text[1:].lstrip()[:1] in ('"', "}"):
-        return parse_object(text)
-    if "\0" in text:
-        raise UserError("a NUL character, which no program can be given")
-    return text
+BLANK = "\ufeff \t\r\n\f\v"  # a byte order mark stands at the start of a file, or of each that was joined to one
 
 
-def parse_object(text: str) -> dict:
+def begins_json(text: str) -> bool:
+    """Whether stripped text begins as JSON jobs do, and as no shell command does: a `{ group; }` and `[ -f test ]` do not.
+
+    A brace or bracket alone is JSON too, as the first line of an object or array that goes on.
+    """
+    rest = text[1:].lstrip(BLANK)
+    if text[:1] == "{":
+        return not rest or rest.startswith(('"', "}", "command:", "'command'"))  # the last two: quotes lost, or wrong ones
+    gap = text[1:len(text) - len(rest)]
+    return text[:1] == "[" and (rest[:1] in ("", "{", "]") or rest[:1] == '"' and (not gap or "\n" in gap))
+
+
+def line_end(text: str, pos: int) -> int:
+    end = text.find("\n", pos)
+    return len(text) if end < 0 else end
+
+
+def parse_json(text: str, start: int = 0) -> tuple:
+    """(value, where it ends) of the JSON that begins there, and stands alone on its lines."""
     import json
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError("not valid JSON: %s" % plain(str(error))[:200]) from None
+        value, end = json.JSONDecoder().raw_decode(text, start)
+    except RecursionError:
+        raise UserError("not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise UserError("not valid JSON: %s (line %d, column %d)" % (plain(error.msg)[:200], error.lineno, error.colno)) from None
+    if text[end:line_end(text, end)].strip(BLANK):
+        raise UserError("not valid JSON: more follows its end (line %d)" % (text.count("\n", 0, end) + 1))
+    return value, end
+
+
+def check_object(value) -> dict:
     if not isinstance(value, dict) or not value.get("command"):
         raise UserError('a JSON object with a "command" is needed, such as {"command": "sleep 2"}')
     return value
+
+
+def parse_items(text: str):
+    """Yield (place, command or dict) for each job of a bulk file: a command a line, or JSON on any number of lines."""
+    pos, number = 0, 1
+    while pos < len(text):
+        end = line_end(text, pos)
+        line, lines = text[pos:end].strip(BLANK), 1
+        if line[:1] in ("{", "[") and begins_json(line):
+            place = number
+            try:
+                value, end = parse_json(text, text.index(line[0], pos))
+                for i, item in enumerate(value if isinstance(value, list) else [value], 1):
+                    place = "%d, item %d" % (number, i) if value is not item else number
+                    yield place, check_object(item)
+            except UserError as error:
+                raise UserError("line %s: %s" % (place, error)) from None
+            end = line_end(text, end)
+            lines += text.count("\n", pos, end)
+        elif "\0" in line:
+            raise UserError("line %d: a NUL character, which no program can be given" % number)
+        elif line and line[0] != "#":
+            yield number, line
+        pos, number = end + 1, number + lines
 
 
 # -- cron: five-field schedules and the time of their next run --
@@ -2818,7 +2859,7 @@ class Plan:
         for item in items:
             label = ""
             if isinstance(item, tuple):
-                label, item = "line %d: " % item[0], item[1]
+                label, item = "line %s: " % item[0], item[1]
             if isinstance(item, str) and item.isascii() and "\0" not in item and not item.isspace() and item:
                 self.items.append(item)
                 continue
@@ -5674,7 +5715,7 @@ def count_argument(raw: str) -> int:
 
 def args_enqueue(parser) -> None:
     add_job_options(parser)
-    parser.add_argument("--file", metavar="FILE", help="read jobs from FILE (-: standard input): a command or a JSON object a line")
+    parser.add_argument("--file", metavar="FILE", help="read jobs from FILE (-: standard input): a command a line, or JSON objects")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the bare id on a terminal too")
 
 
@@ -5723,11 +5764,22 @@ def cmd_enqueue(args) -> int:
 
 def job_of_words(words: list, options: dict) -> dict:
     """The job that a command line describes: words, one shell string, or one JSON object."""
-    if len(words) == 1:
-        if words[0].lstrip()[:1] == "{" and words[0].rstrip()[-1:] == "}" and words[0].lstrip()[1:].lstrip()[:1] in ('"', "}"):
-            return dict(parse_object(words[0]), **options)
-        return dict(options, command=words[0])
-    return dict(options, command=list(words))
+    text = words[0].strip(BLANK)
+    if len(words) > 1 and text[:1] == "{" and begins_json(text):
+        raise UserError("a JSON object must be one argument: put it into single quotes, or into a file for `enqueue --file`")
+    if len(words) > 1 or not begins_json(text):
+        return dict(options, command=words[0] if len(words) == 1 else list(words))
+    value, end = parse_json(text)
+    if isinstance(value, list) or text[end:].strip(BLANK):
+        raise UserError("one JSON object describes one job: give several to `enqueue --file` or `run --file`")
+    return dict(check_object(value), **options)
+
+
+def shell_command(text: str) -> str:
+    """A command where no JSON is taken."""
+    if begins_json(text.strip(BLANK)):
+        raise UserError("a shell command is needed here, not JSON: %s" % quoted(text))
+    return text
 
 
 def warn_if_stuck(queue, number: int) -> None:
@@ -5763,32 +5815,24 @@ def batch_label(path: str) -> str:
     return "stdin" if path == "-" else plain(os.path.basename(path))
 
 
-def read_lines(path: str):
-    """The lines of a user's file (-: standard input), whatever bytes they hold; UserError where it can't be read."""
+def read_text(path: str) -> str:
+    """The text of a user's file (-: standard input), whatever bytes they hold; UserError where it can't be read."""
     try:
         if path == "-":
-            lines = sys.stdin.buffer.read()
+            data = sys.stdin.buffer.read()
         else:
             with open(path, "rb") as file:
-                lines = file.read()
+                data = file.read()
     except (OSError, ValueError) as error:
         raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
-    text = lines.decode("utf-8", "surrogateescape")
-    return (text[1:] if text[:1] == "\ufeff" else text).split("\n")
+    return data.decode("utf-8", "surrogateescape")
 
 
 def read_items(path: str) -> list:
-    """(line number, command or dict) of each job in a bulk file, all checked as far as the file goes."""
-    items = []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            item = parse_line(line)
-        except UserError as error:
-            raise UserError("line %d: %s" % (number, error)) from None
-        if item is not None:
-            items.append((number, item))
+    """(place, command or dict) of each job in a bulk file, all checked as far as the file goes."""
+    items = list(parse_items(read_text(path)))
     if not items:
-        raise UserError("%s holds no job: a command or a JSON object a line is needed" % quoted(path))
+        raise UserError("%s holds no job: a command a line is needed, or JSON objects" % quoted(path))
     return items
 
 
@@ -6835,7 +6879,7 @@ def args_edit(parser) -> None:
 def cmd_edit(args) -> int:
     options = job_options(args)
     if args.command is not None:
-        options["command"] = args.command
+        options["command"] = shell_command(args.command)
     if not options:
         raise UserError("what shall be changed? Give an option such as --command or --priority")
     return act(args, WAITING, "edit", "Edited", lambda queue, ids: queue.edit(ids, options), ("edited",))
@@ -7207,7 +7251,7 @@ def args_config_set(parser) -> None:
 
 def cmd_config_set(args) -> int:
     key = setting_key(args.key)
-    parse_setting(key, args.value)
+    parse_setting(key, shell_command(args.value))
     with open_queue(args) as queue:
         queue.set_config(key, args.value)
         out("%s = %s" % (key, plain(SETTINGS[key].text(queue.setting(key)))))
@@ -7358,10 +7402,10 @@ def cmd_import(args) -> int:
 def import_rows(path: str):
     """Yields (line number, table, row) from a file of export."""
     import json
-    for number, line in enumerate(read_lines(path), 1):
-        if line.strip():
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip(BLANK):
             try:
-                value = json.loads(line)
+                value = json.loads(line.strip(BLANK))
                 row = {key: bytes.fromhex(cell["hex"]) if isinstance(cell, dict) else cell for key, cell in value["row"].items()}
                 if not all(key.isidentifier() for key in row):
                     raise ValueError

@@ -289,6 +289,72 @@ def test_a_shell_group_is_no_json_object(queue):
     assert queue.json("show", queue.enqueue("{ echo x; }"))["command"] == "{ echo x; }"
 
 
+JOBS = [{"id": "job1", "command": "echo 1", "max_retries": 1}, {"id": "job2", "command": ["echo", "a  b"], "env": {"A": "{\n[\""}}]
+
+
+@pytest.mark.parametrize("text", [
+    json.dumps(JOBS, indent=2), json.dumps(JOBS), "\ufeff" + json.dumps(JOBS, indent=4), "\n\n \t\n" + json.dumps(JOBS, indent=1),
+    "\n".join(map(json.dumps, JOBS)), "\r\n".join("\ufeff" + json.dumps(job) for job in JOBS) + "\r\n",
+    "\n".join(json.dumps(job, indent=2) for job in JOBS), "# a comment\n" + json.dumps(JOBS, indent="\t").replace("\n", "\r\n"),
+    "\ufeff\n%s\n\n%s\n" % tuple(json.dumps(job, indent=2) for job in JOBS),
+    "[\n" + ",\n".join(map(json.dumps, JOBS)) + "\n]", "{\n\n" + json.dumps(JOBS[0])[1:] + "\n" + json.dumps(JOBS[1])])
+def test_a_file_of_json_is_json_however_it_is_laid_out(queue, text):
+    assert len(queue.cli("enqueue", "--file", "-", stdin=text).stdout.split()) == 2
+    one, two = queue.json("list")[::-1]
+    assert (one["name"], one["command"], one["max_retries"]) == ("job1", "echo 1", 1)
+    assert two["name"] == "job2" and two["command"].startswith("echo ") and "a  b" in two["command"]
+
+
+def test_json_and_commands_may_share_a_file_and_each_fault_is_told_by_its_line(queue):
+    text = "echo first\n" + json.dumps(JOBS[0], indent=2) + "\n[ -f x ] && echo y\n{ echo group; }\n"
+    queue.cli("enqueue", "--file", "-", stdin=text)
+    assert [job["command"] for job in queue.json("list")][::-1] == ["echo first", "echo 1", "[ -f x ] && echo y", "{ echo group; }"]
+    error = one_error_line(queue.cli("enqueue", "--file", "-", stdin=text.replace("job1", "job2") + '{"command": "x", "slots": 0}', check=False))
+    assert "line 9: slots" in error and len(queue.json("list")) == 4
+
+
+BAD_JSON = {  # -> what the message must name
+    '{\n  "id": "job1",\n  "command": "echo 1"\n': "line 4",  # cut short
+    '{\n  "id": "job1",\n  "command": "echo 1",\n}\n': "line 4",  # a comma too many
+    '[\n  {"command": "a"}\n  {"command": "b"}\n]': "line 3",
+    '[{"command": "a"},\n {"command": "b", "slots": 0}]': "line 1, item 2",
+    '[{"command": "a"},\n {"id": "b"}]': "line 1, item 2", '[\n  "make a",\n  "make b"\n]': "line 1, item 1",
+    '["make", "test"]': "line 1, item 1", "[\n[]\n]": "line 1, item 1", "[\n]": "no job", "[]": "no job", "{}": "line 1",
+    '{"command":': "line 1", '{"command": "a"} {"command": "b"}': "line 1", '{"command": "a"},\n{"command": "b"}': "line 1",
+    '\ufeff\n{ "command": "a" ': "line 2", "{'command': 'a'}": "line 1", "{command: a}": "line 1", "{\necho a\n}": "line 1",
+    "true\n{\n": "line 2", "[\n" * 20000: "line 1", '{"a":' * 20000: "line 1"}
+
+
+@pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))
+def test_what_begins_as_json_and_is_none_is_refused_whole_with_its_place(queue, text):
+    for command in ("enqueue", "run"):
+        error = one_error_line(queue.cli(command, "--file", "-", stdin=text, check=False))
+        assert BAD_JSON[text] in error, error
+    assert not queue.db.exists() or queue.json("list") == []
+
+
+@pytest.mark.parametrize("text", [
+    '{"command":', '{"command": "true"', '{"command": "true"} extra', ' {\n"command":\n', '["true"]', '[{"command": "true"}]', "[]", "{}",
+    '\ufeff{"command": 1', "{command:true}", "{'command': 'true'}", '{"command": "true"}\n{"command": "true"}'])
+def test_an_argument_that_begins_as_json_and_describes_no_job_is_refused_everywhere(queue, text):
+    job = queue.enqueue("--hold", "true")
+    for words in (["enqueue", text], ["run", text], ["cron", "add", "x", "@daily", text], ["edit", str(job), "--command", text],
+                  ["config", "set", "on_dead", text]):
+        one_error_line(queue.cli(*words, check=False))
+    assert [job["command"] for job in queue.json("list")] == ["true"]
+    assert queue.json("cron", "list") == [] and queue.out("config", "get", "on_dead") == ""
+
+
+def test_json_whose_quotes_the_shell_took_apart_is_refused(queue):
+    for words in (['{command:', 'sleep 2}'], ['{', 'command:', 'sleep', '}'], ['{"command":', '"sleep 2"}']):
+        assert "quotes" in one_error_line(queue.cli("enqueue", *words, check=False))
+
+
+@pytest.mark.parametrize("text", ["[ -f x ]", '[ "$x" = y ] && true', "[[ -f x ]]", "{ echo x; }", "{\necho x\n}", "[a-z]*.sh", '"{}"', "#{"])
+def test_shell_that_looks_a_little_like_json_stays_shell(queue, text):
+    assert queue.json("show", queue.enqueue(text))["command"] == text
+
+
 def test_a_hundred_thousand_lines_are_loaded_in_seconds(queue):
     done = queue.cli("enqueue", "--file", "-", stdin="true\n" * 100000, timeout=30)
     assert "100" in done.stdout + done.stderr

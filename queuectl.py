@@ -1145,7 +1145,6 @@ class Posix:
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
     _spawn_options = {}      # what posix_spawn is told of the scheduling of jobs
-    _drawn = False           # whether there are byte locks of the gate to let go
 
     PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"  # what means itself to a shell
     # What sh runs without a program, or reads as syntax: dash, bash, ksh, busybox.
@@ -1252,9 +1251,11 @@ class Posix:
     def lock_trouble(self, path: str) -> str:
         """Why locks can't be relied on where `path` is, a lock file that may be made; "" where they can."""
         import fcntl
-        first, second = self.open_gate(path), self.open_gate(path)
-        if first is None or second is None:
+        try:
+            first = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
             return ""  # can't be told
+        second = os.open(path, os.O_RDWR)
         try:
             fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB)  # SQLite's kind
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1269,79 +1270,11 @@ class Posix:
             os.close(second)
 
     def open_gate(self, path: str):
-        """A descriptor for wait_at_gate, or None where there can be none."""
+        """A PosixGate, or None if there can be none."""
         try:
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            return PosixGate(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError:
             return None
-
-    def wait_at_gate(self, fd: int, seconds: float, in_order: bool) -> bool:
-        """Locks an open gate; False where that can't be done in so many seconds.
-
-        Who waits does so first in, first out: each draws a number, locks its byte, and waits for the byte before,
-        so the end of a turn wakes one process alone.  Of 64 writers one in 100 waits 80 ms then; with flock alone,
-        which wakes all who wait and lets in whoever comes then, 230 ms.  Who does not ask to be served `in_order`
-        (workers) may come in while no one is inside: a turn that is handed over has to wait until its process runs.
-        The kernel lets go what a process held that ends.
-        """
-        import fcntl
-        turn = self._draw(fd) if in_order else None
-        if self._has_come(fd, turn) and self.try_lock(fd):
-            return True
-        turn = turn or self._draw(fd)
-        import signal
-
-        def expire(*_):
-            raise Rung
-
-        try:
-            before = signal.signal(signal.SIGALRM, expire)
-        except ValueError:  # not the main thread: no alarm can end the wait, so don't begin it
-            self.leave_gate(fd)
-            return False
-        try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            if turn is not None:
-                fcntl.lockf(fd, fcntl.LOCK_EX, 1, turn)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            return True
-        except (Rung, OSError):
-            self.leave_gate(fd)
-            return False
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-
-    def _draw(self, fd: int):
-        """Our number, its byte locked; None where the counter is in use just now, whose user may be stopped."""
-        import fcntl
-        self._drawn = True
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-            turn = int.from_bytes(os.pread(fd, 6, 0), "little") + 1
-            os.pwrite(fd, turn.to_bytes(7, "little")[:6], 0)
-            fcntl.lockf(fd, fcntl.LOCK_EX, 1, turn + 1)
-            fcntl.lockf(fd, fcntl.LOCK_UN, 1, 0)
-            return turn
-        except OSError:
-            return None
-
-    def _has_come(self, fd: int, turn) -> bool:
-        """Whether nobody is before this number; None stands for none."""
-        import fcntl
-        try:
-            if turn is not None:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, turn)
-            return True
-        except OSError:
-            return False
-
-    def leave_gate(self, fd: int) -> None:
-        import fcntl
-        fcntl.flock(fd, fcntl.LOCK_UN)  # no child ever has this one
-        if self._drawn:
-            self._drawn = False
-            fcntl.lockf(fd, fcntl.LOCK_UN)
 
     def sync(self, path: str) -> None:
         """Return when what was written to a file is on the disk."""
@@ -1819,6 +1752,109 @@ class Linux(Posix):
         except (OSError, IndexError):
             return ""
         return kind if kind.startswith(("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs", "lustre")) else ""
+
+
+class PosixGate:
+    """The lock that writers take before BEGIN.  Waiters are served first in, first out.
+
+    A waiter draws a number, locks its byte, and enters when nobody holds the byte of a lower number; the kernel frees
+    the bytes of a process that ends.  Whoever leaves sends a datagram to the next, so a turn that ends wakes one process
+    alone.  Of 64 writers one in 100 waits 80 ms then; with flock alone, which wakes all who wait and lets in whoever
+    comes then, 230 ms.  (A wait for the lock in the kernel would need no datagram, but only a signal could end it, and
+    signals are the caller's, as threads are.)  The file: the last number drawn, the last that entered, waiters' ports.
+    """
+
+    LOOK_S = 0.01  # how often a waiter looks for a datagram that was lost, or for a predecessor that died
+
+    def __init__(self, fd: int):
+        self._fd = fd
+        self._socket = None
+        self._drawn = False  # whether there are byte locks to release
+
+    def enter(self, seconds: float, in_order: bool) -> bool:
+        """Lock the gate; False if that can't be done in so many seconds.
+
+        With `in_order=False` (workers) a caller may enter whenever the lock is free: a turn that is handed over
+        has to wait until its process runs.
+        """
+        turn = self._draw() if in_order else None
+        if self._may_enter(turn):
+            return True
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if turn is None:
+                turn = self._draw()
+            self._listen(turn)
+            if self._may_enter(turn):
+                return True
+            try:
+                self._socket.recv(8)
+            except OSError:
+                pass  # the time has come to look
+        self.leave()
+        return False
+
+    def _draw(self):
+        """Our number, its byte locked; None if another process holds the counter (it may be stopped)."""
+        import fcntl
+        self._drawn = True
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+            turn = int.from_bytes(os.pread(self._fd, 6, 0), "little") + 1
+            os.pwrite(self._fd, turn.to_bytes(7, "little")[:6], 0)
+            fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, turn + 2**16)
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, 0)
+            return turn
+        except OSError:
+            return None
+
+    def _listen(self, turn) -> None:
+        if self._socket is None:
+            import _socket
+            self._socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+            self._socket.bind(("127.0.0.1", 0))
+            self._socket.settimeout(self.LOOK_S)
+            self._port = self._socket.getsockname()[1].to_bytes(2, "little")
+        if turn is not None:
+            os.pwrite(self._fd, self._port, self._place(turn))
+
+    def _place(self, turn: int) -> int:
+        return 12 + 2 * (turn % 1024)
+
+    def _may_enter(self, turn) -> bool:
+        """Whether nobody is before this number (None stands for none), and the lock is ours now."""
+        import fcntl
+        try:
+            if turn is not None:
+                entered = int.from_bytes(os.pread(self._fd, 6, 6), "little")
+                if entered < turn - 1:  # these have died, given up, or wait
+                    fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, turn - 1 - entered, entered + 1 + 2**16)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if turn is not None:
+                os.pwrite(self._fd, turn.to_bytes(7, "little")[:6], 6)
+            return True
+        except OSError:
+            return False
+
+    def leave(self) -> None:
+        import fcntl
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # no child ever has this one
+        if self._drawn:
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
+            self._drawn = False
+        numbers = os.pread(self._fd, 12, 0)
+        if numbers[:6] != numbers[6:]:
+            port = os.pread(self._fd, 2, self._place(int.from_bytes(numbers[6:], "little") + 1))
+            try:
+                self._listen(None)
+                self._socket.sendto(b"", ("127.0.0.1", int.from_bytes(port, "little")))
+            except OSError:
+                pass  # nobody there
+
+    def close(self) -> None:
+        os.close(self._fd)
+        if self._socket is not None:
+            self._socket.close()
 
 
 class PosixKeys:
@@ -2773,11 +2809,38 @@ def first_page_in_force(wal, size: int):
             return found
 
 
+class Undo:
+    """The outer half of every transaction: `with self._undo, Transaction(self) as now:`.
+
+    An exception may come between any two lines (Ctrl-C, an alarm of the caller's), also between BEGIN and the body,
+    or in place of the inner __exit__.  Then this half ends the transaction; else the inner half has done so already.
+    """
+
+    def __init__(self, queue):
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        if self._queue._db.in_transaction:
+            raise RuntimeError("transactions do not nest")
+
+    def __exit__(self, *_) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Roll back what is open, and leave the gate; once more does nothing."""
+        queue = self._queue
+        try:
+            if queue._db.in_transaction:
+                queue._db.execute("ROLLBACK")
+        finally:
+            queue._leave()
+
+
 class Transaction:
     """One short BEGIN IMMEDIATE transaction of a Queue; entering gives the time of it.
 
     Writers queue at a gate: 64 workers that poll SQLite's lock instead get half as much done, and their
-    snapshots keep the WAL from being begun anew.  The gate is only manners: whoever does not get it in time,
+    snapshots keep the WAL from being begun anew.  The gate is only an optimisation: whoever does not get it in time,
     or at all, tries BEGIN all the same, again and again, after a random part of 2 to 10 ms (with SQLite's own
     busy handler one process of 64 waited 8 s, so 0.7 s).  After the commit the supervisors get their hints,
     and the WAL is synced where it shall be: outside the gate, so that those who wait don't wait for the disk.
@@ -2790,35 +2853,22 @@ class Transaction:
 
     def __enter__(self) -> float:
         queue = self._queue
-        if queue._db.in_transaction:
-            raise RuntimeError("transactions do not nest")
         queue.check_file()
         if queue._gate is None:
             queue._gate = OS.open_gate(queue.files.gate)
-        self._inside = queue._gate is not None and OS.wait_at_gate(
-            queue._gate, min(self.GATE_S, queue.patience), in_order=queue.sync)
-        try:
-            self._begin(queue)
-        except BaseException:
-            self._leave()
-            raise
-        queue._ring = None
-        self._before = queue._db.total_changes
-        return queue._clock()
-
-    def _begin(self, queue) -> None:
+        if queue._gate is not None:
+            queue._inside = True  # before it is so: an interrupt must not leave it locked
+            queue._inside = queue._gate.enter(min(self.GATE_S, queue.patience), in_order=queue.sync)
         try:
             queue._db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
-            self._leave()  # somebody holds the database who does not know the gate
+            queue._leave()  # somebody holds the database who does not know the gate
             queue._patiently(lambda: queue._db.execute("BEGIN IMMEDIATE"))
-
-    def _leave(self) -> None:
-        if self._inside:
-            self._inside = False
-            OS.leave_gate(self._queue._gate)
+        queue._ring = None
+        self._before = queue._db.total_changes
+        return queue._clock()
 
     def __exit__(self, kind, *_) -> None:
         queue, db = self._queue, self._queue._db
@@ -2828,9 +2878,7 @@ class Transaction:
                 listeners = queue._listeners() if queue._ring is not None else ()
                 db.execute("COMMIT")
         finally:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            self._leave()
+            queue._undo.end()
         if listeners:
             queue._send(listeners, queue._ring)
         if kind is None and queue.sync and db.total_changes > self._before:
@@ -2841,17 +2889,11 @@ class Plan:
     """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
 
     def __init__(self, items, schedule=None, hook=None, cwd=None, base=None):
-        self._queue = None     # from here on set by store
         self._schedule = schedule
         self._hook = hook
         self._cwd = cwd
         self.batch = None
-        self.newest = 0        # the last job before these
-        self.twins = []        # (where, id) of each that makes one of these superfluous, by its unique key
         self._base = OS.environment() if base is None else base
-        self._envs = {}        # environment -> its id
-        self._uses = {}        # its id -> how many of these jobs use it
-        self._new = []         # (item, id) of those stored that say more than a command
         self.items = []        # a command, or (where, columns, options)
         self._read(items)
 
@@ -2896,7 +2938,11 @@ class Plan:
     def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
         """Writes them within a transaction of a queue; returns their ids.  See Queue.enqueue_many."""
         self._queue = queue
-        self.newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0] or 0
+        self._envs = {}        # environment -> its id
+        self._uses = {}        # its id -> how many of these jobs use it
+        self._new = []         # (item, id) of those stored that say more than a command
+        self.twins = []        # (where, id) of each that makes one of these superfluous, by its unique key
+        self.newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
         queue._need_queue("default")
         if label is not None:
             self.batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
@@ -3108,6 +3154,8 @@ class Queue:
         self._ring = None     # how many jobs became ready in this transaction; None: nothing to tell
         self._socket = None
         self._gate = None
+        self._inside = False  # whether the gate is locked by us
+        self._undo = Undo(self)
         self.sync = sync
         self._env = (None, b"")  # id and data of the environment read last
         self._db = None
@@ -3128,7 +3176,7 @@ class Queue:
             self._db.close()
             self._db = None
         if self._gate is not None:
-            os.close(self._gate)
+            self._gate.close()
             self._gate = None
 
     def _open(self, create: bool) -> None:
@@ -3200,7 +3248,7 @@ class Queue:
         """Makes the tables, or brings an older schema up to date; in one transaction, by one process."""
         self._db.execute("PRAGMA page_size=1024")  # a job changes a few rows in some eight pages: a quarter of the bytes a commit
         self._patiently(lambda: self._db.execute("PRAGMA journal_mode=WAL").fetchall())  # ignores the timeout
-        with Transaction(self):
+        with self._undo, Transaction(self):
             version = self._version()
             if version == 0:
                 for statement in SCHEMA.split("\nCREATE ")[1:]:  # executescript would commit the transaction
@@ -3272,6 +3320,11 @@ class Queue:
         """A number that differs once others have committed."""
         return self._read("PRAGMA data_version")[0][0]
 
+    def _leave(self) -> None:
+        if self._inside:
+            self._gate.leave()
+            self._inside = False
+
     def _tell(self, count: int = 0) -> None:
         """Has the supervisors told, after the commit, that `count` jobs became ready or something changed."""
         self._ring = (self._ring or 0) + count
@@ -3307,13 +3360,13 @@ class Queue:
     def set_config(self, key: str, raw) -> None:
         key = setting_key(key)
         text = SETTINGS[key].text(parse_setting(key, raw))
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._db.execute("INSERT INTO config(key, value) VALUES(:key, :text) "
                              "ON CONFLICT(key) DO UPDATE SET value=:text", {"key": key, "text": text})
             self._tell()
 
     def unset_config(self, key: str) -> None:
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._db.execute("DELETE FROM config WHERE key=?", (setting_key(key),))
             self._tell()
 
@@ -3333,7 +3386,7 @@ class Queue:
         with the number stored.
         """
         plan = items if isinstance(items, Plan) else Plan(items)
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             return plan.store(self, now, label, pool, progress)
 
     def _store_env(self, data: bytes, uses: int) -> int:
@@ -3545,7 +3598,7 @@ class Queue:
         `queues` is a list of names between slashes, None for all; `own` the supervisor id of a `run`,
         which takes the jobs kept for it; `again` that an earlier try failed: its commit may have got through.
         """
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             if outcome is not None:
                 self._record(worker, outcome, now)
             if not claim:
@@ -3557,10 +3610,12 @@ class Queue:
                 if outcome is not None and self.setting("on_idle") and not self.unfinished(own=own):
                     self._notify("on_idle", outcome.job, now)
                 return None
-            if job.env != self._env[0]:  # jobs mostly share one, whose id is never given again
+            env = self._env
+            if job.env != env[0]:  # jobs mostly share one, whose id is never given again
                 row = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
-                self._env = (job.env, row[0] if row else b"")
-            return job, self._env[1]
+                env = (job.env, row[0] if row else b"")
+        self._env = env  # not before the commit: the id of one that is rolled back is given again
+        return job, env[1]
 
     def _record(self, worker: int, outcome, now: float):
         """Writes how an attempt ended; returns as _move: nothing changes for a worker that has lost its claim."""
@@ -3683,7 +3738,7 @@ class Queue:
         The lock is taken before the row is seen, so that no one takes us for dead.
         """
         self.files.make()
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             identity = self._db.execute(
                 "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -3693,7 +3748,7 @@ class Queue:
     def add_worker(self, supervisor: int) -> tuple:
         """As add_supervisor, for a worker of it; raises QueueGone when that is not registered."""
         self.files.make()
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             if not self._db.execute("SELECT 1 FROM supervisor WHERE id=?", (supervisor,)).fetchone():
                 raise QueueGone("supervisor %d is not registered any more" % supervisor)
             identity = self._db.execute("INSERT INTO worker(supervisor, pid, machine, started_at) VALUES(?, ?, ?, ?)",
@@ -3703,14 +3758,14 @@ class Queue:
 
     def remove_worker(self, worker: int) -> bool:
         """Takes a worker off the list that ends well; its lock file may go then, once it is closed."""
-        with Transaction(self):
+        with self._undo, Transaction(self):
             gone = self._db.execute("DELETE FROM worker WHERE id=? AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?)",
                                     (worker, worker)).rowcount
         return bool(gone)  # else it holds a job whose outcome could not be written: left to a rescuer
 
     def remove_supervisor(self, supervisor: int) -> None:
         """Takes a supervisor off the list; jobs that a `run` had kept for itself are anyone's."""
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE pool=? AND gate IS NOT NULL", (supervisor,)).fetchall()
             self._db.execute("UPDATE job SET pool=NULL WHERE pool=?", (supervisor,))
             for row in rows:
@@ -3730,12 +3785,12 @@ class Queue:
             "WHERE state='processing' AND job.worker=worker.id) FROM worker ORDER BY id")]
 
     def ask_stop(self, supervisor: int, level: int) -> None:
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._db.execute("UPDATE supervisor SET stop=max(stop, ?) WHERE id=?", (level, supervisor))
             self._tell()
 
     def ask_scale(self, supervisor: int, slots: int) -> None:
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._db.execute("UPDATE supervisor SET slots=? WHERE id=?", (slots, supervisor))
             self._tell()
 
@@ -3756,12 +3811,12 @@ class Queue:
 
     def note_worker(self, worker: int, note) -> None:
         """Says in the database why a worker takes no job, or what the rescue of a dead one waits for."""
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._db.execute("UPDATE worker SET note=? WHERE id=? AND note IS NOT ?", (note, worker, note))
 
     def release_dead(self, worker: int, outcome) -> None:
         """Takes the job of a worker that is surely dead from it, and the worker off the list."""
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             if outcome is not None:
                 self._record(worker, outcome, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
@@ -3810,16 +3865,16 @@ class Queue:
             "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:own)", {"own": own})[0]
         return self.find(job) if job is not None and not running else None
 
-    def tick(self, now: float) -> None:
+    def tick(self) -> None:
         """What a supervisor does when a time has come: jobs that fall due or expire, schedules."""
-        with Transaction(self):
+        with self._undo, Transaction(self) as now:
             self._expire(now)
             self._promote(now)
             self._fire(now)
 
     def mend_clock(self) -> None:
         """Where the clock was set back, brings relative times back within their own delay."""
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
                              {"now": now})
             for schedule in self.schedules():
@@ -3851,13 +3906,13 @@ class Queue:
                 stray.append((seq,))
         self._delete(sorted(old))
         if stray:  # rows that were the newest when their job went, which the trigger spares
-            with Transaction(self):
+            with self._undo, Transaction(self):
                 self._db.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
         return after
 
     def sweep(self) -> None:
         """Removes the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
-        with Transaction(self):  # none is being added meanwhile
+        with self._undo, Transaction(self):  # none is being added meanwhile
             listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
             for name in os.listdir(self.files.workers):
                 path = os.path.join(self.files.workers, name)
@@ -3869,7 +3924,7 @@ class Queue:
         """Removes finished jobs, given as (id, attempts begun), with their logs."""
         if rows:
             self.files.remove_logs(rows)
-            with Transaction(self):
+            with self._undo, Transaction(self):
                 batches = {self._job(job).batch for job, _ in rows if self._job(job)} - {None}
                 self._db.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
                                      [(job,) for job, _ in rows])
@@ -4001,7 +4056,7 @@ class Queue:
         """(id, result) of `action(job, now)` for each job, some hundreds in one transaction."""
         results, ids = [], list(ids)
         for start in range(0, len(ids), 500):
-            with Transaction(self) as now:
+            with self._undo, Transaction(self) as now:
                 for number in ids[start:start + 500]:
                     job = self._job(number)
                     results.append((number, "gone" if job is None else action(job, now)))
@@ -4083,7 +4138,7 @@ class Queue:
 
     def set_queue(self, name: str, **changes) -> None:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._need_queue(name)
             self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=?", (*changes.values(), name))
             self._tell()
@@ -4122,7 +4177,7 @@ class Queue:
         for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
             if ref not in [schedule.name for schedule in self.schedules()]:
                 self.ids(ref)
-        with Transaction(self):
+        with self._undo, Transaction(self):
             if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
                 raise UserError("there is a schedule %s already: remove it first, with `%s cron rm`" % (quoted(name), PROGRAM))
             self._db.execute(
@@ -4158,19 +4213,19 @@ class Queue:
     def pause_schedule(self, name: str, paused: bool) -> None:
         """Pauses a schedule, or lets it go on with its next time from now."""
         schedule = self.schedule(name)
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             self._db.execute("UPDATE schedule SET paused=?, next_at=? WHERE name=?", (int(paused), schedule.following(now), name))
             self._tell()
 
     def remove_schedule(self, name: str) -> None:
         self.schedule(name)
-        with Transaction(self):
+        with self._undo, Transaction(self):
             self._db.execute("DELETE FROM schedule WHERE name=?", (name,))
 
     def run_schedule(self, name: str) -> int:
         """Enqueues a schedule's job now, beside its times; returns its id."""
         schedule = self.schedule(name)
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             return self._enqueue_scheduled(schedule, now)
 
     def _fire(self, now: float) -> None:
@@ -4278,8 +4333,8 @@ class Queue:
 
     def export(self):
         """Yields every row of every table that makes up the queue, as (table, row as a dict), from one moment."""
-        self._patiently(lambda: self._db.execute("BEGIN"))
-        try:
+        with self._undo, self._undo:  # twice, as in a Transaction: an interrupt may take the place of one __exit__
+            self._patiently(lambda: self._db.execute("BEGIN"))
             count = 0
             for table in self.TABLES:
                 cursor = self._db.execute("SELECT * FROM " + table)
@@ -4288,15 +4343,13 @@ class Queue:
                     count += 1
                     yield table, dict(zip(names, row))
             yield "end", {"rows": count}  # without it the file was cut short
-        finally:
-            self._db.execute("ROLLBACK")
 
     def restore(self, rows) -> int:
         """Writes what export gave into this queue, which must be empty; returns how many jobs.
 
         What ran when it was exported is pending again, as after a shutdown.
         """
-        with Transaction(self):
+        with self._undo, Transaction(self):
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
                 raise UserError("the queue holds jobs already: import into a fresh one, with --db")
             self._restore_rows(rows)
@@ -4371,7 +4424,7 @@ class Queue:
 
     def mend(self) -> None:
         """Puts right what `check` can find but damage to the file itself."""
-        with Transaction(self) as now:
+        with self._undo, Transaction(self) as now:
             self._recount()
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE state='processing' AND NOT EXISTS("
                                         "SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
@@ -5042,7 +5095,7 @@ class Supervisor:
             self._crew.wake(count)
         due = self._next is not None and time.time() >= self._next
         if due:
-            self.queue.tick(time.time())
+            self.queue.tick()
         if news or due or now >= self._look_at:
             self._look(now, news or due)
 

@@ -77,7 +77,7 @@ def events(store, clock):
         "fail": ends("failed", 1), "die": ends("failed", 1, max_retries=0), "timeout": ends("timeout", None),
         "snooze": ends("failed", 75, snooze_on="75"), "release": ends("released", None), "crash": ends("crashed", None),
         "complete the parent": parent_ends("completed"), "kill the parent": parent_ends("failed"),
-        "promote and expire": lambda: (clock.pass_by(70), store.tick(clock())),
+        "promote and expire": lambda: (clock.pass_by(70), store.tick()),
         "ready": lambda: store.ready(4), "ready of its own": lambda: store.ready(4, own=boss), "next time": store.next_time,
         "next time of its own": lambda: store.next_time(boss), "stalled": lambda: store.stalled_job(boss),
         "orders": lambda: (store.orders(boss), store.to_cancel(boss)),
@@ -199,7 +199,7 @@ def cost_behind(tmp_path, block, n):
         "claim": steps(store, lambda: claim(store)),
         "finish and claim": steps(store, lambda: store.exchange(1, outcome(jobs[0]))),
         "fail and claim": steps(store, lambda: store.exchange(1, outcome(jobs[1], "failed", 1, "exit 1"))),
-        "look": steps(store, lambda: (store.ready(4), store.next_time(), store.tick(store._clock()))),
+        "look": steps(store, lambda: (store.ready(4), store.next_time(), store.tick())),
     }
     store.close()
     return costs
@@ -273,7 +273,7 @@ def work_all(store, clock):
             if next_at is None or next_at == clock():
                 return count
             clock.now = max(clock.now, next_at)
-            store.tick(clock.now)
+            store.tick()
             continue
         finish(store, job)
         count += 1
@@ -311,8 +311,8 @@ def test_expired_jobs_in_front_are_put_away_by_the_claim_and_counted_once(store,
         if job is not None:
             break
     assert job.id == free
-    store.tick(clock())
-    store.tick(clock())
+    store.tick()
+    store.tick()
     assert store.counts()["cancelled"] == 250
     assert {row[0] for row in rows(store, "SELECT error FROM job WHERE state='cancelled'")} == {"expired"}
     invariants(store)

@@ -161,7 +161,7 @@ def test_a_job_expires_by_itself_whatever_keeps_it_back(store, clock, block):
     number = store.enqueue("x", ttl="1h", **block)
     assert store.next_time() <= clock() + HOUR
     clock.pass_by(HOUR + 1)
-    store.tick(clock())
+    store.tick()
     assert (store.job(number).state, store.job(number).error) == ("cancelled", "expired")
 
 
@@ -169,7 +169,7 @@ def test_the_ttl_is_for_the_start_a_retry_may_be_later(store, clock):
     number = store.enqueue("x", ttl="1m", backoff_base=100, backoff="constant")
     fail(store, claim(store))
     clock.pass_by(200)
-    store.tick(clock())
+    store.tick()
     assert claim(store).id == number
 
 
@@ -177,7 +177,7 @@ def test_an_expired_parent_cancels_its_children_and_says_why(store, clock):
     parent = store.enqueue("x", ttl=5)
     child = store.enqueue("x", after=str(parent))
     clock.pass_by(6)
-    store.tick(clock())
+    store.tick()
     assert states(store, parent, child) == ["cancelled", "cancelled"]
     assert "job %d" % parent in store.job(child).error
 
@@ -195,7 +195,7 @@ def test_a_job_is_cancelled_in_any_state_but_when_it_has_completed(store, clock)
     assert store.cancel([child, waits, held, late, failed, dead]) == [(n, "cancelled") for n in (child, waits, held, late, failed, dead)]
     assert store.cancel([done]) == [(done, "completed")]
     clock.pass_by(DAY)
-    store.tick(clock())
+    store.tick()
     assert claim(store) is None, "a cancelled job is never retried by itself"
     assert store.counts()["cancelled"] == 6
 
@@ -560,7 +560,7 @@ def test_a_key_is_handed_on_by_cancel_expiry_and_by_what_is_put_off(store, clock
     ids = store.enqueue_many([{"command": "x", "key": "k"}, {"command": "x", "key": "k", "ttl": 5}] + [{"command": "x", "key": "k"}] * 3)
     store.cancel([ids[0]])
     clock.pass_by(6)
-    store.tick(clock())
+    store.tick()
     store.hold([ids[2]])
     store.edit([ids[3]], {"delay": 60})
     assert claim(store).id == ids[4]
@@ -711,7 +711,7 @@ def test_after_any_starts_however_the_parent_ended(store, clock, end):
         store.cancel([parent])
     elif end == "expired":
         clock.pass_by(6)
-        store.tick(clock())
+        store.tick()
     else:
         finish(store, claim(store), "completed" if end == "completed" else "failed", 1)
     assert claim(store).id == alarm
@@ -965,7 +965,7 @@ def test_a_schedule_fires_at_its_times_each_once_whoever_looks(store, clock, tmp
         clock.pass_by(7)
         for supervisor in [store] + others:
             before = fired(store, "s")
-            supervisor.tick(clock())
+            supervisor.tick()
             times += [clock()] * (fired(store, "s") - before)
     assert len(times) == 40
     for n, moment in enumerate(times, 1):
@@ -979,22 +979,22 @@ def test_a_schedule_fires_at_its_times_each_once_whoever_looks(store, clock, tmp
 def test_times_missed_while_nothing_ran_fire_once_or_not_at_all(store, clock, spec, every, misfire, expected):
     store.add_schedule("s", spec, every, {"command": "x"}, "UTC", misfire)
     clock.pass_by(7 * HOUR + 123)
-    store.tick(clock())
-    store.tick(clock())
+    store.tick()
+    store.tick()
     assert fired(store, "s") == expected
     [schedule] = store.schedules()
     assert clock() < schedule.next_at <= clock() + 300
     if every:  # it keeps its beat
         assert (schedule.next_at - 1700000000) % 300 == 0
     clock.now = schedule.next_at + 1
-    store.tick(clock())
+    store.tick()
     assert fired(store, "s") == expected + 1
 
 
 def test_a_moments_delay_is_no_misfire(store, clock):
     store.add_schedule("s", "* * * * *", None, {"command": "x"}, "UTC", "skip")
     clock.now = store.schedules()[0].next_at + 5
-    store.tick(clock())
+    store.tick()
     assert fired(store, "s") == 1
 
 
@@ -1003,7 +1003,7 @@ def test_no_overlap_skips_while_the_last_one_waits_runs_or_awaits_its_retry(stor
 
     def next_time():
         clock.pass_by(61)
-        store.tick(clock())
+        store.tick()
         return fired(store, "s")
     assert [next_time(), next_time()] == [1, 1]
     job = claim(store)
@@ -1020,13 +1020,13 @@ def test_a_paused_schedule_does_not_fire_and_resuming_does_not_make_up_for_it(st
     store.pause_schedule("s", True)
     assert store.next_time() is None
     clock.pass_by(DAY)
-    store.tick(clock())
+    store.tick()
     assert fired(store, "s") == 0
     store.pause_schedule("s", False)
-    store.tick(clock())
+    store.tick()
     assert fired(store, "s") == 0
     clock.pass_by(61)
-    store.tick(clock())
+    store.tick()
     assert fired(store, "s") == 1
 
 
@@ -1059,7 +1059,7 @@ def test_a_schedule_keeps_to_its_time_zone_through_the_change_of_the_clocks(tmp_
     seen = []
     for _ in range(4):
         clock.now = store.schedules()[0].next_at
-        store.tick(clock())
+        store.tick()
         seen.append(datetime.fromtimestamp(clock(), timezone.utc).strftime("%d %H:%M"))
     assert seen == ["28 07:30", "29 06:30", "30 06:30", "31 06:30"]
     assert fired(store, "s") == 4
@@ -1071,7 +1071,7 @@ def test_a_schedule_with_a_unique_key_or_a_key_obeys_it(store, clock):
     store.add_schedule("k", None, 60.0, {"command": "x", "key": "k"})
     for _ in range(3):
         clock.pass_by(60)
-        store.tick(clock())
+        store.tick()
     assert (fired(store, "u"), fired(store, "k")) == (1, 3)
     assert claim(store) and claim(store) and claim(store) is None
 
@@ -1086,7 +1086,7 @@ def test_a_schedule_that_can_no_longer_enqueue_harms_nothing_else(store, clock):
     store.purge([parent])
     for _ in range(3):
         clock.pass_by(61)
-        store.tick(clock())
+        store.tick()
     assert (fired(store, "broken"), fired(store, "fine")) == (0, 3)
     assert store.job(late).state == "cancelled"
     assert store.next_time() > clock()

@@ -488,7 +488,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def tick(self):
-        self.store.tick(self.clock())
+        self.store.tick()
         self.model.expire()
         self.model.promote()
         self.model.fire()

@@ -88,7 +88,7 @@ def test_a_schedule_is_fired_by_its_zone_on_a_machine_without_time_zone_data(tmp
     seen = []
     for _ in range(3):
         clock.now = store.schedules()[0].next_at
-        store.tick(clock())
+        store.tick()
         seen.append(time.strftime("%d %H:%M", time.gmtime(clock())))
     assert seen == ["28 07:30", "29 06:30", "30 06:30"]
     store.close()

@@ -66,7 +66,7 @@ def happen(store, clock, event, number, claimed):
             # No such job has an expiry; even if it had, nothing may happen.
             return expire_anyway(store, clock, number)
         store._db.execute("UPDATE job SET expires_at=? WHERE id=?", (clock() - 1, number))
-        store.tick(clock())
+        store.tick()
         return store.job(number).state == "cancelled"
     how = {"complete": ("completed", 0), "fail": ("failed", 1), "bury": ("failed", 2), "release": ("released", None),
            "crash": ("crashed", None), "snooze": ("failed", 75)}[event]

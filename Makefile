@@ -16,7 +16,7 @@ test: $(STAMP)
 	PYTHON=$(PY) sh test.sh
 
 test-slow: $(STAMP)
-	$(PYTEST) -m slow --timeout 600 -n 4 $(ARGS)
+	$(PYTEST) -m slow --timeout 600 -n $(if $(filter 1,$(JOBS)),1,4) $(ARGS)
 
 test-all: test test-slow
 	$(PY) tests/matrix/matrix.py

@@ -2697,6 +2697,9 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
 Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
 Ended = namedtuple("Ended", "at outcome duration waited queue command state")  # an attempt, as `stats` counts it
+SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
+WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at note job")
+QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Batch = namedtuple("Batch", "id label total unfinished created_at")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
 
@@ -3774,13 +3777,11 @@ class Queue:
         remove(self.files.lock("s%d" % supervisor))
 
     def supervisors(self) -> list:
-        Row = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
-        return [Row._make(row) for row in self._read(
+        return [SupervisorRow._make(row) for row in self._read(
             "SELECT id, pid, port, token, slots, queues, stop, kind, started_at, jobs_left, arguments FROM supervisor ORDER BY id")]
 
     def workers(self) -> list:
-        Row = namedtuple("WorkerRow", "id supervisor pid machine started_at note job")
-        return [Row._make(row) for row in self._read(
+        return [WorkerRow._make(row) for row in self._read(
             "SELECT id, supervisor, pid, machine, started_at, note, (SELECT job.id FROM job INDEXED BY job_running "
             "WHERE state='processing' AND job.worker=worker.id) FROM worker ORDER BY id")]
 
@@ -4133,8 +4134,7 @@ class Queue:
 
     def queues(self) -> list:
         """Every queue, with its limits and a count for each state."""
-        Row = namedtuple("QueueRow", "name paused max_running rate jobs")
-        return [Row(*row, self.counts(row[0])) for row in self._read("SELECT name, paused, max_running, rate FROM queue ORDER BY name")]
+        return [QueueRow(*row, self.counts(row[0])) for row in self._read("SELECT name, paused, max_running, rate FROM queue ORDER BY name")]
 
     def set_queue(self, name: str, **changes) -> None:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""

@@ -250,18 +250,35 @@ def encodable(text: str, what: str):
         pass
     try:
         data = text.encode("utf-8", "surrogateescape")
-        os.fsdecode(data)  # refused on Windows, whose names are characters
+        text_of(data)  # refused on Windows, whose names are characters
         return data
     except UnicodeError:
         raise UserError("%s holds half of a surrogate pair, or bytes, that are no character" % what) from None
 
 
+# Commands, arguments, variables and directories are bytes, and text in here is those bytes read as UTF-8 (PEP 383),
+# whatever the locale: Python's own reading of the command line depends on it, and a worker may have another one.
+BYTE_ERRORS = sys.getfilesystemencodeerrors()
+
+
 def raw(text: str) -> bytes:
-    """A job's text as the system's calls take it: UTF-8 too where LANG=C has Python (PyPy) know ASCII alone."""
-    try:
-        return os.fsencode(text)
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogateescape")
+    """A job's text as the bytes that the system's calls take."""
+    return text.encode("utf-8", BYTE_ERRORS)
+
+
+def text_of(data: bytes) -> str:
+    return data.decode("utf-8", BYTE_ERRORS)
+
+
+def given(word: str) -> str:
+    """A word of the command line, or a path, that Python has read in this locale's encoding."""
+    return text_of(os.fsencode(word))
+
+
+def given_name(word: str) -> str:
+    """As `given` where that is valid UTF-8; else the characters that the word is in this locale."""
+    text = given(word)
+    return word if any("\udc80" <= char <= "\udcff" for char in text) else text
 
 
 def utc(seconds):
@@ -521,7 +538,9 @@ def one_of(*choices):
 
 
 def parse_command(raw, what: str):
-    return encodable(str(raw).strip(), what)
+    text = (text_of(raw) if isinstance(raw, bytes) else str(raw)).strip()
+    encodable(text, what)
+    return text
 
 
 # A setting: its default, how a value is read and written, and what it means.
@@ -567,10 +586,11 @@ def parse_flag(raw, what: str) -> bool:
     return raw
 
 
-def parse_directory(raw, what: str):
-    if not isinstance(raw, str) or not raw:
-        raise UserError("%s must name a directory, not %s" % (what, quoted(raw)))
-    return encodable(os.path.abspath(os.path.expanduser(raw)), what)
+def parse_directory(path, what: str) -> str:
+    if not isinstance(path, str) or not path:
+        raise UserError("%s must name a directory, not %s" % (what, quoted(path)))
+    encodable(path, what)
+    return text_of(os.path.abspath(os.path.expanduser(raw(path))))
 
 
 # What may be said of a job, by option or by JSON key: how it is read, its metavar (None: a flag), and its meaning.
@@ -655,7 +675,8 @@ def parse_json(text: str, start: int = 0) -> tuple:
     except RecursionError:
         raise UserError("not valid JSON: it is nested too deeply") from None
     except ValueError as error:
-        raise UserError("not valid JSON: %s (line %d, column %d)" % (plain(error.msg)[:200], error.lineno, error.colno)) from None
+        place = " (line %d, column %d)" % (error.lineno, error.colno) if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError("not valid JSON: %s%s" % (plain(str(error).split(": line ")[0])[:200], place)) from None
     if text[end:line_end(text, end)].strip(BLANK):
         raise UserError("not valid JSON: more follows its end (line %d)" % (text.count("\n", 0, end) + 1))
     return value, end
@@ -1700,7 +1721,7 @@ class Linux(Posix):
     def has_marks(self, pid: int, marks):
         try:
             with open("/proc/%d/environ" % pid, "rb") as file:
-                return bool(marks) and set(file.read().split(b"\0")).issuperset(map(os.fsencode, marks))
+                return bool(marks) and set(file.read().split(b"\0")).issuperset(map(raw, marks))
         except OSError:
             return False
 
@@ -2923,6 +2944,8 @@ class Plan:
                        "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd"):
             if option in options:
                 columns[option] = options.pop(option)
+        if "cwd" in columns:
+            columns["cwd"] = encodable(columns["cwd"], "cwd")
         if "hold" in options:
             columns["held"] = int(options.pop("hold"))
         if "unique" in options:
@@ -2974,9 +2997,9 @@ class Plan:
 
     def _here(self):
         if self._cwd is not None:
-            return self._cwd
+            return encodable(self._cwd, "the directory") if isinstance(self._cwd, str) else self._cwd
         try:
-            return encodable(os.getcwd(), "this directory")
+            return encodable(given(os.getcwd()), "this directory")
         except FileNotFoundError:
             raise UserError("this directory does not exist any more: give --cwd DIR") from None
 
@@ -3362,7 +3385,7 @@ class Queue:
 
     def set_config(self, key: str, raw) -> None:
         key = setting_key(key)
-        text = SETTINGS[key].text(parse_setting(key, raw))
+        text = encodable(SETTINGS[key].text(parse_setting(key, raw)), key)
         with self._undo, Transaction(self):
             self._db.execute("INSERT INTO config(key, value) VALUES(:key, :text) "
                              "ON CONFLICT(key) DO UPDATE SET value=:text", {"key": key, "text": text})
@@ -4170,9 +4193,9 @@ class Queue:
         if spec or "at" in options:
             tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
         next_at = now + every if every else next_run(parse_cron(spec), now, tz, rule)
-        cwd = encodable(os.getcwd(), "this directory")
+        cwd = encodable(given(os.getcwd()), "this directory")
         if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
-            options = dict(options, cwd=os.fsdecode(parse_directory(options["cwd"], "cwd")))
+            options = dict(options, cwd=parse_directory(options["cwd"], "cwd"))
         [plan] = Plan([options]).items
         for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
             if ref not in [schedule.name for schedule in self.schedules()]:
@@ -4455,7 +4478,7 @@ class JobFailure(Exception):
 
 def job_variables(job, database: str) -> dict:
     """What an attempt is told in its environment."""
-    return {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": database}
+    return {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": given(database)}
 
 
 def seconds_text(seconds: float) -> str:
@@ -6587,7 +6610,7 @@ def throughput(rows, now: float) -> dict:
 
 def command_name(command) -> str:
     """The program of a shell command, as far as its first word tells."""
-    words = (os.fsdecode(command) if isinstance(command, bytes) else command).split()
+    words = (text_of(command) if isinstance(command, bytes) else command).split()
     words = [word for word in words if "=" not in word] or words
     return plain(os.path.basename(words[0].strip("'\"()"))) if words else ""
 
@@ -7855,6 +7878,15 @@ def complete(args) -> int:
     return 0
 
 
+def settle_encoding(args, metavars: dict) -> None:
+    """Words that Python has read in another encoding than UTF-8: bytes of jobs as they were, names as characters, paths as they are."""
+    for name, value in vars(args).items():
+        kind = "COMMAND" if name == "rest" else metavars.get(name)
+        read = given if kind in ("COMMAND", "DIR", "K=V", "VALUE") else given_name
+        if kind not in ("FILE", "PATH") and isinstance(value, (str, list)):
+            setattr(args, name, read(value) if isinstance(value, str) else list(map(read, value)))
+
+
 def parse_words(words: list):
     """The namespace to call a command with; None when help was asked for and given."""
     db, found, words = split_words(words)
@@ -7868,6 +7900,8 @@ def parse_words(words: list):
         words, lead, rest = split_lead(parser, words, found.lead)
     args = parser.parse_args(words)
     args.lead, args.rest = lead, rest
+    if sys.getfilesystemencoding() != "utf-8":
+        settle_encoding(args, {action.dest: action.metavar for action in parser._actions})
     args.run = found.run or complete
     args.db = args.db if args.db is not None else db
     return args

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -423,3 +424,78 @@ def test_a_private_file_made_by_a_refused_start_is_no_obstacle_later(queue):
     queue.run([*without_locks(queue, "flock", "ENOLCK"), *queue.command("enqueue", "true")], check=False)
     assert queue.enqueue("true") == 1
     assert stat.S_IMODE(queue.db.stat().st_mode) == 0o600
+
+
+# ---- bytes and locales ---------------------------------------------------------------------------------
+
+E_LATIN, E_UTF8 = b"caf\xe9", "caf\u00e9".encode()  # the same word in two encodings
+UTF8 = {"LC_ALL": "C.UTF-8"}
+
+
+@pytest.fixture
+def latin(tmp_path):
+    """The environment of a user whose locale is ISO-8859-1."""
+    if not shutil.which("localedef"):
+        pytest.skip("needs localedef")
+    made = subprocess.run(["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / "en_US.ISO-8859-1")], stderr=subprocess.PIPE)
+    if not (tmp_path / "en_US.ISO-8859-1").exists():
+        pytest.skip("needs the sources of locales: %s" % made.stderr[:200])
+    return {"LOCPATH": str(tmp_path), "LC_ALL": "en_US.ISO-8859-1"}
+
+
+def drained(queue, env):
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", 2, env=env, binary=True)
+
+
+@linux_only("locales that localedef makes")
+@pytest.mark.parametrize("word", [E_LATIN, E_UTF8], ids=["ISO-8859-1", "UTF-8"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_commands_arguments_directories_and_variables_arrive_byte_for_byte_in_another_locale(queue, latin, word, turned):
+    mine, theirs = (latin, UTF8) if turned else (UTF8, latin)
+    place = os.path.join(os.fsencode(str(queue.dir)), b"in " + word)
+    os.mkdir(place)
+    (queue.dir / "jobs").write_bytes(b"echo " + word + b"\n"
+                                     + b'{"command": ["printf", "%s.", "' + word + b'"], "cwd": "' + place + b'"}\n')
+    for words in ([b"echo " + word], [b"printf", b"%s|", word, b"x y"], [b"--cwd", b"in " + word, b"pwd; echo $PWD"],
+                  [b"--env", b"V=" + word, b"echo $V"], [b'{"command": "echo ' + word + b'"}'], [b"--file", b"jobs"]):
+        queue.run([*queue.command("enqueue"), *words], env=mine, binary=True)
+    queue.run([*queue.command("enqueue"), b"echo $HERE; pwd"], env=dict(mine, HERE=os.fsdecode(word)), cwd=os.fsdecode(place), binary=True)
+    queue.run([*queue.command("cron", "add", "n", "--every", "1h"), b"--cwd", b"in " + word, b"printf", b"%s", word], env=mine, binary=True)
+    queue.cli("cron", "run", "n", env=theirs)
+    drained(queue, theirs)
+    logs = [queue.run(queue.command("logs", number), binary=True, env=theirs).stdout for number in range(1, 10)]
+    assert logs == [word + b"\n", word + b"|x y|", place + b"\n" + place + b"\n", word + b"\n", word + b"\n", word + b"\n", word + b".",
+                    word + b"\n" + place + b"\n", word]
+
+
+@linux_only("locales that localedef makes")
+def test_a_name_is_found_in_each_locale_by_its_bytes_and_by_its_characters(queue, latin):
+    for word, env in ((E_UTF8, UTF8), (E_UTF8, latin), (E_LATIN, latin)):
+        queue.run([*queue.command("enqueue", "--queue"), word, b"--name", word, b"exit 0"], env=env, binary=True)
+        for look, there in ((E_UTF8, UTF8), (E_UTF8, latin), (E_LATIN, latin)):
+            queue.run([*queue.command("show"), look], env=there, binary=True)
+        queue.run([*queue.command("cancel"), word], env=env, binary=True)
+        queue.run([*queue.command("rm"), word], env=env, binary=True)
+    assert [row["name"] for row in queue.json("queue", "list")] == ["caf\u00e9", "default"]
+    assert queue.run([*queue.command("queue", "pause"), E_LATIN], env=latin, binary=True).stdout.startswith(b"queue caf\xe9 ")
+
+
+@linux_only("locales that localedef makes")
+def test_a_queue_whose_path_is_not_ascii_is_one_queue_in_each_locale_and_known_to_its_jobs(queue, latin):
+    (queue.dir / "caf\u00e9").mkdir()
+    database = os.path.join(os.fsencode(str(queue.dir)), E_UTF8, b"q.db")
+    command = [*queue.program, "--db", database]
+    queue.run([*command, "enqueue", "echo $QUEUECTL_DB"], env=UTF8, binary=True)
+    queue.run([*command, "worker", "start", "--foreground", "--drain"], env=latin, binary=True)
+    assert queue.run([*command, "logs", "1"], env=UTF8, binary=True).stdout == database + b"\n"
+
+
+@linux_only("directories of any bytes")
+def test_commands_of_on_dead_are_bytes_too_and_run_in_a_directory_of_bytes(queue):
+    place = os.path.join(os.fsencode(str(queue.dir)), E_LATIN)
+    os.mkdir(place)
+    queue.run([*queue.command("config", "set", "on_dead"), b"echo " + E_LATIN + b"; pwd; printf %s \"$QUEUECTL_COMMAND\""], binary=True)
+    assert queue.cli("config", "get", "on_dead").stdout.startswith("echo caf\\xe9; ")
+    queue.run([*queue.command("enqueue", "--max-retries", 0), b"exit 3 # " + E_LATIN], cwd=os.fsdecode(place), binary=True)
+    drained(queue, UTF8)
+    assert queue.run(queue.command("logs", 2), binary=True).stdout == E_LATIN + b"\n" + place + b"\nexit 3 # " + E_LATIN

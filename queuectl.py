@@ -73,6 +73,8 @@ CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
+NEVER = 10.0**11              # the next time of a schedule that has none: @reboot, or one that is broken
+OVERLAPS = ("allow", "skip", "queue", "replace")  # what a schedule does at its time while an earlier job of it is unfinished
 CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: schedules go by the new one
 NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
 JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is moved aside
@@ -126,7 +128,7 @@ CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key 
 CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX job_big ON job(worker, slots) WHERE state='processing' AND slots>1;
 CREATE INDEX job_batch ON job(batch) WHERE batch IS NOT NULL;
-CREATE INDEX job_schedule ON job(schedule, id) WHERE schedule IS NOT NULL;
+CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL;
 CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
   seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
@@ -154,10 +156,12 @@ CREATE TABLE worker(
   started_at REAL NOT NULL, note TEXT);
 CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE schedule(
-  name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL, no_overlap INTEGER NOT NULL,
+  name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL,
+  no_overlap INTEGER NOT NULL,               -- a place in OVERLAPS
   paused INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL, last_at REAL, last_job INTEGER,
   options TEXT NOT NULL, cwd TEXT NOT NULL, env INTEGER NOT NULL, created_at REAL NOT NULL, error TEXT,
-  rule TEXT);                                -- what tz means as a POSIX rule, for a machine without a file of that name
+  rule TEXT,                                 -- what tz means as a POSIX rule, for a machine without a file of that name
+  boot TEXT);                                -- the boot for which @reboot has been done
 CREATE TRIGGER job_moved AFTER UPDATE OF state, queue ON job WHEN old.state<>new.state OR old.queue<>new.queue BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
   UPDATE tally SET n=n+1 WHERE queue=new.queue AND state=new.state;
@@ -182,6 +186,9 @@ MIGRATIONS = (
     (1, (
         "ALTER TABLE job ADD COLUMN hook TEXT",
         "ALTER TABLE schedule ADD COLUMN rule TEXT",
+        "ALTER TABLE schedule ADD COLUMN boot TEXT",
+        "DROP INDEX job_schedule",
+        "CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL",
         "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
         "DROP INDEX job_own",
@@ -688,6 +695,13 @@ def check_object(value) -> dict:
     return value
 
 
+def stored_job(text) -> dict:
+    """Return the options of a schedule's job from the JSON in its row."""
+    if not isinstance(text, str):
+        raise UserError("not valid JSON: %s" % quoted(text))
+    return check_object(parse_json(text)[0])
+
+
 def parse_items(text: str):
     """Yield (place, command or dict) for each job of a bulk file: a command a line, or JSON on any number of lines."""
     pos, number = 0, 1
@@ -755,8 +769,8 @@ def month_length(year: int, month: int) -> int:
     return 30 if month in (4, 6, 9, 11) else 31
 
 
-def parse_cron(spec: str) -> Cron:
-    """Read `minute hour day-of-month month day-of-week`, or a nickname such as @daily.
+def parse_cron(spec: str):
+    """Read `minute hour day-of-month month day-of-week`, or a nickname such as @daily; None for @reboot.
 
     A day field that starts with *, even */2, counts as unrestricted, as in Vixie cron: the
     other one must match too (croniter does so only with implement_cron_bug=True). Ranges that
@@ -765,9 +779,11 @@ def parse_cron(spec: str) -> Cron:
     Saturday) or 6L (the last one).
     """
     fields = CRON_NICKNAMES.get(spec.strip().lower(), spec).split()
+    if spec.strip().lower() == "@reboot":
+        return None
     if len(fields) != 5:
-        raise UserError("schedule %r: give five fields (minute hour day-of-month month day-of-week)"
-                        " or one of %s" % (spec, " ".join(CRON_NICKNAMES)))
+        raise UserError("schedule %s: give five fields (minute hour day-of-month month day-of-week)"
+                        " or one of %s @reboot" % (quoted(spec), " ".join(CRON_NICKNAMES)))
     minute, hour, day, _, weekday = (text.startswith("*") for text in fields)
     cron = Cron(*(parse_cron_field(text, *field) for text, field in zip(fields, CRON_FIELDS)),
                 either_day=not (day or weekday), by_clock=minute or hour)
@@ -820,14 +836,16 @@ def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -
     return tuple(sorted(values))
 
 
-def next_run(cron: Cron, after: float, tz=None, rule=None) -> float:
-    """Return the unix time of the first run after `after`; for tz and rule see zone_offset.
+def next_run(cron, after: float, tz=None, rule=None) -> float:
+    """Return the unix time of the first run after `after`, NEVER for @reboot; for tz and rule see zone_offset.
 
     Where the local clock jumps, the rule is that of Debian's Vixie cron (man 8 cron):
     - by the clock (*/15 * * * *, @hourly): skipped minutes do not run, repeated ones run twice;
     - fixed times (no * at the start of minute or hour): minutes skipped in spring run at the
       moment of the jump, all as one; minutes repeated in autumn run the first time only.
     """
+    if cron is None:
+        return NEVER
     offset = zone_offset(tz, rule)
     now = int(after // 1)
     if cron.by_clock:
@@ -1606,6 +1624,10 @@ class Posix:
     def bell(self, where: str):
         return PosixBell(int(where))
 
+    def boot(self) -> str:
+        """Name the last start of this machine; "" if that can't be told."""
+        return self.machine()
+
     def zone(self, tz=None) -> str:
         """Return the zone that a value of TZ means, or this machine's own for None: an IANA name or a POSIX rule."""
         path = "/etc/localtime"
@@ -1699,6 +1721,13 @@ class Linux(Posix):
             with open("/proc/sys/kernel/random/boot_id") as file:
                 return "%s/%s" % (file.read().strip(), os.readlink("/proc/self/ns/pid"))
         except OSError:
+            return ""
+
+    def boot(self) -> str:
+        try:  # a container's start counts too: its first process is younger than the machine
+            with open("/proc/sys/kernel/random/boot_id") as file, open("/proc/1/stat") as first:
+                return "%s/%s" % (file.read().strip(), first.read().rpartition(")")[2].split()[19])
+        except (OSError, IndexError):
             return ""
 
     def born(self) -> float:
@@ -2475,6 +2504,16 @@ class Windows:
         except PermissionError:
             pass  # another user's
 
+    def boot(self) -> str:
+        """Name the last start of this machine; "" if that can't be told."""
+        import winreg
+        path = r"SYSTEM\CurrentControlSet\Control\Session Manager\Memory Management\PrefetchParameters"
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
+                return str(winreg.QueryValueEx(key, "BootId")[0])  # counts the boots
+        except OSError:
+            return ""
+
     def zone(self, tz=None) -> str:
         """Return the zone that a value of TZ means, or this machine's own for None: an IANA name or a POSIX rule."""
         import ctypes
@@ -3139,7 +3178,8 @@ class Plan:
             db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": self.batch})
 
 
-class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env error rule")):
+class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env "
+                          "error rule boot")):
     """A row of the schedule table."""
 
     __slots__ = ()
@@ -3148,6 +3188,8 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         """The first of its times after `now`, however many were missed: never a burst."""
         if self.every is None:
             return next_run(parse_cron(self.spec), now, self.tz, self.rule)
+        if self.every < 1:
+            raise UserError("an interval of %s s is too short" % number_text(self.every))  # it would never stop to fire
         missed = max(0, int((now - self.next_at) // self.every))
         return max(self.next_at + (missed + 1) * self.every, now) if self.next_at <= now else self.next_at
 
@@ -3155,11 +3197,32 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         """When to run next where the clock may have been set back; by a little, and no time of day comes twice (as in cron)."""
         if self.every:
             return now + self.every if self.next_at > now + self.every + 1 else self.next_at
-        try:
-            due = self.following(now)
-        except UserError:
-            return self.next_at  # a time zone that this machine doesn't know: told when it is due
+        due = self.following(now)
         return due if self.next_at > due + CLOCK_MENDED_S else self.next_at
+
+    def job(self, now: float) -> dict:
+        """The options of its job if it is enqueued now."""
+        job = dict(stored_job(self.options))
+        if len(job.get("at") or "") == 5:  # 09:00, in the schedule's own zone
+            hour, minute = job["at"].split(":")
+            job["at"] = utc(next_run(parse_cron("%s %s * * *" % (minute, hour)), now, self.tz, self.rule))
+        if OVERLAPS[self.no_overlap] in ("queue", "replace"):
+            job.setdefault("key", "schedule " + self.name)  # one at a time, in order, retries included
+        return job
+
+    def trouble(self, now: float):
+        """Why it can't run: what it met at its last time, or what its row would meet now; else None."""
+        try:
+            self.following(now)
+            Plan([self.job(now)], base=b"")
+        except Exception as error:
+            return row_fault(error)
+        return self.error
+
+
+def row_fault(error) -> str:
+    """What is wrong with a row that `error` was raised for."""
+    return plain(str(error) if isinstance(error, UserError) else "can't be read: %s: %s" % (type(error).__name__, error))[:300]
 
 
 class Queue:
@@ -3867,7 +3930,7 @@ class Queue:
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
             " SELECT 1 FROM " + startable(own) + " LIMIT 1)), "
             "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock(), "own": own})[0]
-        return min((t for t in times if t is not None), default=None)
+        return min((t for t in times if isinstance(t, (int, float))), default=None)
 
     def unfinished(self, queues=None, own=None) -> bool:
         """Whether anything is left that could still run by itself: for --drain, and for `run` its own jobs."""
@@ -3902,10 +3965,39 @@ class Queue:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
                              {"now": now})
             for schedule in self.schedules():
-                due = schedule.after_clock_change(now)
-                if due < schedule.next_at:
-                    self._db.execute("UPDATE schedule SET next_at=? WHERE name=?", (due, schedule.name))
+                due, error = self._alone(lambda schedule=schedule: schedule.after_clock_change(now))
+                if error is None and due < schedule.next_at:  # also of one that was broken, and no longer is
+                    self._db.execute("UPDATE schedule SET next_at=?, error=NULL WHERE name=?", (due, schedule.name))
+                elif error is not None:
+                    self._db.execute("UPDATE schedule SET error=? WHERE name=?", (error, schedule.name))
             self._tell()
+
+    def fire_at_boot(self, boot: str) -> None:
+        """Enqueue what is to run once when workers start after a boot; a boot that can't be told counts for none."""
+        if boot:
+            with self._undo, Transaction(self) as now:
+                for schedule in self._schedules("WHERE lower(trim(spec))='@reboot' AND paused=0 AND boot IS NOT ?", (boot,)):
+                    error = self._alone(lambda schedule=schedule: self._run_schedule(schedule, now))[1]
+                    self._db.execute("UPDATE schedule SET boot=?, last_at=?, error=? WHERE name=?", (boot, now, error, schedule.name))
+
+    def _alone(self, action) -> tuple:
+        """(what `action` returns, None), or (None, what is wrong) with nothing of it done: one row must not stop the others.
+
+        What the machine refuses, a full disk say, is no fault of the row: that is raised.
+        """
+        self._db.execute("SAVEPOINT alone")
+        try:
+            return action(), None
+        except (sqlite3.OperationalError, sqlite3.InternalError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            if type(error) is sqlite3.DatabaseError and "malformed" in str(error):
+                raise
+            self._db.execute("ROLLBACK TO alone")
+            return None, row_fault(error)
+        finally:
+            if self._db.in_transaction:  # SQLite itself rolls back at some errors
+                self._db.execute("RELEASE alone")
 
     def tidy(self, after: int, most: int = 500) -> int:
         """Removes finished jobs that are older than keep_finished, logs first, of some rows of the history.
@@ -4184,32 +4276,51 @@ class Queue:
 
     # -- schedules --
 
-    def add_schedule(self, name: str, spec, every, options: dict, tz=None, misfire: str = "once", no_overlap: bool = False) -> float:
-        """Stores a schedule by a cron line or by seconds between runs; returns the time of its first run."""
+    def add_schedule(self, name: str, spec, every, options: dict, tz=None, misfire: str = "once", no_overlap: bool = False,
+                     overlap: str = "", replace: bool = False) -> float:
+        """Store a schedule by a cron line or by seconds between runs; return the time of its first run."""
+        return self.add_schedules([self.plan_schedule(name, spec, every, options, tz, misfire, no_overlap, overlap)], replace)[0]
+
+    def plan_schedule(self, name: str, spec, every, options: dict, tz=None, misfire="once", no_overlap=False, overlap="") -> dict:
+        """Return the row of a schedule, checked, for add_schedules."""
         import json
         now, rule = self._clock(), None
         if "at" in options and len(str(options["at"]).strip()) != 5:
             options = dict(options, at=utc(parse_when(options["at"], "at")))
         if spec or "at" in options:
             tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
-        next_at = now + every if every else next_run(parse_cron(spec), now, tz, rule)
-        cwd = encodable(given(os.getcwd()), "this directory")
         if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
             options = dict(options, cwd=parse_directory(options["cwd"], "cwd"))
         [plan] = Plan([options]).items
         for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
             if ref not in [schedule.name for schedule in self.schedules()]:
                 self.ids(ref)
+        return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": misfire, "created_at": now,
+                "no_overlap": OVERLAPS.index(parse_choice(overlap or ("skip" if no_overlap else "allow"), "overlap", OVERLAPS)),
+                "next_at": now + every if every else next_run(parse_cron(spec), now, tz, rule), "boot": OS.boot(),
+                "options": json.dumps(options), "cwd": encodable(given(os.getcwd()), "this directory")}
+
+    def add_schedules(self, rows: list, replace: bool = False) -> list:
+        """Store rows of plan_schedule, all or none; return the times of their first runs.
+
+        What is replaced stays paused if it was, and one whose times are the same keeps the next of them.
+        """
         with self._undo, Transaction(self):
-            if self._db.execute("SELECT 1 FROM schedule WHERE name=?", (name,)).fetchone():
-                raise UserError("there is a schedule %s already: remove it first, with `%s cron rm`" % (quoted(name), PROGRAM))
-            self._db.execute(
-                "INSERT INTO schedule(name, spec, every, tz, misfire, no_overlap, next_at, options, cwd, env, created_at, rule) "
-                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (
-                    name, spec, every, tz, misfire, int(no_overlap), next_at, json.dumps(options), cwd,
-                    self._store_env(OS.environment(), 1), now, rule))
+            for row in rows:
+                before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
+                                          (row["name"],)).fetchone()
+                if before and not replace:
+                    raise UserError("there is a schedule %s already: give --replace, or remove it with `%s cron rm`" % (
+                        quoted(row["name"]), PROGRAM))
+                row["env"] = self._store_env(OS.environment(), 1)
+                if before:
+                    if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:
+                        row["next_at"] = before[3]
+                    row.update(zip(("paused", "last_at", "last_job"), before[4:]))
+                    self._db.execute("DELETE FROM schedule WHERE name=?", (row["name"],))
+                self._db.execute("INSERT INTO schedule(" + ", ".join(row) + ") VALUES(" + ", ".join(":" + key for key in row) + ")", row)
             self._tell()
-        return next_at
+        return [row["next_at"] for row in rows]
 
     def _settle_zones(self) -> None:
         """Gives schedules of an earlier release the zone that they were added in: that of their environment, or else this machine's."""
@@ -4225,7 +4336,11 @@ class Queue:
                 continue  # told when it is due
 
     def schedules(self) -> list:
-        return [Schedule._make(row) for row in self._read("SELECT " + ", ".join(Schedule._fields) + " FROM schedule ORDER BY name")]
+        return self._schedules("")
+
+    def _schedules(self, where: str, values=()) -> list:
+        return [Schedule._make(row) for row in self._read(
+            "SELECT " + ", ".join(Schedule._fields) + " FROM schedule " + where + " ORDER BY name", values)]
 
     def schedule(self, name: str):
         found = [schedule for schedule in self.schedules() if schedule.name == name]
@@ -4237,7 +4352,10 @@ class Queue:
         """Pauses a schedule, or lets it go on with its next time from now."""
         schedule = self.schedule(name)
         with self._undo, Transaction(self) as now:
-            self._db.execute("UPDATE schedule SET paused=?, next_at=? WHERE name=?", (int(paused), schedule.following(now), name))
+            next_at, error = (schedule.next_at, None) if paused else self._alone(lambda: schedule.following(now))
+            if error is not None:
+                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+            self._db.execute("UPDATE schedule SET paused=?, next_at=?, boot=? WHERE name=?", (int(paused), next_at, OS.boot(), name))
             self._tell()
 
     def remove_schedule(self, name: str) -> None:
@@ -4249,31 +4367,48 @@ class Queue:
         """Enqueues a schedule's job now, beside its times; returns its id."""
         schedule = self.schedule(name)
         with self._undo, Transaction(self) as now:
-            return self._enqueue_scheduled(schedule, now)
+            job, error = self._alone(lambda: self._run_schedule(schedule, now))
+            if error is not None:
+                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+            if job is None:
+                raise UserError("schedule %s has a job that is unfinished, %d, and does not overlap: wait for it, or cancel it" % (
+                    quoted(name), self._unfinished_of(schedule)[0]))
+            return job
 
     def _fire(self, now: float) -> None:
-        """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once."""
-        due = [Schedule._make(row) for row in self._db.execute(
-            "SELECT " + ", ".join(Schedule._fields) + " FROM schedule WHERE paused=0 AND next_at<=?", (now,))]
-        for schedule in sorted(due, key=lambda schedule: ('"after' in schedule.options, schedule.next_at)):  # parents first
-            late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
-            error = None
-            if not late and not (schedule.no_overlap and self._unfinished_job(schedule.last_job)):
-                error = self._try_to_fire(schedule, now)
-            self._db.execute("UPDATE schedule SET next_at=?, last_at=?, error=? WHERE name=?",
-                             (schedule.following(now), schedule.next_at, error, schedule.name))
+        """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once.
 
-    def _try_to_fire(self, schedule, now: float):
-        """Enqueues a schedule's job; returns why that can't be done any more (a parent was removed, say), or None."""
-        self._db.execute("SAVEPOINT fire")
-        try:
-            self._enqueue_scheduled(schedule, now)
+        What is wrong with a schedule is noted on it.  One whose next time can't be told stands still until workers
+        start again (mend_clock), or it is resumed or replaced.
+        """
+        due = self._schedules("WHERE paused=0 AND next_at<=?", (now,))
+        for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at)):  # parents first
+            late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
+            error = None if late else self._alone(lambda schedule=schedule: self._run_schedule(schedule, now))[1]
+            next_at, fault = self._alone(lambda schedule=schedule: schedule.following(now))
+            self._db.execute("UPDATE schedule SET next_at=?, last_at=?, error=? WHERE name=?",
+                             (NEVER if fault else next_at, schedule.next_at, fault or error, schedule.name))
+
+    def _run_schedule(self, schedule, now: float):
+        """Enqueue a schedule's job; return its id, or None if an unfinished job of it makes it superfluous."""
+        overlap = OVERLAPS[schedule.no_overlap]
+        unfinished = self._unfinished_of(schedule) if overlap in ("skip", "replace") else []
+        if overlap == "skip" and unfinished:
             return None
-        except UserError as error:
-            self._db.execute("ROLLBACK TO fire")
-            return str(error)
-        finally:
-            self._db.execute("RELEASE fire")
+        for number in unfinished:
+            self._cancel(self._job(number), now)
+        data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
+        plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
+        [job] = plan.store(self, now)
+        self._db.execute("UPDATE schedule SET last_job=? WHERE name=?", (job, schedule.name))
+        return job
+
+    def _unfinished_of(self, schedule) -> list:
+        """Ids of the jobs of a schedule that are unfinished: whoever enqueued them, `cron run` and `retry` too."""
+        return [job for job, in self._db.execute(
+            "SELECT id FROM job INDEXED BY job_schedule WHERE schedule=:name AND state IN ('pending','processing','failed') UNION "
+            "SELECT id FROM job WHERE id=:last AND state IN ('pending','processing','failed') ORDER BY id",
+            {"name": schedule.name, "last": schedule.last_job})]
 
     def _job_or_schedule(self, ref: str):
         """The id of the job of this id or name, else of the last job of the schedule of this name, or None."""
@@ -4282,22 +4417,6 @@ class Queue:
             return job.id
         rows = self._read("SELECT last_job FROM schedule WHERE name=?", (searchable(ref),))
         return rows[0][0] if rows else None
-
-    def _unfinished_job(self, number) -> bool:
-        job = self._job(number) if number is not None else None
-        return job is not None and job.state not in FINAL
-
-    def _enqueue_scheduled(self, schedule, now: float) -> int:
-        import json
-        data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
-        options = dict(json.loads(schedule.options))
-        if len(options.get("at") or "") == 5:  # 09:00, in the schedule's own zone
-            hour, minute = options["at"].split(":")
-            options["at"] = utc(next_run(parse_cron("%s %s * * *" % (minute, hour)), now, schedule.tz, schedule.rule))
-        plan = Plan([options], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
-        [job] = plan.store(self, now)
-        self._db.execute("UPDATE schedule SET last_job=? WHERE name=?", (job, schedule.name))
-        return job
 
     # -- why a job does not run --
 
@@ -5061,6 +5180,8 @@ class Supervisor:
         self.queue.mend_clock()
         self._rescue_strangers()
         self.queue.sweep()
+        if self.kind != "run":
+            self.queue.fire_at_boot(OS.boot())
         OS.before_forks()
         limit = time.monotonic() + 30
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
@@ -7195,7 +7316,10 @@ def args_cron_add(parser) -> None:
     parser.add_argument("--every", metavar="DURATION", help="instead of a cron line: so long between two runs")
     parser.add_argument("--tz", metavar="ZONE", help="time zone of the cron line, such as Europe/Berlin or UTC (the one here and now)")
     parser.add_argument("--misfire", metavar="RULE", default="once", help="a time missed while nothing ran: once or skip (once)")
-    parser.add_argument("--no-overlap", action="store_true", help="skip a time while the last job still waits or runs")
+    parser.add_argument("--overlap", metavar="OVERLAP", default="allow",
+                        help="while a job of it is unfinished: skip the time, queue behind it, replace it, or allow both (allow)")
+    parser.add_argument("--no-overlap", dest="overlap", action="store_const", const="skip", help="the same as --overlap skip")
+    parser.add_argument("--replace", action="store_true", help="put it in the place of a schedule of this name")
     add_job_options(parser)
 
 
@@ -7220,29 +7344,52 @@ def cmd_cron_add(args) -> int:
     if "name" in parse_job(job):
         raise UserError("a name can't be given to every job of a schedule")
     parse_choice(args.misfire, "--misfire", ("once", "skip"))
+    parse_choice(args.overlap, "--overlap", OVERLAPS)
     with open_queue(args) as queue:
-        next_at = queue.add_schedule(name, spec, every, job, args.tz, args.misfire, args.no_overlap)
-    verdict("Schedule %s runs next at %s" % (name, local(next_at)))
+        queue.add_schedule(name, spec, every, job, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+        verdict("S" + next_text(queue.schedule(name))[1:])
     return 0
+
+
+def next_text(schedule) -> str:
+    """What a person is told who has added or resumed a schedule."""
+    if schedule.paused:
+        return "schedule %s stays paused" % plain(schedule.name)
+    if schedule.next_at >= NEVER:
+        return "schedule %s runs when workers start after the next boot" % plain(schedule.name)
+    return "schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
 
 
 def cmd_cron_list(args) -> int:
-    import json
+    now = time.time()
     with open_queue(args) as queue:
-        rows = queue.schedules()
+        rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules()]
     if args.json:
-        out_json([dict(json.loads(row.options), name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
-                       no_overlap=bool(row.no_overlap), paused=bool(row.paused), next_at=None if row.paused else utc(row.next_at),
-                       last_at=utc(row.last_at), last_job=row.last_job, error=row.error) for row in rows])
+        out_json([dict(job, name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
+                       no_overlap=overlap_of(row) == "skip", overlap=overlap_of(row), paused=bool(row.paused),
+                       next_at=None if row.paused or row.next_at >= NEVER else utc(row.next_at),
+                       last_at=utc(row.last_at), last_job=row.last_job, error=error) for row, job, error in rows])
     elif rows:
         print_table(("NAME", "STATE", "WHEN", "NEXT", "LAST JOB", "COMMAND", "ERROR"), [
             (row.name, "paused" if row.paused else "open", when_of(row),
-             "-" if row.paused else local(row.next_at), row.last_job or "-",
-             command_text(json.loads(row.options)["command"]), row.error or "")
-            for row in rows], ("COMMAND", "NAME", "ERROR"), {"paused": "yellow", "open": "green"})
+             "-" if row.paused or row.next_at >= NEVER else local(row.next_at), row.last_job or "-",
+             command_text(job["command"]), error or "")
+            for row, job, error in rows], ("COMMAND", "NAME", "ERROR"), {"paused": "yellow", "open": "green"})
     else:
         talk("No schedules: `%s cron add` makes one" % invoked())
     return 0
+
+
+def job_of_schedule(schedule) -> dict:
+    """The options of a schedule's job as they were given; where they can't be read, which is told beside them, an empty command."""
+    try:
+        return stored_job(schedule.options)
+    except UserError:
+        return {"command": ""}
+
+
+def overlap_of(schedule) -> str:
+    return OVERLAPS[schedule.no_overlap] if schedule.no_overlap in range(len(OVERLAPS)) else ""
 
 
 def when_of(schedule) -> str:
@@ -7253,7 +7400,7 @@ def when_of(schedule) -> str:
 
 
 def command_text(command) -> str:
-    return command if isinstance(command, str) else OS.quote(command)
+    return OS.quote(command) if isinstance(command, list) and all(isinstance(word, str) for word in command) else str(command)
 
 
 def args_names(parser) -> None:
@@ -7280,7 +7427,7 @@ def cmd_cron_pause(args) -> int:
 def cmd_cron_resume(args) -> int:
     def resume(queue, name: str) -> str:
         queue.pause_schedule(name, False)
-        return "schedule %s runs next at %s" % (plain(name), local(queue.schedule(name).next_at))
+        return next_text(queue.schedule(name))
     return each_schedule(args, resume)
 
 
@@ -7382,7 +7529,8 @@ def examine(path: str, fix: bool) -> list:
     try:
         refuse_strange_wal(path)
         with Queue(path) as queue:
-            return examine_database(queue, fix) + examine_workers(queue, fix) + examine_logs(queue, fix) + examine_disk(path)
+            return (examine_database(queue, fix) + examine_workers(queue, fix) + examine_schedules(queue) + examine_logs(queue, fix) +
+                    examine_disk(path))
     except UserError as error:
         return [("bad", "database", str(error))]
     except sqlite3.DatabaseError as error:
@@ -7399,6 +7547,12 @@ def examine_database(queue, fix: bool) -> list:
         left = queue.check()
         return [("bad" if fault in left else "fixed", "database", fault) for fault in faults]
     return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % queue.path)]
+
+
+def examine_schedules(queue) -> list:
+    faults = [(schedule, schedule.trouble(time.time())) for schedule in queue.schedules()]
+    return [("bad", "schedules", "%s: %s; put it right with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
+            for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]
 
 
 def examine_workers(queue, fix: bool) -> list:
@@ -7839,7 +7993,7 @@ def value_choices(args, found, actions, last: str) -> list:
     if place is None or found.rest and not option:
         return []
     fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": ("once", "skip"),
-             "KIND": ("exponential", "linear", "constant"), "KEY": SETTINGS if found.words[0] == "config" else ()}
+             "OVERLAP": OVERLAPS, "KIND": ("exponential", "linear", "constant"), "KEY": SETTINGS if found.words[0] == "config" else ()}
     if place.metavar in fixed:
         return list(fixed[place.metavar])
     if not os.path.exists(find_database(args.db)):

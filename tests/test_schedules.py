@@ -7,7 +7,7 @@ import time
 
 import pytest
 from conftest import ROOT, posix_only, wait_until
-from life import Clock, open_store
+from life import Clock, claim, finish, open_store
 
 import queuectl
 
@@ -170,3 +170,236 @@ def test_a_word_is_refused_as_a_name_only_where_it_would_be_looked_up_as_somethi
     assert "\u00b2-\u00b3" in queue.cli("show", "\u00b2-\u00b3", check=False).stderr
     assert queue.cli("cancel", "all").stdout
     assert queue.job("all").state == "cancelled" and queue.job("Last").state == "pending"
+
+
+# ---- one that is broken harms no other ------------------------------------------------------------------------------
+
+BROKEN = {  # columns that somebody wrote: words that `cron list` and `doctor` must say
+    "zone": ("tz='Mars/North', rule=NULL", "Mars/North"), "spec": ("spec='61 * * * *'", "61"), "no spec": ("spec=NULL", "can't be read"),
+    "options": ("options='no JSON'", "JSON"), "a list": ("options='[1]'", "JSON"), "a number": ("options='5'", "JSON"),
+    "command": ("options='{\"command\": 5}'", "command"), "an option": ("options='{\"command\": \"x\", \"slots\": \"many\"}'", "slots"),
+    "another": ("options='{\"command\": \"x\", \"no-such\": 1}'", "no-such"), "deep": ("options='%s'" % ("[" * 100000), "JSON"),
+    "no interval": ("spec=NULL, every=0", "too short"), "backwards": ("spec=NULL, every=-5", "too short"),
+    "instant": ("spec=NULL, every=1e-9", "too short"), "overlap": ("no_overlap=7", "can't be read"),
+    "at": ("options='{\"command\": \"x\", \"at\": \"9:x00\"}'", ""), "parent": ("options='{\"command\": \"x\", \"after\": \"77\"}'", "77"),
+    "big": ("options='{\"command\": \"x\", \"priority\": 1e300}'", "priority")}
+
+
+def spoil(queue, name, columns):
+    change(queue, "UPDATE schedule SET %s WHERE name='%s'" % (columns, name))
+
+
+def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
+    for name in [*BROKEN, "fine"]:
+        queue.cli("cron", "add", name, "* * * * *", "exit 0")
+        if name in BROKEN:
+            spoil(queue, name, BROKEN[name][0])
+    change(queue, "UPDATE schedule SET next_at=?", time.time() - 5)
+    for _ in range(2):
+        worker = queue.beside("worker", "start", "--foreground")
+        wait_until(lambda: not queue.sql("SELECT 1 FROM schedule WHERE next_at<=?", time.time()), message="all were tried")
+        queue.wait_for(queue.enqueue("exit 0"), "completed")
+        assert worker.poll() is None, worker.text()
+        worker.terminate()
+        worker.ends()
+    assert queue.sql("SELECT count(*) FROM job WHERE schedule='fine'")[0][0] >= 1
+    assert queue.sql("SELECT count(*) FROM job WHERE schedule<>'fine'")[0][0] <= 2 * 5, "those whose next time alone can't be told"
+    found, table = schedules(queue), queue.out("cron", "list", env={"COLUMNS": "5000"})
+    doctor = queue.cli("doctor", "--json", check=False)
+    assert doctor.returncode == 1
+    for name, (_, words) in BROKEN.items():
+        assert found[name]["error"] and words in found[name]["error"], (name, found[name])
+        assert any(line.startswith(name + " ") and found[name]["error"][:30] in line for line in table.splitlines()), (name, table)
+        assert "%s: %s" % (name, found[name]["error"]) in " ".join(row["text"] for row in __import__("json").loads(doctor.stdout)), name
+        done = queue.cli("cron", "run", name, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 or found[name]["next_at"] is None, (name, done)
+        queue.cli("cron", "pause", name)
+        queue.cli("cron", "resume", name, check=False)
+    assert found["fine"]["error"] is None
+    for name in BROKEN:
+        queue.cli("cron", "rm", name)
+    assert queue.cli("doctor").returncode == 0
+
+
+def test_a_schedule_whose_zone_becomes_known_goes_on_when_workers_start_and_fires_at_its_time_only(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    store.add_schedule("s", "0 12 * * *", None, {"command": "x"}, "UTC")
+    store._db.execute("UPDATE schedule SET tz='Mars/North', next_at=?", (clock(),))
+    store.tick(clock())
+    clock.pass_by(86400)
+    store.tick(clock())
+    assert store.counts()["pending"] == 1, "it was due once; when it would be due again, nobody knows"
+    assert "Mars/North" in store.schedule("s").error and store.next_time() > clock() + 10**9
+    store._db.execute("UPDATE schedule SET tz='UTC'")
+    store.mend_clock()
+    schedule = store.schedule("s")
+    assert schedule.error is None and time.gmtime(schedule.next_at)[3:5] == (12, 0)
+    store.tick(clock())
+    assert store.counts()["pending"] == 1
+    clock.now = schedule.next_at
+    store.tick(clock())
+    assert store.counts()["pending"] == 2
+    store.close()
+
+
+def test_a_full_disk_is_not_noted_as_a_schedules_fault(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    store.add_schedule("s", None, 60.0, {"command": "x" * 50000})
+    clock.pass_by(61)
+    [pages] = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute("PRAGMA max_page_count=%d" % pages)
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.tick(clock())
+    assert store.schedule("s").error is None and store.schedule("s").next_at <= clock()
+    store._db.execute("PRAGMA max_page_count=100000")
+    store.tick(clock())
+    assert store.counts()["pending"] == 1
+    store.close()
+
+
+# ---- overlap --------------------------------------------------------------------------------------------------------
+
+def unfinished(store):
+    return [job.id for job in store.jobs(("pending", "processing", "failed"))][::-1]
+
+
+def test_no_overlap_looks_at_every_unfinished_job_of_the_schedule_whoever_enqueued_it(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    store.add_schedule("s", None, 60.0, {"command": "x"}, no_overlap=True)
+
+    def at_its_time():
+        clock.pass_by(61)
+        store.tick(clock())
+        return unfinished(store)
+    assert at_its_time() == [1]
+    first = claim(store)
+    with pytest.raises(queuectl.UserError, match="job that is unfinished, 1"):
+        store.run_schedule("s")
+    assert at_its_time() == [1]
+    finish(store, first)
+    assert store.run_schedule("s") == 2
+    assert at_its_time() == [2]
+    finish(store, claim(store))
+    store.retry([1])
+    assert at_its_time() == [1], "one that was retried is unfinished again"
+    store.cancel([1])
+    assert at_its_time() == [3]
+    store.remove_schedule("s")
+    store.add_schedule("s", None, 60.0, {"command": "x"}, no_overlap=True)
+    assert at_its_time() == [3], "added anew, it is the same schedule"
+    store.close()
+
+
+def test_a_schedule_that_queues_runs_one_job_after_the_other(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    store.add_schedule("s", None, 60.0, {"command": "x"}, overlap="queue")
+    store.add_schedule("k", None, 3600.0, {"command": "x", "key": "mine"}, overlap="queue")
+    for _ in range(3):
+        clock.pass_by(61)
+        store.tick(clock())
+    store.run_schedule("s")
+    assert unfinished(store) == [1, 2, 3, 4]
+    first = claim(store)
+    assert claim(store, 2) is None
+    finish(store, first)
+    assert claim(store, 2).id == 2
+    assert store.job(store.run_schedule("k")).key == "mine"
+    store.close()
+
+
+def test_a_schedule_that_replaces_cancels_what_is_unfinished_and_starts_when_that_has_ended(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    store.add_schedule("s", None, 60.0, {"command": "x"}, overlap="replace")
+    for _ in range(2):
+        clock.pass_by(61)
+        store.tick(clock())
+    assert unfinished(store) == [2] and store.job(1).state == "cancelled"
+    running = claim(store)
+    clock.pass_by(61)
+    store.tick(clock())
+    assert store.cancel_asked(running) and claim(store, 2) is None, "the new one waits until the old one has ended"
+    assert finish(store, running, "cancelled", None).state == "cancelled"
+    assert claim(store, 2).id == 3
+    assert store.run_schedule("s") == 4 and unfinished(store) == [3, 4]
+    store.close()
+
+
+def test_a_running_job_is_replaced_live(queue):
+    queue.cli("cron", "add", "s", "@yearly", "--overlap", "replace", "--", *queue.sleeper(600))
+    queue.start(2)
+    queue.cli("cron", "run", "s")
+    queue.wait_for(1, "processing")
+    queue.cli("cron", "run", "s")
+    queue.wait_for(1, "cancelled")
+    queue.wait_for(2, "processing")
+    assert schedules(queue)["s"]["overlap"] == "replace" and schedules(queue)["s"]["no_overlap"] is False
+    queue.stop("--now")
+
+
+@pytest.mark.parametrize("words, overlap", [([], "allow"), (["--no-overlap"], "skip"), (["--overlap", "skip"], "skip"),
+                                            (["--overlap=queue"], "queue"), (["--no-overlap", "--overlap", "allow"], "allow")])
+def test_the_overlap_of_a_schedule_is_what_was_said_last(queue, words, overlap):
+    queue.cli("cron", "add", "s", "@daily", *words, "exit 0")
+    found = schedules(queue)["s"]
+    assert (found["overlap"], found["no_overlap"]) == (overlap, overlap == "skip")
+
+
+def test_an_unknown_overlap_is_refused(queue):
+    done = queue.cli("cron", "add", "s", "@daily", "--overlap", "replac", "exit 0", check=False)
+    assert done.returncode == 2 and "did you mean replace?" in done.stderr and schedules(queue) == {}
+
+
+# ---- at boot, and in the place of another ---------------------------------------------------------------------------
+
+def test_reboot_runs_once_each_time_workers_start_after_a_boot(queue):
+    assert "after the next boot" in queue.out("cron", "add", "s", "@reboot", "exit 0")
+    queue.cli("cron", "add", "p", "@Reboot", "exit 0")
+    queue.cli("cron", "pause", "p")
+    assert schedules(queue)["s"]["next_at"] is None and schedules(queue)["s"]["error"] is None
+
+    def enqueued():
+        return queue.sql("SELECT schedule, count(*) FROM job GROUP BY schedule")
+    queue.start()
+    queue.stop()
+    assert enqueued() == [], "added in this boot, it waits for the next"
+    for times in (1, 2):
+        change(queue, "UPDATE schedule SET boot='another'")
+        queue.cli("run", "exit 0")
+        for _ in range(3):
+            queue.start()
+        assert [row for row in enqueued() if row[0]] == [("s", times)]
+        queue.stop()
+    queue.cli("cron", "resume", "p")
+    queue.start()
+    queue.stop()
+    assert [row for row in enqueued() if row[0]] == [("s", 2)], "resumed in this boot, it waits for the next"
+    assert queue.cli("cron", "run", "s").stdout
+
+
+def test_a_schedule_is_replaced_in_its_place(queue):
+    queue.cli("cron", "add", "s", "0 3 * * *", "--tz", "UTC", "exit 1")
+    done = queue.cli("cron", "add", "s", "0 4 * * *", "exit 0", check=False)
+    assert done.returncode == 2 and "--replace" in done.stderr
+    queue.cli("cron", "run", "s")
+    queue.cli("cron", "add", "s", "0 4 * * *", "--tz", "UTC", "--replace", "exit 0")
+    found = schedules(queue)["s"]
+    assert (found["spec"], found["command"], found["last_job"]) == ("0 4 * * *", "exit 0", 1) and found["next_at"][11:16] == "04:00"
+    change(queue, "UPDATE schedule SET next_at=?", time.time() - 1000)
+    queue.cli("cron", "add", "s", "0 4 * * *", "--tz", "UTC", "--replace", "exit 2")
+    assert queue.sql("SELECT count(*) FROM schedule WHERE next_at<?", time.time()) == [(1,)], "a time that is due is not lost"
+    queue.cli("cron", "pause", "s")
+    assert "stays paused" in queue.out("cron", "add", "s", "0 5 * * *", "--replace", "exit 2")
+    assert schedules(queue)["s"]["paused"] is True
+    queue.cli("cron", "add", "new", "@daily", "--replace", "exit 2")
+    assert queue.sql("SELECT sum(uses) FROM env") == [(3,)], "two schedules and the job"
+
+
+def test_what_replaces_an_interval_keeps_its_beat(tmp_path, clock):
+    store = open_store(tmp_path, clock)
+    store.add_schedule("s", None, 3600.0, {"command": "x"})
+    for _ in range(10):  # deployed again and again, more often than it runs
+        clock.pass_by(1800)
+        store.tick(clock())
+        store.add_schedule("s", None, 3600.0, {"command": "x"}, replace=True)
+    assert store.counts()["pending"] == 5
+    store.close()

@@ -225,19 +225,19 @@ def test_a_schedule_whose_zone_becomes_known_goes_on_when_workers_start_and_fire
     store = open_store(tmp_path, clock)
     store.add_schedule("s", "0 12 * * *", None, {"command": "x"}, "UTC")
     store._db.execute("UPDATE schedule SET tz='Mars/North', next_at=?", (clock(),))
-    store.tick(clock())
+    store.tick()
     clock.pass_by(86400)
-    store.tick(clock())
+    store.tick()
     assert store.counts()["pending"] == 1, "it was due once; when it would be due again, nobody knows"
     assert "Mars/North" in store.schedule("s").error and store.next_time() > clock() + 10**9
     store._db.execute("UPDATE schedule SET tz='UTC'")
     store.mend_clock()
     schedule = store.schedule("s")
     assert schedule.error is None and time.gmtime(schedule.next_at)[3:5] == (12, 0)
-    store.tick(clock())
+    store.tick()
     assert store.counts()["pending"] == 1
     clock.now = schedule.next_at
-    store.tick(clock())
+    store.tick()
     assert store.counts()["pending"] == 2
     store.close()
 
@@ -249,10 +249,10 @@ def test_a_full_disk_is_not_noted_as_a_schedules_fault(tmp_path, clock):
     [pages] = store._db.execute("PRAGMA page_count").fetchone()
     store._db.execute("PRAGMA max_page_count=%d" % pages)
     with pytest.raises(sqlite3.OperationalError, match="full"):
-        store.tick(clock())
+        store.tick()
     assert store.schedule("s").error is None and store.schedule("s").next_at <= clock()
     store._db.execute("PRAGMA max_page_count=100000")
-    store.tick(clock())
+    store.tick()
     assert store.counts()["pending"] == 1
     store.close()
 
@@ -269,7 +269,7 @@ def test_no_overlap_looks_at_every_unfinished_job_of_the_schedule_whoever_enqueu
 
     def at_its_time():
         clock.pass_by(61)
-        store.tick(clock())
+        store.tick()
         return unfinished(store)
     assert at_its_time() == [1]
     first = claim(store)
@@ -296,7 +296,7 @@ def test_a_schedule_that_queues_runs_one_job_after_the_other(tmp_path, clock):
     store.add_schedule("k", None, 3600.0, {"command": "x", "key": "mine"}, overlap="queue")
     for _ in range(3):
         clock.pass_by(61)
-        store.tick(clock())
+        store.tick()
     store.run_schedule("s")
     assert unfinished(store) == [1, 2, 3, 4]
     first = claim(store)
@@ -312,11 +312,11 @@ def test_a_schedule_that_replaces_cancels_what_is_unfinished_and_starts_when_tha
     store.add_schedule("s", None, 60.0, {"command": "x"}, overlap="replace")
     for _ in range(2):
         clock.pass_by(61)
-        store.tick(clock())
+        store.tick()
     assert unfinished(store) == [2] and store.job(1).state == "cancelled"
     running = claim(store)
     clock.pass_by(61)
-    store.tick(clock())
+    store.tick()
     assert store.cancel_asked(running) and claim(store, 2) is None, "the new one waits until the old one has ended"
     assert finish(store, running, "cancelled", None).state == "cancelled"
     assert claim(store, 2).id == 3
@@ -399,7 +399,7 @@ def test_what_replaces_an_interval_keeps_its_beat(tmp_path, clock):
     store.add_schedule("s", None, 3600.0, {"command": "x"})
     for _ in range(10):  # deployed again and again, more often than it runs
         clock.pass_by(1800)
-        store.tick(clock())
+        store.tick()
         store.add_schedule("s", None, 3600.0, {"command": "x"}, replace=True)
     assert store.counts()["pending"] == 5
     store.close()

@@ -79,6 +79,7 @@ CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: sched
 NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
 JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is moved aside
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
+STDIN_LIMIT = 2**20          # bytes of input that are kept with a job
 SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
 
 SCHEMA = """
@@ -94,6 +95,7 @@ CREATE TABLE job(
   name TEXT,
   cwd TEXT NOT NULL,
   env INTEGER NOT NULL,
+  shell TEXT, stdin INTEGER, umask INTEGER,  -- stdin: what it reads, a row of env; NULL: sh, nothing, the worker's
   attempt INTEGER NOT NULL DEFAULT 0,        -- attempts ever begun
   attempts INTEGER NOT NULL DEFAULT 0,       -- those charged since a person last sent it to pending
   crashes INTEGER NOT NULL DEFAULT 0,
@@ -134,7 +136,8 @@ CREATE TABLE history(                        -- a row for each attempt that has 
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
   outcome TEXT NOT NULL, exit_code INTEGER, error TEXT);
 CREATE INDEX history_job ON history(job);
-CREATE TABLE env(id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE env(                            -- environments, and what jobs read
+  id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE INDEX env_hash ON env(hash);
 CREATE TABLE dep(                            -- child waits for parent; a negative parent is a batch
   parent INTEGER NOT NULL, child INTEGER NOT NULL, any INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0,
@@ -174,6 +177,10 @@ CREATE TRIGGER job_deleted AFTER DELETE ON job BEGIN
   DELETE FROM dep WHERE parent=old.id AND (done=1 OR NOT EXISTS(SELECT 1 FROM job WHERE id=dep.child AND gate IS NOT NULL));
   DELETE FROM dep WHERE child=old.id;
 END;
+CREATE TRIGGER job_stdin AFTER DELETE ON job WHEN old.stdin IS NOT NULL BEGIN
+  UPDATE env SET uses=uses-1 WHERE id=old.stdin;
+  DELETE FROM env WHERE id=old.stdin AND uses<=0;
+END;
 CREATE TRIGGER schedule_deleted AFTER DELETE ON schedule BEGIN
   UPDATE env SET uses=uses-1 WHERE id=old.env;
   DELETE FROM env WHERE id=old.env AND uses<=0;
@@ -185,6 +192,11 @@ END;
 MIGRATIONS = (
     (1, (
         "ALTER TABLE job ADD COLUMN hook TEXT",
+        "ALTER TABLE job ADD COLUMN shell TEXT",
+        "ALTER TABLE job ADD COLUMN stdin INTEGER",
+        "ALTER TABLE job ADD COLUMN umask INTEGER",
+        "CREATE TRIGGER job_stdin AFTER DELETE ON job WHEN old.stdin IS NOT NULL BEGIN "
+        "UPDATE env SET uses=uses-1 WHERE id=old.stdin; DELETE FROM env WHERE id=old.stdin AND uses<=0; END",
         "ALTER TABLE schedule ADD COLUMN rule TEXT",
         "ALTER TABLE schedule ADD COLUMN boot TEXT",
         "DROP INDEX job_schedule",
@@ -200,11 +212,11 @@ MIGRATIONS = (
 
 JOB_COLUMNS = (
     "id", "state", "gate", "queue", "priority", "run_at", "delay", "command", "name", "cwd", "env",
-    "attempt", "attempts", "crashes", "snoozes", "max_retries", "timeout", "backoff", "backoff_base",
+    "shell", "stdin", "umask", "attempt", "attempts", "crashes", "snoozes", "max_retries", "timeout", "backoff", "backoff_base",
     "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
     "expires_at", "held", "cause", "batch", "pool", "schedule", "hook", "worker", "cancel", "exit_code",
     "error", "created_at", "started_at", "finished_at", "duration")
-JOB_TEXTS = ("state", "queue", "command", "name", "cwd", "backoff", "retry_on", "dead_on", "snooze_on", "key", "unique_key",
+JOB_TEXTS = ("state", "queue", "command", "name", "cwd", "shell", "backoff", "retry_on", "dead_on", "snooze_on", "key", "unique_key",
              "schedule", "hook", "error")
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 
@@ -550,6 +562,45 @@ def parse_command(raw, what: str):
     return text
 
 
+def parse_stdin(raw, what: str) -> bytes:
+    """What a job reads: bytes, or text that may hold any bytes as surrogate escapes."""
+    try:
+        data = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogateescape")
+    except (AttributeError, UnicodeError):
+        raise UserError("%s must be text, not %s" % (what, quoted(raw))) from None
+    if len(data) > STDIN_LIMIT:
+        raise UserError("%s is more than 1 MiB, the most that is kept with a job: have the command read a file (< FILE)" % what)
+    return data
+
+
+def parse_umask(raw, what: str) -> int:
+    text = str(raw)
+    if not text or len(text) > 4 or text.strip("01234567") or int(text, 8) > 0o777:
+        raise UserError("%s must be an octal number from 000 to 777, not %s" % (what, quoted(raw)))
+    return int(text, 8)
+
+
+def quote_for_sh(words) -> str:
+    """An argument list as the line that a POSIX shell runs unchanged."""
+    return " ".join(word if word and not word.strip(PLAIN) else "'" + word.replace("'", "'\"'\"'") + "'" for word in words)
+
+
+def is_powershell(path: str) -> bool:
+    return os.path.basename(path).lower().startswith(("pwsh", "powershell"))
+
+
+def shell_arguments(words: list, command: str) -> list:
+    """With which arguments a shell, given as a program and its options, runs a command line."""
+    if not is_powershell(words[0]):
+        return words + ["-c", command]
+    # By itself it tells 0 or 1 of the last statement, not what the program of it returned.
+    status = "\nif (-not $?) { if ($LASTEXITCODE) { exit $LASTEXITCODE } exit 1 }"
+    return words + ["-NoProfile", "-NonInteractive", "-Command", command + status]
+
+
+SHELL = "sh" if os.sep == "/" else "cmd"  # what runs a command line unless a job says otherwise
+PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"  # what means itself to a POSIX shell
+
 # A setting: its default, how a value is read and written, and what it means.
 Setting = namedtuple("Setting", "default parse text meaning")
 SETTINGS = {
@@ -571,6 +622,7 @@ SETTINGS = {
                            "snoozes of a job before they count as failures"),
     "on_dead": Setting("", parse_command, str, "command to enqueue when a job has died"),
     "on_idle": Setting("", parse_command, str, "command to enqueue when nothing is left to do"),
+    "shell": Setting(SHELL, parse_text, str, "what runs the command lines that are enqueued from now on: bash, pwsh, ..."),
     "sync": Setting("normal", one_of("normal", "full"), str,
                     "`full`: workers sync each result to the disk too"),
 }
@@ -627,6 +679,9 @@ JOB_OPTIONS = {
     "after_batch": Option(parse_refs, "BATCH", "start when all jobs of this batch have ended"),
     "cwd": Option(parse_directory, "DIR", "directory to run in (this one)"),
     "env": Option(parse_env, "K=V", "one more environment variable (may be repeated)"),
+    "shell": Option(parse_text, "SHELL", "what runs the command line: bash, pwsh, a path (%s)" % SHELL),
+    "stdin": Option(parse_stdin, "FILE", "what it reads, kept with it: a file of up to 1 MiB (-: standard input)"),
+    "umask": Option(parse_umask, "MASK", "the umask of its files, as in 027 (this one)"),
     "hold": Option(parse_flag, None, "keep it until `release`"),
 }
 # Fields of a job as other tools of the family write them; they say nothing that enqueue needs.
@@ -1185,7 +1240,6 @@ class Posix:
     stream_options = {}
     _spawn_options = {}      # what posix_spawn is told of the scheduling of jobs
 
-    PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"  # what means itself to a shell
     # What sh runs without a program, or reads as syntax: dash, bash, ksh, busybox.
     SHELL_WORDS = frozenset(
         ". : [ [[ ]] alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue coproc declare "
@@ -1221,10 +1275,7 @@ class Posix:
 
     def quote(self, words) -> str:
         """An argument list as the shell command that runs it unchanged."""
-        return " ".join(self._quoted(word) for word in words)
-
-    def _quoted(self, word: str) -> str:
-        return word if word and not word.strip(self.PLAIN) else "'" + word.replace("'", "'\"'\"'") + "'"
+        return quote_for_sh(words)
 
     def environment(self) -> bytes:
         """This process's environment, as sorted K=V entries between NULs."""
@@ -1245,6 +1296,15 @@ class Posix:
 
     def with_variables(self, env: dict, more: dict) -> dict:
         return {**env, **{raw(key): raw(value) for key, value in more.items()}}
+
+    def umask(self):
+        """This process's umask; None where it can't be told without changing it for other threads."""
+        threading = sys.modules.get("threading")
+        if threading is not None and threading.active_count() > 1:
+            return None
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
     def cores(self) -> int:
         try:
@@ -1433,32 +1493,43 @@ class Posix:
 
     # -- running a job --
 
-    def spawn(self, command: str, env: dict, output: int, script: str):
+    def spawn(self, command: str, env: dict, output: int, script: str, shell=None, stdin=None, umask=None):
         """Starts `command` in a session and group of its own; returns its pid, which is its group too.
 
         A line that sh would only take apart is run without sh, as GNU make does: nearly twice as many short jobs,
         and variables arrive whose names are no identifiers, which dash drops.  Where that fails, sh says why.
         """
-        words = self._words(command)
+        words = self._words(command) if shell is None else None
         program = self._program(words[0], env) if words else None
         if program:
             try:
-                return self._start(program, list(map(raw, words)), {**env, b"PWD": self._directory(env)}, output)
+                return self._start(program, words, {**env, b"PWD": self._directory(env)}, output, stdin, umask)
             except OSError:
                 pass  # no program, no #!, no permission, no memory...
-        argument = raw(command)
-        argv = [b"sh", b"-c", argument]
-        if len(argument) > SCRIPT_FROM:
+        words = ["/bin/sh"] if shell is None else self.find_shell(shell, env)
+        if not words:
+            raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(shell))
+        argv = shell_arguments(words, command)
+        if len(raw(command)) > SCRIPT_FROM and argv[-2] == "-c":
             with open(script, "wb") as file:
-                file.write(argument + b"\n")
-            argv = [b"sh", os.fsencode(script)]
-        return self._start(b"/bin/sh", argv, env, output)
+                file.write(raw(command) + b"\n")
+            argv[-2:] = [given(script)]
+        return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, output, stdin, umask)
+
+    def find_shell(self, shell: str, env: dict) -> list:
+        """The program (a path, or a name on the PATH of `env`) and options that `shell` gives; [] if there is no such program."""
+        for words in ([shell], shell.split() or [""]):
+            name = raw(words[0])
+            path = self._find(name, env) if b"/" not in name else name if name[:1] == b"/" and self._can_be_run(name) else None
+            if path:
+                return [text_of(path)] + words[1:]
+        return []
 
     def _words(self, line: str):
         """The words of a line that sh would do no more with than take it apart; else None."""
         words, word = [], None
         while line:
-            rest, part = line.lstrip(self.PLAIN), None
+            rest, part = line.lstrip(PLAIN), None
             if len(rest) < len(line):
                 part = line[:len(line) - len(rest)]
             elif line[0] in " \t":
@@ -1483,19 +1554,25 @@ class Posix:
         """The file that sh would run by this name; None where sh would run something of its own, or should say what is wrong."""
         if name in self.SHELL_WORDS or "=" in name or name[:1] in ("", "%"):
             return None
-        name, path = raw(name), env.get(b"PATH", b"")
+        name = raw(name)
         if any(function % name in env for function in (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")):
             return None
-        if b"/" in name:
-            return name
+        return name if b"/" in name else self._find(name, env)
+
+    def _find(self, name: bytes, env: dict):
+        path = env.get(b"PATH", b"")
         for folder in path.split(b":") if path and b"%" not in path else ():  # dash takes %builtin and %func in it for orders
-            try:
-                found = folder + b"/" + name if folder else name
-                if os.stat(found).st_mode & 0o170111 > 0o100000:  # a regular file that someone may execute
-                    return found
-            except OSError:
-                continue
+            found = folder + b"/" + name if folder else name
+            if self._can_be_run(found):
+                return found
         return None
+
+    def _can_be_run(self, path: bytes) -> bool:
+        """Whether it is a regular file that someone may execute."""
+        try:
+            return os.stat(path).st_mode & 0o170111 > 0o100000
+        except OSError:
+            return False
 
     def _directory(self, env: dict) -> bytes:
         """PWD as sh sets it: as it came where that leads to this directory, which it may do by a symbolic link."""
@@ -1507,19 +1584,27 @@ class Posix:
             pass  # it leads nowhere
         return os.getcwdb()
 
-    def _start(self, program: bytes, argv: list, env: dict, output: int) -> int:
-        """Starts a program as a job.
+    def _start(self, program: bytes, argv: list, env: dict, output: int, stdin, umask) -> int:
+        """Starts a program as a job; `stdin` None: nothing to read; `umask` None: ours.
 
         posix_spawn keeps to one fork (or vfork) and exec on every Python and system; descriptors of
         Python are closed by exec (PEP 446), but `output`, which the job keeps as one more holder of its lock.
         """
-        if not hasattr(os, "posix_spawn"):
-            return self._popen(program, argv, env, output)
-        actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-        return os.posix_spawn(program, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                              setsigdef=self._default_signals(), **self._spawn_options)
+        argv = list(map(raw, argv))
+        before = os.umask(umask & 0o777) if umask is not None else None
+        try:
+            if not hasattr(os, "posix_spawn"):
+                return self._popen(program, argv, env, output, stdin)
+            actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+            if stdin is not None:
+                actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
+            return os.posix_spawn(program, argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                                  setsigdef=self._default_signals(), **self._spawn_options)
+        finally:
+            if before is not None:
+                os.umask(before)
 
-    def _popen(self, program: bytes, argv: list, env: dict, output: int) -> int:
+    def _popen(self, program: bytes, argv: list, env: dict, output: int, stdin) -> int:
         """_start on PyPy, which has no posix_spawn."""
         import signal
         import subprocess
@@ -1528,7 +1613,7 @@ class Posix:
             for number in self._default_signals():
                 signal.signal(number, signal.SIG_DFL)
 
-        process = subprocess.Popen(argv, executable=program, env=env, stdout=output, stderr=output, pass_fds=(output,),
+        process = subprocess.Popen(argv, executable=program, env=env, stdin=stdin, stdout=output, stderr=output, pass_fds=(output,),
                                    start_new_session=True, preexec_fn=restore)
         process.returncode = 0  # reaped by the bell
         return process.pid
@@ -1706,6 +1791,13 @@ class Linux(Posix):
         except OSError:
             pass  # musl has none of this
         return super().bell(where)
+
+    def umask(self):
+        try:
+            with open("/proc/self/status", "rb") as file:
+                return int(file.read().partition(b"\nUmask:")[2].split(None, 1)[0], 8)
+        except (OSError, IndexError, ValueError):
+            return super().umask()  # no /proc, or Linux before 4.7
 
     def _proc_is_ours(self) -> bool:
         """Whether /proc is there, and not that of an outer pid namespace, whose numbers are others' here."""
@@ -2215,6 +2307,9 @@ class Windows:
     def with_variables(self, env: dict, more: dict) -> dict:
         return {**env, **{key.upper(): value for key, value in more.items()}}  # Path is PATH
 
+    def umask(self):
+        """None: Windows has none."""
+
     def cores(self) -> int:
         import _winapi
         import ctypes
@@ -2322,8 +2417,33 @@ class Windows:
 
     # -- running a job --
 
-    def spawn(self, command: str, env: dict, output: int, script: str):
-        """Starts `command` by cmd.exe in a hidden console of its own; returns its pid, which names its Job Object too.
+    def find_shell(self, shell: str, env: dict) -> list:
+        """The program (a path, or a name on the PATH of `env`) and options that `shell` gives; [] if there is no such program."""
+        import shutil
+        for words in ([shell], shell.split() or [""]):
+            path = shutil.which(words[0], path=env.get("PATH"))
+            if path and (os.path.isabs(words[0]) or not os.path.dirname(words[0])):
+                return [path] + words[1:]
+        return []
+
+    def _line(self, command: str, env: dict, script: str, shell, home: str) -> tuple:
+        """(program, command line) of a job."""
+        import subprocess
+        if shell is None:
+            if max(map(len, command.split("\n"))) > 8191:
+                raise OSError(7, "cmd.exe takes no line of more than 8191 characters")
+            return os.path.join(home, "cmd.exe"), 'cmd.exe /d /s /c "%s"' % (
+                '"%s"' % self._script(command, script) if "\n" in command else command)
+        words = self.find_shell(shell, env)
+        line = subprocess.list2cmdline(shell_arguments(words, command)) if words else ""
+        if not words:
+            raise OSError(7, "there is no shell %s any more" % plain(shell))
+        if len(line) > 32766:
+            raise OSError(7, "Windows takes no line of more than 32766 characters")
+        return words[0], line
+
+    def spawn(self, command: str, env: dict, output: int, script: str, shell=None, stdin=None, umask=None):
+        """Starts `command` by cmd.exe, or another shell, in a hidden console of its own; returns its pid, which names its Job Object too.
 
         It starts suspended, so that nothing of it runs outside of the Job Object.  Its handle of the output can only
         append, to whatever length the file is cut.  Then the directory is left: the current one can't be deleted.
@@ -2331,13 +2451,11 @@ class Windows:
         import _winapi
         import msvcrt
         import subprocess
-        if max(map(len, command.split("\n"))) > 8191:
-            raise OSError(7, "cmd.exe takes no line of more than 8191 characters")
         self._forget()
         home = os.path.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32")
-        line = 'cmd.exe /d /s /c "%s"' % ('"%s"' % self._script(command, script) if "\n" in command else command)
+        program, line = self._line(command, env, script, shell, home)
         me, null = _winapi.GetCurrentProcess(), os.open(os.devnull, os.O_RDONLY)
-        stdin = msvcrt.get_osfhandle(null)
+        stdin = msvcrt.get_osfhandle(null if stdin is None else stdin)
         os.set_handle_inheritable(stdin, True)
         append = 0x120084  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, READ_CONTROL, SYNCHRONIZE
         stdout = _winapi.DuplicateHandle(me, msvcrt.get_osfhandle(output), me, append, True, 0)
@@ -2346,7 +2464,7 @@ class Windows:
         flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP | 0x4  # CREATE_SUSPENDED
         try:
             process, thread, pid, _ = _winapi.CreateProcess(
-                os.path.join(home, "cmd.exe"), line, None, None, True, flags, env, None, start)
+                program, line, None, None, True, flags, env, None, start)
         finally:
             os.close(null)
             _winapi.CloseHandle(stdout)
@@ -2743,6 +2861,9 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
             "id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
             "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "hook", "worker")}
         shown["unique"] = self.unique_key
+        shown["shell"] = self.shell or SHELL
+        shown["stdin"] = self.stdin is not None
+        shown["umask"] = None if self.umask is None else "%04o" % (int(self.umask) & 0o777)
         shown["held"] = bool(self.held)
         if self.duration is not None and abs(self.duration) < FOREVER_S:
             shown["duration"] = round(self.duration, 6)
@@ -2948,6 +3069,12 @@ class Transaction:
             queue.sync_wal()
 
 
+def need_shell(shell: str, env: bytes) -> None:
+    """Refuse a shell that a job with this environment would not find."""
+    if not OS.find_shell(shell, OS.job_environment(env, {})):
+        raise UserError("there is no shell %s on the PATH: give the name of a program that is, or a full path" % quoted(shell))
+
+
 class Plan:
     """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
 
@@ -2957,6 +3084,7 @@ class Plan:
         self._cwd = cwd
         self.batch = None
         self._base = OS.environment() if base is None else base
+        self._umask = OS.umask() if base is None else None
         self.items = []        # a command, or (where, columns, options)
         self._read(items)
 
@@ -2978,9 +3106,12 @@ class Plan:
     def _special(self, item) -> tuple:
         """(columns, options) of a job that says more than an ASCII command."""
         options = parse_job(item if isinstance(item, dict) else {"command": item})
-        columns = {"command": encodable(self._command(options.pop("command", None)), "the command")}
+        command, shell = options.pop("command", None), options.pop("shell", None)
+        columns = {"command": encodable(self._command(command, shell), "the command")}
+        if shell is not None or self._is_list(command):  # the setting is for lines
+            columns["shell"] = None if shell == SHELL else shell
         for option in ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd"):
+                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd", "umask"):
             if option in options:
                 columns[option] = options.pop(option)
         if "cwd" in columns:
@@ -2991,11 +3122,20 @@ class Plan:
             columns["unique_key"] = options["unique"]
         if "env" in options:
             options["env"] = OS.merge(self._base, options["env"])
+        if columns.get("shell"):
+            need_shell(columns["shell"], options.get("env", self._base))
         return columns, options
 
-    def _command(self, command) -> str:
+    def _is_list(self, command) -> bool:
+        return isinstance(command, list) or isinstance(command, tuple) and len(command) > 1
+
+    def _command(self, command, shell) -> str:
         if isinstance(command, (list, tuple)) and command and all(isinstance(word, str) for word in command):
-            command = command[0] if len(command) == 1 and isinstance(command, tuple) else OS.quote(command)
+            quote = OS.quote if shell in (None, SHELL) else quote_for_sh
+            if shell and is_powershell(shell.split()[0]):
+                def quote(words):
+                    return "& " + " ".join("'%s'" % word.replace("'", "''") for word in words)
+            command = quote(command) if self._is_list(command) else command[0]
         if not isinstance(command, str) or not command.strip():
             raise UserError("a command must be a string, or a list of strings, that is not empty")
         return command
@@ -3014,6 +3154,7 @@ class Plan:
                                             (label, now)).lastrowid
         defaults = queue.config()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
+        common.update(shell=None if defaults["shell"] == SHELL else defaults["shell"], umask=self._umask)
         common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=pool, schedule=self._schedule, hook=self._hook,
                       run_at=now, created_at=now, gate=READY if pool is None else OWN)
         ids, stored, start = [], 0, 0
@@ -3074,6 +3215,9 @@ class Plan:
                 return twin
         columns = dict(common, **columns)
         columns["env"] = self._env(options.get("env", self._base))
+        if "stdin" in options:
+            columns["stdin"] = self._env(options["stdin"])
+            self._uses[columns["stdin"]] += 1
         if "delay" in options:
             columns.update(run_at=now + options["delay"], delay=options["delay"])
         if "at" in options:
@@ -3449,6 +3593,8 @@ class Queue:
     def set_config(self, key: str, raw) -> None:
         key = setting_key(key)
         text = encodable(SETTINGS[key].text(parse_setting(key, raw)), key)
+        if key == "shell" and text != SHELL:
+            need_shell(text, OS.environment())
         with self._undo, Transaction(self):
             self._db.execute("INSERT INTO config(key, value) VALUES(:key, :text) "
                              "ON CONFLICT(key) DO UPDATE SET value=:text", {"key": key, "text": text})
@@ -3610,7 +3756,7 @@ class Queue:
                  "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
         data = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
-                      "env": {key: str(value) for key, value in facts.items()}}],
+                      "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
                     hook=key, cwd=job.cwd, base=data[0] if data else b"")
         plan.store(self, now, pool=job.pool)
 
@@ -3814,6 +3960,11 @@ class Queue:
             if left <= 1:
                 self._tell()
         return left is None or left > 0
+
+    def input_of(self, job) -> bytes:
+        """What a job reads on its standard input."""
+        rows = self._read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.stdin,))
+        return rows[0][0] if rows else b""
 
     def cancel_asked(self, job) -> bool:
         rows = self._read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
@@ -4291,6 +4442,11 @@ class Queue:
             tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
         if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
             options = dict(options, cwd=parse_directory(options["cwd"], "cwd"))
+        umask = OS.umask()
+        if umask is not None:
+            options = {"umask": "%04o" % umask, **options}
+        if "stdin" in options:
+            options = dict(options, stdin=parse_stdin(options["stdin"], "stdin").decode("utf-8", "surrogateescape"))
         [plan] = Plan([options]).items
         for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
             if ref not in [schedule.name for schedule in self.schedules()]:
@@ -4606,11 +4762,11 @@ def seconds_text(seconds: float) -> str:
 
 class Runner:
     """Runs attempts.  `asked(job)` tells whether a job shall be cancelled, `setting(key)` a setting in force,
-    `say(event, **facts)` reports; `tell(pid, group)` puts on record whose process group runs."""
+    `say(event, **facts)` reports; `record(job, pid, born)` notes whose process group runs; `read(job)` gives its input."""
 
     CHECK_S = 0.25  # how often a running job's output is measured
 
-    def __init__(self, files, worker: int, bell, asked, setting, say, record):
+    def __init__(self, files, worker: int, bell, asked, setting, say, record, read):
         self._files = files
         self._worker = worker
         self._bell = bell
@@ -4618,6 +4774,7 @@ class Runner:
         self._setting = setting
         self._say = say
         self._record = record
+        self._read = read
         self._output = None
         self._env = (None, {})   # the environment parsed last: jobs mostly share one
         self._path = files.output(worker)
@@ -4695,15 +4852,35 @@ class Runner:
         more = job_variables(job, self._files.database)
         if env != self._env[0]:
             self._env = (env, OS.job_environment(env, {}))
+        stdin = self._open_input(job) if job.stdin is not None else None
         born = OS.born()
         try:
-            pid = OS.spawn(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".cmd")
+            pid = OS.spawn(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".cmd",
+                           job.shell, stdin, job.umask)
         except OSError as error:
             if error.errno in OS.job_faults:
                 raise JobFailure("can't be started: %s" % error.strerror) from None
             raise
+        finally:
+            if stdin is not None:
+                os.close(stdin)
         self._record(job, pid, born)
         return pid
+
+    def _open_input(self, job) -> int:
+        """A descriptor of a file with what the job reads, which goes with the last process that has it open."""
+        path = "%s.%d.%d.in" % (self._path, job.id, job.attempt)
+        flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_TEMPORARY", 0)  # Windows; it deletes no open file
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o600)
+        try:
+            remove(path)
+            with open(fd, "wb", closefd=False) as file:
+                file.write(self._read(job))
+            os.lseek(fd, 0, os.SEEK_SET)
+            return fd
+        except BaseException:
+            os.close(fd)
+            raise
 
     # -- watch --
 
@@ -4889,7 +5066,8 @@ class Worker:
         self._kept_at = 0.0  # when the lock file was last seen to be there
         self._machine = OS.machine()
         self._write_record(0, 0, 0, 0.0)
-        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record)
+        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record,
+                              self._read)
 
     def work(self) -> None:
         """Until told to stop: one commit a job records the last outcome and claims the next."""
@@ -4985,6 +5163,12 @@ class Worker:
             return self._queue.cancel_asked(job)
         except sqlite3.Error:
             return False  # asked again when the supervisor repeats it
+
+    def _read(self, job) -> bytes:
+        try:
+            return self._queue.input_of(job)
+        except sqlite3.OperationalError as error:
+            raise OSError(0, str(error)) from None  # tried again
 
     def _setting(self, key: str):
         try:
@@ -5934,6 +6118,10 @@ def job_options(args) -> dict:
     raw = {name: value for name, value in raw.items() if value is not None}
     if "queue" in raw and raw["queue"] == "default":
         del raw["queue"]
+    if "stdin" in raw:
+        if raw["stdin"] == getattr(args, "file", None) == "-":
+            raise UserError("--file and --stdin can't both be standard input: give one of them by name")
+        raw["stdin"] = read_bytes(raw["stdin"], STDIN_LIMIT + 1)
     parse_job(raw)
     return raw
 
@@ -6012,17 +6200,20 @@ def batch_label(path: str) -> str:
     return "stdin" if path == "-" else plain(os.path.basename(path))
 
 
-def read_text(path: str) -> str:
-    """The text of a user's file (-: standard input), whatever bytes they hold; UserError where it can't be read."""
+def read_bytes(path: str, most: int = -1) -> bytes:
+    """Return what is in a user's file (-: standard input); UserError if it can't be read."""
     try:
         if path == "-":
-            data = sys.stdin.buffer.read()
-        else:
-            with open(path, "rb") as file:
-                data = file.read()
+            return sys.stdin.buffer.read(most)
+        with open(path, "rb") as file:
+            return file.read(most)
     except (OSError, ValueError) as error:
         raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
-    return data.decode("utf-8", "surrogateescape")
+
+
+def read_text(path: str) -> str:
+    """Return the text of a user's file, whatever bytes it holds."""
+    return read_bytes(path).decode("utf-8", "surrogateescape")
 
 
 def read_items(path: str) -> list:
@@ -6039,7 +6230,7 @@ def args_run(parser) -> None:
     parser.add_argument("--count", type=count_argument, metavar="N", help="jobs at a time (the cores that may be used)")
     parser.add_argument("--file", metavar="FILE", help="jobs from FILE (-: standard input), as in enqueue --file")
     parser.add_argument("--junit", metavar="FILE", help="write the outcome as JUnit XML")
-    for name in ("max_retries", "timeout", "backoff_base"):
+    for name in ("max_retries", "timeout", "backoff_base", "shell", "stdin"):
         parser.add_argument("--" + name.replace("_", "-"), dest="job_" + name, metavar=JOB_OPTIONS[name].metavar,
                             help=JOB_OPTIONS[name].meaning)
 
@@ -7064,7 +7255,7 @@ def cmd_rm(args) -> int:
 # -- edit --
 
 EDITABLE = ("priority", "delay", "at", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-            "retry_on", "dead_on", "snooze_on", "snooze", "slots", "cwd")
+            "retry_on", "dead_on", "snooze_on", "snooze", "slots", "cwd", "shell")
 
 
 def args_edit(parser) -> None:

@@ -7551,10 +7551,173 @@ def next_text(schedule) -> str:
     return "schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
 
 
+def args_cron_load(parser) -> None:
+    parser.add_argument("file", metavar="FILE", help="a crontab (-: standard input)")
+    parser.add_argument("--replace", action="store_true", help="put its schedules in the place of those of the same names")
+
+
+def cmd_cron_load(args) -> int:
+    entries = parse_crontab(args.file)
+    with open_queue(args) as queue:
+        rows = []
+        for number, name, spec, tz, job in entries:
+            try:
+                rows.append(queue.plan_schedule(name, spec, None, job, tz))
+            except UserError as error:
+                raise UserError("line %d: %s" % (number, error)) from None
+        queue.add_schedules(rows, args.replace)
+        for row in rows:
+            out(next_text(queue.schedule(row["name"])))
+    return 0
+
+
+def parse_crontab(path: str) -> list:
+    """Return (line number, name, cron line, zone or None, job) of each entry of a crontab (man 5 crontab), checked; UserError names a line.
+
+    As cron does it, a variable holds for the lines below it, a job begins in HOME, and a % in the command ends it:
+    what follows is its standard input.  A name is that of a comment `# name: NAME` above, else made of the command.
+    """
+    import re
+    if os.path.realpath(path) == "/etc/crontab" or os.path.realpath(path).startswith("/etc/cron.d/"):
+        raise UserError("%s names a user on each line: load the crontab of one user, as `crontab -l` prints it" % quoted(path))
+    variables, found, wanted, names = {}, [], None, set()
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        line = line.strip(BLANK)
+        said = re.fullmatch(r"#\s*name:\s*(.*)", line)
+        if said:
+            wanted = said.group(1)
+        elif line and line[0] != "#":
+            variable = re.fullmatch(r"""(["']?)([A-Za-z_]\w*)\1\s*=\s*(.*)""", line, re.ASCII)
+            try:
+                if variable:
+                    set_crontab_variable(variables, variable.group(2), variable.group(3), number)
+                    continue
+                count = 1 if line[0] == "@" else 5
+                words = line.split(None, count)
+                spec = " ".join(words[:count])
+                parse_cron(spec)
+                if len(words) == count or words[count][0] == "%":
+                    raise UserError("no command follows the times")
+                name = parse_name(wanted, "a schedule") if wanted else name_for(words[count], names, number)
+                if name in names:
+                    raise UserError("the name %s is given twice" % quoted(name))
+                names.add(name)
+                found.append((number, name, spec, variables.get("CRON_TZ"), crontab_job(words[count], variables)))
+            except UserError as error:
+                raise UserError("line %d: %s" % (number, error)) from None
+            wanted = None
+    if not found:
+        raise UserError("%s holds no line that runs anything" % quoted(path))
+    return found
+
+
+def set_crontab_variable(variables: dict, name: str, value: str, number: int) -> None:
+    if value[:1] in ("'", '"') and value[-1:] == value[:1] and len(value) > 1:
+        value = value[1:-1]
+    if name in ("MAILTO", "MAILFROM", "CONTENT_TYPE", "CONTENT_TRANSFER_ENCODING"):
+        talk("line %d: %s is left out: output is kept, see `%s logs`" % (number, name, invoked()))
+    elif name in ("LOGNAME", "USER", "RANDOM_DELAY"):
+        talk("line %d: %s is left out" % (number, name))
+    else:
+        if name == "CRON_TZ":
+            zone_offset(value)
+        variables[name] = value
+
+
+def crontab_job(text: str, variables: dict) -> dict:
+    """The job of a crontab's entry: its % are ends of lines, the first one ends the command, and \\% is a %."""
+    import re
+    parts = re.findall(r"\\.|[^%]|%", text)  # a backslash keeps what follows
+    end = parts.index("%") if "%" in parts else len(parts)
+    command = "".join("%" if part == "\\%" else part for part in parts[:end])
+    stdin = re.sub(r"\\?%", lambda found: "%" if found.group()[0] == "\\" else "\n", "".join(parts[end + 1:]))
+    env = {name: value for name, value in variables.items() if name != "CRON_TZ"}
+    if env.get("SHELL", "/bin/sh") not in ("/bin/sh", "sh"):
+        command = OS.quote([env["SHELL"], "-c", command])
+    if stdin:
+        command = "printf %s " + OS.quote([stdin if stdin[-1] == "\n" else stdin + "\n"]) + " | (\n" + command + "\n)"
+    job = {"command": command, "cwd": env.get("HOME") or os.path.expanduser("~")}
+    return dict(job, env=env) if env else job
+
+
+RUNNERS = ("", "cd", "env", "nice", "ionice", "test", "[", "sh", "bash", "python3", "exec", "sudo")  # they name no job
+
+
+def name_for(command: str, names: set, number: int) -> str:
+    """A name for a crontab's entry: what it runs, and a number if that is taken."""
+    import shlex
+    try:
+        words = shlex.split(command.split("%")[0])
+    except ValueError:  # a quote that is not closed
+        words = command.split()
+    words = [word.strip("();{}|&<>").partition(" ")[0] for word in words]
+    while words and (words[0].rpartition("/")[2] in RUNNERS or "=" in words[0] or words[0][0] == "-"):
+        words = words[2 if words[0] == "cd" else 1:]
+    base = "".join(filter(str.isprintable, (words or [""])[0].rpartition("/")[2].replace(",", "")))[:100]
+    try:
+        base = parse_name(base, "a schedule")
+    except UserError:
+        base = "line-%d" % number
+    name, count = base, 1
+    while name in names:
+        count += 1
+        name = "%s-%d" % (base, count)
+    return name
+
+
+def args_cron_list(parser) -> None:
+    add_json(parser)
+    parser.add_argument("--crontab", action="store_true", help="print a crontab; what no line of one can say, as a comment")
+
+
+def print_crontab(rows: list) -> None:
+    """Print schedules as `cron load` and cron(8) read them, those of this machine's zone first."""
+    here = zone = OS.zone(os.environ.get("TZ"))
+    for row, job, _ in sorted(rows, key=lambda found: "" if found[0].tz in (None, here) else found[0].tz):
+        left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items() if key not in ("command", "cwd", "env", "shell")]
+        left_out += ["overlap=" + overlap_of(row)] if row.no_overlap else []
+        line, why = crontab_line(row, job)
+        if row.tz and row.tz != zone and not why:
+            zone = row.tz
+            out("CRON_TZ=%s" % zone)
+        out("# name: %s" % row.name)
+        if left_out:
+            out("# left out: %s" % " ".join(left_out))
+        out("# %s: %s" % (why, line) if why else line)
+
+
+def crontab_line(schedule, job: dict) -> tuple:
+    """(line of a crontab, None), or (the same for people, why cron can't have it)."""
+    import re
+    command, stdin = job["command"], ""
+    if isinstance(command, list):
+        command = command_text(command)
+    found = re.fullmatch(r"printf %s ('.*?') \| \(\n(.*)\n\)", command, re.DOTALL)  # as crontab_job writes it
+    if found:
+        import shlex
+        command, stdin = found.group(2), "%" + shlex.split(found.group(1))[0].rstrip("\n").replace("%", "\\%").replace("\n", "%")
+    if job.get("shell"):
+        command = OS.quote([job["shell"], "-c", command])
+    env = parse_env(job.get("env", {}))
+    command = "".join("export %s; " % OS.quote(["%s=%s" % pair]) for pair in sorted(env.items())) + command
+    folder = job.get("cwd", schedule.cwd)
+    folder = folder.decode("utf-8", "surrogateescape") if isinstance(folder, bytes) else folder
+    if folder != os.path.expanduser("~"):
+        command = "cd %s && %s" % (OS.quote([folder]), command)
+    why = ("paused" if schedule.paused else "every %s" % duration_text(schedule.every) if schedule.spec is None else
+           "not for cron" if "\\%" in command or "#" in schedule.spec or schedule.spec[0] != "@" and "l" in
+           schedule.spec.lower().replace("jul", "") else
+           "more than a line" if not (command + stdin).isprintable() else None)
+    return "%s %s" % (schedule.spec or "", command.replace("%", "\\%") + stdin), why
+
+
 def cmd_cron_list(args) -> int:
     now = time.time()
     with open_queue(args) as queue:
         rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules()]
+    if args.crontab:
+        print_crontab(rows)
+        return 0
     if args.json:
         out_json([dict(job, name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
                        no_overlap=overlap_of(row) == "skip", overlap=overlap_of(row), paused=bool(row.paused),
@@ -7587,7 +7750,7 @@ def when_of(schedule) -> str:
     """The times of a schedule, with its zone if that is not the reader's."""
     if schedule.spec is None:
         return "every " + duration_text(schedule.every)
-    return schedule.spec if schedule.tz in (None, OS.zone(os.environ.get("TZ"))) else "%s %s" % (schedule.spec, schedule.tz)
+    return schedule.spec if schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.next_at >= NEVER else "%s %s" % (schedule.spec, schedule.tz)
 
 
 def command_text(command) -> str:
@@ -8061,7 +8224,8 @@ COMMAND_GROUPS = (
         command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3"),
         command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
                 "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
-        command("cron list", cmd_cron_list, add_json, "show the schedules, with their next run", "cron list"),
+        command("cron list", cmd_cron_list, args_cron_list, "show the schedules, with their next run", "cron list"),
+        command("cron load", cmd_cron_load, args_cron_load, "make schedules of a crontab", "cron load crontab.txt"),
         command("cron pause", cmd_cron_pause, args_names, "pause a schedule", "cron pause nightly"),
         command("cron resume", cmd_cron_resume, args_names, "let a paused schedule go on", "cron resume nightly"),
         command("cron rm", cmd_cron_rm, args_names, "remove a schedule", "cron rm nightly"),

@@ -403,3 +403,135 @@ def test_what_replaces_an_interval_keeps_its_beat(tmp_path, clock):
         store.add_schedule("s", None, 3600.0, {"command": "x"}, replace=True)
     assert store.counts()["pending"] == 5
     store.close()
+
+
+# ---- crontabs -------------------------------------------------------------------------------------------------------
+
+CRONTAB = r"""# what ran here for years
+SHELL=/bin/sh
+  GREETING = "hello  there"
+MAILTO=root
+
+30 2 * * *   ./backup.sh --all  >> backup.log 2>&1
+# name: greet
+@daily cat; printf '\%s\n' "100\%" '\a'%Hello%world \% done
+CRON_TZ=Asia/Tokyo
+GREETING='later'
+0 9	*  * mon-fri cd / && WHERE=x pwd; echo "$WHERE $GREETING"
+@reboot /usr/bin/env sh -c 'echo up'
+0 0 1,L * 5L ./backup.sh
+"""
+
+
+@posix_only("a shell, and the commands of POSIX")
+@needs_zones
+def test_a_crontab_is_loaded_as_it_stands(queue):
+    home = queue.dir / "at home"
+    home.mkdir()
+    done = queue.cli("cron", "load", "-", stdin="HOME=%s\n" % home + CRONTAB)
+    assert done.stderr.count("\n") == 1 and "line 5: MAILTO" in done.stderr and done.stdout.count("\n") == 5
+    found = schedules(queue)
+    assert {name: (row["spec"], row["tz"]) for name, row in found.items()} == {
+        "backup.sh": ("30 2 * * *", queuectl.OS.zone()), "greet": ("@daily", queuectl.OS.zone()),
+        "pwd": ("0 9 * * mon-fri", "Asia/Tokyo"), "echo": ("@reboot", "Asia/Tokyo"), "backup.sh-2": ("0 0 1,L * 5L", "Asia/Tokyo")}
+    assert found["backup.sh"]["command"] == "./backup.sh --all  >> backup.log 2>&1"
+    (home / "backup.sh").write_text("#!/bin/sh\npwd; echo \"$GREETING, $1\"\n")
+    (home / "backup.sh").chmod(0o755)
+    for name in ("greet", "pwd", "backup.sh"):
+        queue.cli("cron", "run", name)
+    queue.cli("worker", "start", "--foreground", "--drain")
+    assert queue.out("logs", 1) == "Hello\nworld % done\n100%\n\\a"
+    assert queue.out("logs", 2) == "/\nx later" or queue.out("logs", 2) == "/\n later"
+    assert (home / "backup.log").read_text() == "%s\nhello  there, --all\n" % home
+
+
+@pytest.mark.parametrize("line, words", [
+    ("61 * * * * x", "minute '61'"), ("* * * * *", "no command"), ("* * * x", "five fields"), ("@often x", "@often"), ("@daily", "no command"),
+    ("hello world", "five fields"), ("CRON_TZ=Mars/North", "Mars/North"), ("# name: 7\n* * * * * x", "would read as an id"),
+    ("# name: a\n* * * * * x\n# name: a\n* * * * * y", "given twice"), ("* * * * * %stdin only", "no command"), ("A B=c", "five fields"),
+    ("-*/5 * * * * x", "minute '-*/5'"), ("* * 0 * * x", "day of month '0'")])
+def test_a_line_that_is_none_of_a_crontabs_is_named_and_nothing_is_stored(queue, line, words):
+    done = queue.cli("cron", "load", "-", stdin="@daily fine\n\n" + line + "\n", check=False)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert "line %d: " % (2 + len(line.split("\n"))) in done.stderr and done.stderr.count("\n") == 1
+    assert schedules(queue) == {}
+
+
+def test_a_crontab_without_entries_and_one_of_the_system_are_refused(queue):
+    for words, stdin, said in ((["-"], "# nothing\nA=b\n", "holds no line"), (["/etc/crontab"], "", "a user on each line"),
+                               (["/etc/cron.d/x"], "", "a user on each line"), ([queue.dir / "none"], "", "can't read")):
+        done = queue.cli("cron", "load", *words, stdin=stdin, check=False)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_crontab_is_loaded_again_only_in_the_place_of_its_schedules(queue):
+    text = "\ufeff@daily echo 1\r\n@hourly echo 2\r\n"
+    queue.cli("cron", "load", "-", stdin=text)
+    assert [(row["spec"], row["command"]) for row in queue.json("cron", "list")] == [("@daily", "echo 1"), ("@hourly", "echo 2")]
+    done = queue.cli("cron", "load", "-", stdin="@daily other\n" + text, check=False)
+    assert done.returncode == 2 and "'echo'" in done.stderr and len(schedules(queue)) == 2
+    queue.cli("cron", "load", "-", "--replace", stdin="@daily other\n" + text.replace("echo 2", "echo 3"))
+    assert {name: row["command"] for name, row in schedules(queue).items()} == {"echo": "echo 1", "echo-2": "echo 3", "other": "other"}
+
+
+def vixie_percent(text):
+    """The command and the standard input of a crontab's line: the two loops of do_command.c, Vixie cron 4.1."""
+    command, escaped, i = "", False, 0
+    while i < len(text):
+        char = text[i]
+        i += 1
+        if escaped:
+            command = command[:-1] + char if char == "%" else command + char
+            escaped = False
+            continue
+        if char == "%":
+            break
+        escaped = char == "\\"
+        command += char
+    given, escaped = "", False
+    for char in text[i:]:
+        if escaped and char != "%":
+            given += "\\"
+        elif not escaped and char == "%":
+            char = "\n"
+        escaped = char == "\\"
+        if not escaped:
+            given += char
+    given += "\\" * escaped
+    return command, given if not given or given.endswith("\n") else given + "\n"
+
+
+def test_percent_signs_mean_what_vixie_cron_takes_them_for():
+    rng = __import__("random").Random(7)
+    for _ in range(3000):
+        text = "x" + "".join(rng.choice("ab %%\\\\'") for _ in range(rng.randint(0, 12)))
+        command, given = vixie_percent(text)
+        found = queuectl.crontab_job(text, {})["command"]
+        assert found == (command if not given else "printf %s " + queuectl.OS.quote([given]) + " | (\n" + command + "\n)"), text
+
+
+@posix_only("a shell, and the commands of POSIX")
+@needs_zones
+def test_what_is_printed_as_a_crontab_can_be_loaded_and_runs_the_same(queue, tmp_path):
+    env = {"TZ": "UTC"}
+    queue.cli("cron", "load", "-", stdin=CRONTAB, env=env)
+    queue.cli("cron", "add", "percent", "@daily", "--cwd", str(tmp_path), "--env", "A=b c", "date +%Y >/dev/null; pwd; echo $A", env=env)
+    queue.cli("cron", "add", "tokyo", "1 2 3 jul *", "--tz", "Asia/Tokyo", "-p", "5", "--no-overlap", "echo", "a  b", env=env)
+    for words in (["every", "--every", "90s", "x"], ["nth", "0 0 * * 1#2", "x"], ["lines", "@daily", "echo 1\necho 2"],
+                  ["backslash", "@daily", r"printf '\\%'"]):
+        queue.cli("cron", "add", *words, env=env)
+    queue.cli("cron", "pause", "greet")
+    text = queue.out("cron", "list", "--crontab", env=env)
+    lines = text.split("\n")
+    assert "# paused: @daily" in text and "# every 90s: " in text and text.count("# not for cron: ") == 3 and "# more than a line: " in text
+    assert "# left out: priority=5 overlap=skip" in lines and "CRON_TZ=Asia/Tokyo" in lines
+    assert all(line[:1] in "#@0123456789C" for line in lines)
+    other = str(tmp_path / "other.db")
+    queue.cli("--db", other, "cron", "load", "-", stdin=text, env=env)
+    again = queue.out("--db", other, "cron", "list", "--crontab", env=env)
+    plain = [line for line in lines if line[:1] != "#"]
+    assert [line for line in again.split("\n") if line[:1] != "#"] == plain and len(plain) >= 5
+    queue.cli("--db", other, "cron", "run", "percent", "tokyo")
+    queue.cli("--db", other, "worker", "start", "--foreground", "--drain")
+    assert queue.out("--db", other, "logs", 1) == "%s\nb c" % tmp_path
+    assert queue.out("--db", other, "logs", 2) == "a  b"

@@ -4400,7 +4400,8 @@ class Queue:
 
     def queues(self) -> list:
         """Every queue, with its limits and a count for each state."""
-        return [QueueRow(*row, self.counts(row[0])) for row in self._read("SELECT name, paused, max_running, rate FROM queue ORDER BY name")]
+        return [QueueRow(*row, self.counts(row[0]))
+                for row in self._read("SELECT name, paused, max_running, rate FROM queue ORDER BY name")]
 
     def set_queue(self, name: str, **changes) -> None:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
@@ -7750,7 +7751,8 @@ def when_of(schedule) -> str:
     """The times of a schedule, with its zone if that is not the reader's."""
     if schedule.spec is None:
         return "every " + duration_text(schedule.every)
-    return schedule.spec if schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.next_at >= NEVER else "%s %s" % (schedule.spec, schedule.tz)
+    here = schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.next_at >= NEVER
+    return schedule.spec if here else "%s %s" % (schedule.spec, schedule.tz)
 
 
 def command_text(command) -> str:

@@ -144,6 +144,8 @@ CREATE TABLE dep(                            -- child waits for parent; a negati
   PRIMARY KEY(parent, child)) WITHOUT ROWID;
 CREATE INDEX dep_child ON dep(child, done);
 CREATE TABLE keylock(key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE waiting(                        -- a job that runs a command that waits for another job's end
+  target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY(target, job)) WITHOUT ROWID;
 CREATE TABLE batch(
   id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT, total INTEGER NOT NULL, unfinished INTEGER NOT NULL, created_at REAL NOT NULL);
 CREATE TABLE queue(
@@ -203,6 +205,8 @@ MIGRATIONS = (
         "CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL",
         "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
+        "CREATE TABLE waiting(target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, "
+        "PRIMARY KEY(target, job)) WITHOUT ROWID",
         "DROP INDEX job_own",
         "CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5",
         "DROP INDEX job_unique",
@@ -4083,17 +4087,18 @@ class Queue:
             "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock(), "own": own})[0]
         return min((t for t in times if isinstance(t, (int, float))), default=None)
 
-    def unfinished(self, queues=None, own=None) -> bool:
-        """Whether anything is left that could still run by itself: for --drain, and for `run` its own jobs."""
+    def unfinished(self, queues=None, own=None, but=None) -> bool:
+        """Whether anything is left that could still run by itself, `but` a job: for --drain, and for `run` its own jobs."""
         if own:
             return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (own,)))
         return bool(self._read(
             "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
             " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
-            "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' UNION ALL "
+            "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' AND id IS NOT :but UNION ALL "
             "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
-            "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open LIMIT 1", {"queues": queues}))
+            "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open "
+            "AND (:but IS NULL OR key IS NOT (SELECT key FROM job WHERE id=:but)) LIMIT 1", {"queues": queues, "but": but}))
 
     def stalled_job(self, own: int):
         """Of the jobs of a `run`, the first that waits, if none of them runs; else None."""
@@ -4331,7 +4336,10 @@ class Queue:
 
     def cancel(self, ids) -> list:
         """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
-        return self._each(ids, self._cancel)
+        ids = list(ids)
+        before = {number for number in ids if getattr(self.find(number), "state", None) == "cancelled"}
+        return [(number, "cancelled" if result == "cancelled already" and number not in before else result)  # with its parent
+                for number, result in self._each(ids, self._cancel)]
 
     def _cancel(self, job, now: float) -> str:
         if job.state == "processing":
@@ -4574,6 +4582,39 @@ class Queue:
             return job.id
         rows = self._read("SELECT last_job FROM schedule WHERE name=?", (searchable(ref),))
         return rows[0][0] if rows else None
+
+    # -- jobs that wait for jobs --
+
+    def begin_wait(self, job: int, ids: list) -> set:
+        """Write down that a running job waits for others; return those that can't end before it, which it must not wait for."""
+        with self._undo, Transaction(self):
+            self._db.execute("DELETE FROM waiting WHERE NOT EXISTS("
+                             "SELECT 1 FROM job WHERE id=waiting.job AND state='processing' AND attempt=waiting.attempt)")
+            self._db.executemany("INSERT OR REPLACE INTO waiting(target, job, attempt) SELECT ?, id, attempt FROM job WHERE id=?",
+                                 [(target, job) for target in ids])
+        # Only now: of two jobs that begin to wait for each other at once, one at least sees the other.
+        later = self.later_than(job) | {job}
+        self.end_wait(job, later.intersection(ids))
+        return later
+
+    def end_wait(self, job: int, ids) -> None:
+        with self._undo, Transaction(self):
+            self._db.executemany("DELETE FROM waiting WHERE target=? AND job=?", [(target, job) for target in ids])
+
+    def later_than(self, job: int) -> set:
+        """The jobs that can't end before this one: they wait for it, come after it or its batch, or queue for its key."""
+        found, left = set(), [job]
+        while left:
+            rows = self._read(
+                "SELECT waiting.job FROM waiting JOIN job ON job.id=waiting.job AND state='processing' AND job.attempt=waiting.attempt "
+                "WHERE target=:id UNION ALL SELECT child FROM dep WHERE parent=:id AND done=0 UNION ALL "
+                "SELECT child FROM dep WHERE parent=-(SELECT batch FROM job WHERE id=:id) AND done=0 UNION ALL "
+                "SELECT id FROM job INDEXED BY job_keyed WHERE gate=4 AND key=(SELECT key FROM job WHERE id=:id) "
+                "AND (SELECT job FROM keylock WHERE keylock.key=job.key)=:id", {"id": left.pop()})
+            fresh = {number for number, in rows} - found
+            found |= fresh
+            left.extend(fresh)
+        return found - {job}
 
     # -- why a job does not run --
 
@@ -5296,6 +5337,7 @@ class Supervisor:
         self.count = count
         self.level = 0            # 1: every worker ends after its job; 2: now
         self._reopen = False      # whether USR1 has asked to open the log again
+        self.within = None        # the job that --drain does not wait for, as it runs in it
         self.interrupted = False  # whether a person, or a closed terminal, said so
         self._queues = queues
         self._drain = drain
@@ -5479,7 +5521,7 @@ class Supervisor:
         self._next = self.queue.next_time(self._own())
         if not self.level:
             self._crew.wake(self.queue.ready(self.count, self._queues, self._own()))
-            if self._drain and not self.queue.unfinished(self._queues, self._own()):
+            if self._drain and not self.queue.unfinished(self._queues, self._own(), self.within):
                 self.level = 1
         self._relay()
 
@@ -6168,6 +6210,63 @@ def shell_command(text: str) -> str:
     return text
 
 
+def this_job(queue):
+    """The running job of this queue in which this command runs, or None: its environment says so."""
+    told = os.environ.get
+    try:
+        if not os.path.samefile(told("QUEUECTL_DB", ""), queue.path):
+            return None
+    except OSError:
+        return None
+    job = queue.find(told("QUEUECTL_JOB_ID", ""))
+    return job if job is not None and job.state == "processing" and str(job.attempt) == told("QUEUECTL_ATTEMPT") else None
+
+
+def begin_wait(queue, ids: list) -> tuple:
+    """(the job in which this command runs or None, the ids that it may wait for): never itself, nor what can't end before it."""
+    within = this_job(queue)
+    if within is None or not ids:
+        return within, ids
+    later = queue.begin_wait(within.id, ids)
+    left_out = [number for number in ids if number in later]
+    if within.id in left_out:
+        talk("job %d runs this command: it is not waited for" % within.id)
+        left_out.remove(within.id)
+    for number in left_out[:5]:
+        talk("job %d can't end before job %d, which runs this command: it is not waited for" % (number, within.id))
+    if left_out[5:]:
+        talk("nor are %d more" % len(left_out[5:]))
+    return within, [number for number in ids if number not in later]
+
+
+def deadlocked(queue, number: int, seen=frozenset()) -> bool:
+    """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs."""
+    job = queue.find(number)
+    if job is None or job.state not in WAITING or number in seen:
+        return False
+    reasons = queue.why_waiting(job)
+    before = [parent for reason, detail in reasons for parent in (
+        detail if reason == "parents" else [detail] if reason == "key" else []) if parent > 0]
+    if before or job.gate not in (READY, OWN):
+        return any(deadlocked(queue, parent, seen | {number}) for parent in before)
+    later, running = queue.later_than(number), queue.jobs(("processing",))
+    if any(reason == "limit" for reason, _ in reasons):
+        return later.issuperset(other.id for other in running if other.queue == job.queue)
+    homes = {worker.id: worker.supervisor for worker in queue.workers()}
+    pools = [pool for pool in queue.supervisors() if serves(queue, pool, job)]
+    for pool in pools:
+        busy = [other for other in running if homes.get(other.worker) == pool.id]
+        used = sum(min(other.slots, pool.slots) for other in busy)
+        if used + min(job.slots, pool.slots) <= pool.slots or not later.issuperset(other.id for other in busy):
+            return False
+    return bool(pools)
+
+
+def deadlock_text(number: int, within) -> str:
+    return ("job %d can't start before job %d, which runs this command, has ended: jobs that wait for it take up all the workers "
+            "that may run it, or the limit of its queue; start more workers, or raise the limit" % (number, within.id))
+
+
 def warn_if_stuck(queue, number: int) -> None:
     """Says so where nothing will pick a job up."""
     job = queue.job(number)
@@ -6277,8 +6376,9 @@ class Run:
         self._boss = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble, argv=worker_argv(database))
         try:
             with Queue(database) as queue:
-                self._total = len(queue.enqueue_many(plan, label=label, pool=self._boss.id))  # lines of the input
-                self._batch, self._twins = plan.batch, plan.twins
+                ids = queue.enqueue_many(plan, label=label, pool=self._boss.id)
+                self._total, self._batch, self._twins = len(ids), plan.batch, plan.twins  # the first: lines of the input
+                self._within, self._awaited = begin_wait(queue, [job for job in ids if job > plan.newest])
         except BaseException:
             self._boss.close()
             raise
@@ -6291,6 +6391,8 @@ class Run:
             self._boss.close()
         self._progress.clear()
         with Queue(self._boss.database) as queue:
+            if self._within is not None:
+                queue.end_wait(self._within.id, self._awaited)
             return self._sum_up(queue)
 
     def _show(self) -> None:
@@ -6313,7 +6415,11 @@ class Run:
         job, before = queue.stalled_job(self._boss.id), self._stalled
         reasons = [reason for reason in queue.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
         self._stalled = [reason for reason, _ in reasons]
-        if reasons and self._stalled == before != self._told:
+        if reasons and self._stalled == before and self._within is not None and deadlocked(queue, job.id):
+            self._progress.clear()
+            talk(deadlock_text(job.id, self._within))
+            self._boss.level = 2
+        elif reasons and self._stalled == before != self._told:
             self._told = before
             self._progress.clear()
             for reason in reasons:
@@ -6396,6 +6502,8 @@ def cmd_worker_start(args) -> int:
         refuse_strange_wal(database)
         boss = Supervisor(database, "start", args.count, queues, args.drain, say, worker_argv(database),
                           arguments="\n".join(worker_options(args) + ([] if args.announce else ["--foreground"])), **limits)
+        within = this_job(boss.queue)
+        boss.within = within and within.id
         boss.start()
         say("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
         announce(answer, "ready %d" % boss.id)
@@ -6474,17 +6582,25 @@ def cmd_worker_stop(args) -> int:
     with open_queue(args) as queue:
         wanted = {s.id for s in queue.supervisors() if s.kind == "start"}
         workers = [w.id for w in queue.workers() if w.supervisor in wanted]
-        stop_supervisors(queue, wanted, level)
-    if wanted:
+        within = stop_supervisors(queue, wanted, level)
+    if within is not None and wanted:
+        verdict("Asked %s to stop" % plural(len(workers), "worker"))
+    elif wanted:
         verdict("Stopped %s" % plural(len(workers), "worker"))
     else:
         out("No workers are running")
     return 0
 
 
-def stop_supervisors(queue, wanted: set, level: int) -> None:
-    for supervisor in wanted:
+def stop_supervisors(queue, wanted: set, level: int):
+    """Stop supervisors and wait until they have ended; in a job of this queue only ask.  Return that job, or None."""
+    within = this_job(queue)
+    own = {worker.supervisor for worker in queue.workers() if within is not None and worker.id == within.worker}
+    for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may end us at once
         queue.ask_stop(supervisor, level)
+    if within is not None:
+        talk("job %d runs this command, which therefore does not wait until the workers have stopped" % within.id)
+        return within
     begun, told = time.monotonic(), False
     while wanted_left(queue, wanted, level):
         time.sleep(0.01)
@@ -6492,6 +6608,7 @@ def stop_supervisors(queue, wanted: set, level: int) -> None:
         if running and not told and time.monotonic() - begun > 1:
             told = True
             talk("waiting for job %s to end; `%s worker stop --now` gives it back" % (", ".join(running[:5]), invoked()))
+    return None
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
@@ -6521,7 +6638,7 @@ def cmd_worker_scale(args) -> int:
                 "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),
                 invoked(), args.count))
         queue.ask_scale(started[0].id, args.count)
-        limit = time.monotonic() + 10  # surplus workers that are busy finish their jobs first
+        limit = time.monotonic() + (10 if this_job(queue) is None else 0)  # surplus workers that are busy finish their jobs first
         while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in queue.workers()) != args.count:
             time.sleep(0.01)
     verdict("Scaled from %d to %s" % (started[0].slots, plural(args.count, "worker")))
@@ -6538,8 +6655,9 @@ def cmd_worker_restart(args) -> int:
             raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
         for supervisor in old:
             launch(queue.path, supervisor.slots, supervisor.arguments.split("\n") if supervisor.arguments else [])
-        stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
-    verdict("Restarted %s" % plural(sum(supervisor.slots for supervisor in old), "worker"))
+        within = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
+    verdict("%s %s" % ("Restarted" if within is None else "Started new ones in place of",
+                       plural(sum(supervisor.slots for supervisor in old), "worker")))
     return 0
 
 
@@ -6746,6 +6864,8 @@ def cmd_logs(args) -> int:
     lines = parse_number(args.lines, "--lines", 0, 10**9, whole=True) if args.lines is not None else None
     with open_queue(args) as queue:
         ids = select_ids(queue, args, STATES)
+        if args.follow:
+            _, ids = begin_wait(queue, ids)
         readers = []
         for job in [queue.job(number) for number in ids]:
             first = last = max(1, job.attempt)
@@ -7222,7 +7342,7 @@ def report_each(word: str, results: list, good: tuple) -> int:
     """Says what became of each job; status 1 where somebody else was faster."""
     for number, result in results:
         if result not in good:
-            talk("job %d is %s: nothing was changed" % (number, result))
+            talk("job %d is %s%s" % (number, result, "" if result == STILL_RUNNING else ": nothing was changed"))
     done = [number for number, result in results if result in good]
     if not results:
         talk("nothing was changed")
@@ -7286,12 +7406,17 @@ def cmd_wait(args) -> int:
     timeout = parse_duration(args.timeout, "--timeout") if args.timeout is not None else None
     with open_queue(args) as queue:
         ids = select_ids(queue, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
+        within, ids = begin_wait(queue, ids)
         waiting = [job for job in map(queue.find, ids[:1]) if job is not None and job.state in WAITING]
         if waiting:
             warn_if_stuck(queue, waiting[0].id)
-        if not wait_for(queue, ids, timeout):
-            talk("still unfinished after %s" % span(timeout))
-            return 124
+        try:
+            if not wait_for(queue, ids, timeout, within):
+                talk("still unfinished after %s" % span(timeout))
+                return 124
+        finally:
+            if within is not None:
+                queue.end_wait(within.id, ids)
         jobs = [queue.find(number) for number in ids]
         gone = [number for number, job in zip(ids, jobs) if job is None]
         bad = [job for job in jobs if job is not None and job.state != "completed"]
@@ -7304,11 +7429,15 @@ def cmd_wait(args) -> int:
         return 1 if bad or gone else 0
 
 
-def wait_for(queue, ids: list, timeout) -> bool:
-    """Waits until all jobs are final; False at the timeout.  Looks at the database only when others have written to it."""
+def wait_for(queue, ids: list, timeout, within=None) -> bool:
+    """Wait until all jobs are final; False at the timeout.  Look at the database only when others have written to it.
+
+    Inside a job (`within`) a wait that can never end is refused, as soon as that has been so for a second.
+    """
     left, progress = list(reversed(ids)), Progress(len(ids))
     limit = None if timeout is None else time.monotonic() + timeout
     seen = None
+    look_at, stuck = time.monotonic() + 1.0, None
     while left:
         changes = queue.changes()
         if changes != seen:
@@ -7322,6 +7451,11 @@ def wait_for(queue, ids: list, timeout) -> bool:
         progress.show(len(ids) - len(left))
         if limit is not None and time.monotonic() >= limit:
             break
+        if within is not None and time.monotonic() >= look_at:
+            look_at = time.monotonic() + 1.0
+            before, stuck = stuck, left[-1] if deadlocked(queue, left[-1]) else None
+            if stuck is not None and stuck == before:
+                raise UserError(deadlock_text(stuck, within))
         time.sleep(0.01)
     progress.clear()
     return not left
@@ -7329,8 +7463,29 @@ def wait_for(queue, ids: list, timeout) -> bool:
 
 # -- cancel, hold, release --
 
+def args_cancel(parser) -> None:
+    args_ids_dry(parser)
+    parser.add_argument("--no-wait", action="store_true", help="only ask for the end of jobs that run")
+
+
 def cmd_cancel(args) -> int:
-    return act(args, WAITING + ("processing",), "cancel", "Cancelled", Queue.cancel, ("cancelled", "asked"))
+    return act(args, WAITING + ("processing",), "cancel", "Asked for the end of" if args.no_wait else "Cancelled",
+               Queue.cancel if args.no_wait else cancel_and_wait, ("cancelled", "asked"))
+
+
+STILL_RUNNING = "still running, and asked to end"
+
+
+def cancel_and_wait(queue, ids: list) -> list:
+    """As Queue.cancel, but with what became of jobs that run: they have kill_grace, and some seconds, to end."""
+    results, within = queue.cancel(ids), this_job(queue)
+    if within is not None and (within.id, "asked") in results:
+        talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
+    asked = [number for number, result in results if result == "asked" and (within is None or number != within.id)]
+    wait_for(queue, asked, queue.setting("kill_grace") + 10)
+    after = {number: queue.find(number) for number in asked}
+    return [(number, result if number not in after else "gone" if after[number] is None else
+             after[number].state if after[number].state in FINAL else STILL_RUNNING) for number, result in results]
 
 
 def cmd_hold(args) -> int:
@@ -7366,8 +7521,14 @@ def cmd_explain(args) -> int:
 
 def serving(queue, job) -> bool:
     """Whether a living supervisor has workers for a job's queue."""
-    return any(s.queues is None or slashed([job.queue]) in s.queues for s in queue.supervisors()
-               if (s.kind == "start" or s.id == job.pool) and not s.stop and OS.is_held(queue.files.lock("s%d" % s.id)))
+    return any(serves(queue, supervisor, job) for supervisor in queue.supervisors())
+
+
+def serves(queue, supervisor, job) -> bool:
+    """Whether a supervisor lives and has workers that may take a job."""
+    return ((supervisor.queues is None or slashed([job.queue]) in supervisor.queues) and not supervisor.stop
+            and (supervisor.id == job.pool or supervisor.kind == "start" and job.pool is None)
+            and OS.is_held(queue.files.lock("s%d" % supervisor.id)))
 
 
 def reason_text(job, reason: str, detail) -> str:
@@ -8197,7 +8358,7 @@ COMMAND_GROUPS = (
         command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f"),
     )),
     ("change jobs", (
-        command("cancel", cmd_cancel, args_ids_dry, "cancel jobs, running ones too", "cancel 12 15-18"),
+        command("cancel", cmd_cancel, args_cancel, "cancel jobs, running ones too", "cancel 12 15-18"),
         command("hold", cmd_hold, args_ids_dry, "keep waiting jobs back", "hold 12"),
         command("release", cmd_release, args_ids_dry, "let held jobs go", "release 12"),
         command("edit", cmd_edit, args_edit, "change waiting jobs", "edit 12 --priority 5"),

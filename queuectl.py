@@ -72,6 +72,7 @@ APPLICATION_ID = 0x71756575  # "queu": tells a queue from any other SQLite datab
 CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
+MISSING_S = 10.0             # how long the lock file of a worker may be missing that can't be seen otherwise
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
 NEVER = 10.0**11              # the next time of a schedule that has none: @reboot, or one that is broken
 OVERLAPS = ("allow", "skip", "queue", "replace")  # what a schedule does at its time while an earlier job of it is unfinished
@@ -158,7 +159,9 @@ CREATE TABLE supervisor(
   jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '');
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
-  started_at REAL NOT NULL, note TEXT);
+  started_at REAL NOT NULL, note TEXT,
+  born REAL,                                 -- when it registered, on the clock of Process.born
+  place TEXT);                               -- device:inode:path of the database as it saw it; a copy differs
 CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE schedule(
   name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL,
@@ -199,6 +202,8 @@ MIGRATIONS = (
         "ALTER TABLE job ADD COLUMN umask INTEGER",
         "CREATE TRIGGER job_stdin AFTER DELETE ON job WHEN old.stdin IS NOT NULL BEGIN "
         "UPDATE env SET uses=uses-1 WHERE id=old.stdin; DELETE FROM env WHERE id=old.stdin AND uses<=0; END",
+        "ALTER TABLE worker ADD COLUMN born REAL",
+        "ALTER TABLE worker ADD COLUMN place TEXT",
         "ALTER TABLE schedule ADD COLUMN rule TEXT",
         "ALTER TABLE schedule ADD COLUMN boot TEXT",
         "DROP INDEX job_schedule",
@@ -1395,6 +1400,13 @@ class Posix:
         os.close(fd)
         return None
 
+    def is_lost(self, path: str, fd: int) -> bool:
+        """Whether a path no longer leads to the file that a descriptor holds the lock of."""
+        try:
+            return not os.path.samestat(os.stat(path), os.fstat(fd))
+        except FileNotFoundError:
+            return True
+
     def is_held(self, path: str) -> bool:
         try:
             fd = self.seize(path)
@@ -1424,6 +1436,11 @@ class Posix:
 
     def birth_slack(self) -> float:
         return 2.0
+
+    def is_running(self, pid: int, born):
+        """Whether the process that had this pid at that time (None: ever) still runs; None if that can't be told."""
+        alive, latest = self.processes(), float("inf") if born is None else born + self.birth_slack()
+        return any(process.pid == pid and process.born <= latest for process in alive) if alive else None
 
     def processes(self) -> list:
         rows = []
@@ -2372,6 +2389,10 @@ class Windows:
         except BlockingIOError:
             return None
 
+    def is_lost(self, path: str, fd: int) -> bool:
+        """False: nobody can delete an open file here."""
+        return False
+
     def is_held(self, path: str) -> bool:
         try:
             os.close(os.open(path, os.O_RDWR))  # this lets others write: two who only ask don't disturb each other
@@ -2407,9 +2428,9 @@ class Windows:
     def born(self) -> float:
         return time.time()
 
-    def processes(self) -> list:
-        """Looked through for a worker whose lock file is gone; but that of a living one can't be deleted."""
-        return []
+    def is_running(self, pid: int, born) -> bool:
+        """False: asked of a worker whose lock file is gone, but that of a living one can't be deleted."""
+        return False
 
     def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
         """A Job Object has ended them, or is about to; gives them the moment that it takes."""
@@ -2883,7 +2904,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
 Ended = namedtuple("Ended", "at outcome duration waited queue command state")  # an attempt, as `stats` counts it
 SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
-WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at note job")
+WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at note born place job")
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Batch = namedtuple("Batch", "id label total unfinished created_at")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
@@ -3395,6 +3416,7 @@ class Queue:
         self._undo = Undo(self)
         self.sync = sync
         self._env = (None, b"")  # id and data of the environment read last
+        self._worker = None   # the worker that was registered here
         self._db = None
         try:
             self._open(create)
@@ -3435,6 +3457,61 @@ class Queue:
         self._db.execute("PRAGMA checkpoint_fullfsync=1")
         self._db.execute("PRAGMA journal_size_limit=16777216")
         self._db.execute("PRAGMA wal_autocheckpoint=16000")  # 16 MB: a page that changes often is copied back less often
+        self._leave_behind()
+
+    def _leave_behind(self) -> None:
+        """Release the workers of the database that this one is a copy of, or of the place that it was moved from.
+
+        A worker that has its lock file here is left to `rescue`.
+        """
+        if not self._read("SELECT 1 FROM worker WHERE instr(place, ?)<>1 LIMIT 1", (self._place(),)):
+            return
+        try:
+            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and not (
+                os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self.files.output(worker.id)) or
+                self.is_alive(worker))])
+        except (sqlite3.OperationalError, OSError):
+            pass  # who may not write can look all the same
+
+    def _place(self) -> str:
+        return "%d:%d:" % self._inode
+
+    def is_at_home(self, worker) -> bool:
+        """Whether a worker registered in this very file, by whatever path; true of one of a release that didn't say."""
+        return worker.place is None or worker.place.startswith(self._place())
+
+    def home(self, worker) -> str:
+        """Return the path of the database as a worker knew it."""
+        return worker.place.split(":", 2)[-1] if worker.place else self.path
+
+    def files_of(self, worker):
+        """Return the Files that a worker has its lock and output in: if the database was moved away from them, those of old."""
+        home = self.home(worker)
+        if home != self.path and not os.path.exists(self.files.lock(worker.id)) and not os.path.exists(home):
+            left = Files(home)
+            if os.path.exists(left.lock(worker.id)):
+                return left
+        return self.files
+
+    def is_alive(self, worker):
+        """Whether a worker lives: its lock says so.  Without a lock file, what else is known; None if that is not enough.
+
+        The directory of the locks may have been deleted under it, or have stayed behind when the database was copied.
+        """
+        lock = self.files_of(worker).lock(worker.id)
+        if OS.is_held(lock):
+            return True
+        if os.path.exists(lock) and os.path.getsize(lock):
+            return False
+        away = not self.is_at_home(worker)
+        if away and os.path.exists(self.home(worker)):
+            return False  # this is a copy: the worker is the other's
+        machine = OS.machine()
+        if machine and worker.machine == machine:
+            return OS.is_running(worker.pid, worker.born)
+        if away or machine and worker.machine and machine.split("/")[0] != worker.machine.split("/")[0]:
+            return False  # another boot, or another computer
+        return None
 
     def _refuse_second_name(self) -> None:
         """Refuse a file with a name that links can't tell: SQLite would keep a -wal for each name, and we the locks."""
@@ -3954,6 +4031,8 @@ class Queue:
             "SELECT id, slots, jobs_left, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
             " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, None)
+        if not pool and worker == self._worker and not self._db.execute("SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
+            raise QueueGone("worker %d was taken for dead, and is off the list" % worker)
         if job.slots > 1 or big:
             [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
                                          "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()
@@ -3995,8 +4074,10 @@ class Queue:
         with self._undo, Transaction(self) as now:
             if not self._db.execute("SELECT 1 FROM supervisor WHERE id=?", (supervisor,)).fetchone():
                 raise QueueGone("supervisor %d is not registered any more" % supervisor)
-            identity = self._db.execute("INSERT INTO worker(supervisor, pid, machine, started_at) VALUES(?, ?, ?, ?)",
-                                        (supervisor, os.getpid(), OS.machine(), now)).lastrowid
+            place = os.fsencode(self._place() + self.path)
+            identity = self._worker = self._db.execute(
+                "INSERT INTO worker(supervisor, pid, machine, started_at, born, place) VALUES(?, ?, ?, ?, ?, ?)",
+                (supervisor, os.getpid(), OS.machine(), now, OS.born(), place)).lastrowid
             self._tell()
             return identity, OS.hold(self.files.lock(identity))
 
@@ -4010,21 +4091,40 @@ class Queue:
     def remove_supervisor(self, supervisor: int) -> None:
         """Takes a supervisor off the list; jobs that a `run` had kept for itself are anyone's."""
         with self._undo, Transaction(self) as now:
-            rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE pool=? AND gate IS NOT NULL", (supervisor,)).fetchall()
-            self._db.execute("UPDATE job SET pool=NULL WHERE pool=?", (supervisor,))
-            for row in rows:
-                self._regate(Job.of(row)._replace(pool=None), now)
-            self._db.execute("DELETE FROM supervisor WHERE id=?", (supervisor,))
+            self._drop_supervisor(supervisor, now)
         remove(self.files.lock("s%d" % supervisor))
+
+    def _drop_supervisor(self, supervisor: int, now: float) -> None:
+        rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE pool=? AND gate IS NOT NULL", (supervisor,)).fetchall()
+        self._db.execute("UPDATE job SET pool=NULL WHERE pool=?", (supervisor,))
+        for row in rows:
+            self._regate(Job.of(row)._replace(pool=None), now)
+        self._db.execute("DELETE FROM supervisor WHERE id=?", (supervisor,))
+
+    def release_workers(self, workers) -> None:
+        """Take workers off the list that are not this file's, and supervisors without any, and give their jobs back."""
+        with self._undo, Transaction(self) as now:
+            for worker in workers:
+                job = self.job_of_worker(worker.id)
+                if job is not None:
+                    self._record(worker.id, Outcome(job, "released", None, "the database was copied or moved while it ran", None,
+                                                    job.started_at, max(0.0, now - job.started_at)), now)
+                self._db.execute("DELETE FROM worker WHERE id=?", (worker.id,))
+            for supervisor, in self._db.execute(
+                    "SELECT id FROM supervisor WHERE NOT EXISTS(SELECT 1 FROM worker WHERE supervisor=supervisor.id)").fetchall():
+                if not OS.is_held(self.files.lock("s%d" % supervisor)):
+                    self._drop_supervisor(supervisor, now)
+            self._tell()
 
     def supervisors(self) -> list:
         return [SupervisorRow._make(row) for row in self._read(
             "SELECT id, pid, port, token, slots, queues, stop, kind, started_at, jobs_left, arguments FROM supervisor ORDER BY id")]
 
     def workers(self) -> list:
-        return [WorkerRow._make(row) for row in self._read(
-            "SELECT id, supervisor, pid, machine, started_at, note, (SELECT job.id FROM job INDEXED BY job_running "
-            "WHERE state='processing' AND job.worker=worker.id) FROM worker ORDER BY id")]
+        rows = self._read(
+            "SELECT id, supervisor, pid, machine, started_at, note, born, place, (SELECT job.id FROM job INDEXED BY job_running "
+            "WHERE state='processing' AND job.worker=worker.id) FROM worker ORDER BY id")
+        return [WorkerRow._make(os.fsdecode(value) if isinstance(value, bytes) else value for value in row) for row in rows]
 
     def ask_stop(self, supervisor: int, level: int) -> None:
         with self._undo, Transaction(self):
@@ -4062,7 +4162,6 @@ class Queue:
             if outcome is not None:
                 self._record(worker, outcome, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
-        remove(self.files.output(worker))
 
     def ready(self, most: int, queues=None, own=None) -> int:
         """How many jobs could be claimed now, counted up to `most`."""
@@ -4740,6 +4839,8 @@ class Queue:
             self._patiently(lambda: self._db.backup(copy))
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
             copy.close()
+            with Queue(part, create=False) as mine:  # what runs, runs here
+                mine.release_workers(mine.workers())
             if os.path.exists(path):
                 raise UserError("%s exists: give another name" % plain(path))
             os.replace(part, path)
@@ -4808,7 +4909,7 @@ class Runner:
 
     CHECK_S = 0.25  # how often a running job's output is measured
 
-    def __init__(self, files, worker: int, bell, asked, setting, say, record, read):
+    def __init__(self, files, worker: int, bell, asked, setting, say, record, read, keep):
         self._files = files
         self._worker = worker
         self._bell = bell
@@ -4817,6 +4918,7 @@ class Runner:
         self._say = say
         self._record = record
         self._read = read
+        self._keep = keep        # keeps the worker's lock file where it belongs
         self._output = None
         self._env = (None, {})   # the environment parsed last: jobs mostly share one
         self._path = files.output(worker)
@@ -4947,6 +5049,7 @@ class Runner:
                 kill_at = never
             if now >= check_at:
                 self._limit_output(pid)
+                self._keep()
                 check_at = now + self.CHECK_S
 
     def _reason(self, job, deadline: float, now: float, look: bool):
@@ -5092,6 +5195,16 @@ def read_record(path: str):
         return None
 
 
+def keep_lock(path: str, lock: int) -> int:
+    """Return the descriptor that holds a lock: a new one if its file was deleted, or made by somebody who missed it."""
+    if not OS.is_lost(path, lock):
+        return lock
+    make_directory(os.path.dirname(path))
+    fresh = OS.hold(path)
+    os.close(lock)
+    return fresh
+
+
 class Worker:
     """One worker process.  `say(event, **facts)` takes what it has to tell."""
 
@@ -5109,7 +5222,7 @@ class Worker:
         self._machine = OS.machine()
         self._write_record(0, 0, 0, 0.0)
         self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record,
-                              self._read)
+                              self._read, self._keep_lock)
 
     def work(self) -> None:
         """Until told to stop: one commit a job records the last outcome and claims the next."""
@@ -5154,6 +5267,8 @@ class Worker:
     def _rest(self) -> None:
         """Waits for work, or for the machine's load to fall."""
         self._write_record(0, 0, 0, 0.0)
+        self._kept_at = 0.0  # it may be long until the next look
+        self._keep_lock()
         if self._overloaded():
             self._note("takes no job while the load is above %g" % self._post.load)
             self._bell.pause(LOOK_S)
@@ -5187,16 +5302,16 @@ class Worker:
             claim = claim and not self._stopping()
 
     def _keep_lock(self) -> None:
-        """Takes the lock anew where someone has deleted its file; looks once a second."""
+        """Take the lock again where someone has deleted its file; look once a second."""
         now = time.monotonic()
         if now < self._kept_at + LOOK_S:
             return
         self._kept_at = now
         try:
-            if not os.path.exists(self._lock_path):
-                self._queue.files.make()
-                old, self._lock = self._lock, OS.hold(self._lock_path)
-                os.close(old)
+            lock = keep_lock(self._lock_path, self._lock)
+            if lock != self._lock:
+                self._lock = lock
+                self._write_record(*self._written)
         except OSError as error:
             self._say("trouble", why="can't make its lock file again: %s" % (error.strerror or error))
 
@@ -5223,6 +5338,7 @@ class Worker:
 
     def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
         """What a rescuer needs: whose group to end, and what not to take for it."""
+        self._written = job, attempt, group, born
         try:
             OS.write_record(self._lock, "%d %d %d %d %.2f %d %s" % (
                 os.getpid(), job, attempt, group, born, self._done, self._machine))
@@ -5275,7 +5391,8 @@ def rescue(queue, worker, say) -> bool:
     The worker's lock tells that it is dead, the lock of the attempt's output that nothing of the attempt
     lives.  Returns False when either is still held: try again later.
     """
-    lock = take_from_dead(queue.files.lock(worker.id), worker)
+    files = queue.files_of(worker)
+    lock = take_from_dead(queue, worker, files.lock(worker.id))
     if lock is None:
         return False
     released = False
@@ -5284,40 +5401,53 @@ def rescue(queue, worker, say) -> bool:
         if job is None:
             queue.release_dead(worker.id, None)
             released = True
+            remove(files.output(worker.id))
             return True
-        record = read_record(queue.files.lock(worker.id))
+        record = read_record(files.lock(worker.id))
         group = record.group if record and (record.job, record.attempt) == (job.id, job.attempt) else 0
-        if not end_attempt(queue, worker, job, record, group):
+        if not end_attempt(queue, files, worker, job, record, group):
             return False
-        queue.files.keep(worker.id, job.id, job.attempt)
+        files.keep(worker.id, job.id, job.attempt)
         duration = max(0.0, time.time() - job.started_at)
         queue.release_dead(worker.id, Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration))
         released = True
+        remove(files.output(worker.id))
         say("crashed", job=job, worker=worker.id)
         return True
     finally:
         os.close(lock)
         if released:
-            remove(queue.files.lock(worker.id))  # Windows removes no open file
+            remove(files.lock(worker.id))  # Windows removes no open file
 
 
-def take_from_dead(path: str, worker):
-    """The lock of a dead worker; None while it lives, or where that can't be told."""
-    try:
-        return OS.seize(path)
-    except FileNotFoundError:
-        # Its directory was deleted.  Only on its own machine does a pid tell whether it lives.
-        if worker.machine == OS.machine() and worker.machine and worker.pid not in [p.pid for p in OS.processes()]:
+def take_from_dead(queue, worker, path: str):
+    """Return a descriptor that holds the lock of a dead worker; None while it lives.
+
+    A living worker whose lock file was deleted makes it again within some two seconds.  So if nothing else tells whether it
+    lives, since it is in another pid namespace, an empty file is put there: if it stays so, the worker is dead.
+    """
+    alive = queue.is_alive(worker)
+    if alive is None:
+        try:
+            alive = abs(time.time() - os.stat(path).st_mtime) < MISSING_S
+        except FileNotFoundError:
+            alive = True
             make_directory(os.path.dirname(path))
-            return OS.hold(path)
+            os.close(OS.hold(path))
+    if alive:
         return None
+    make_directory(os.path.dirname(path))
+    try:
+        return OS.hold(path)
+    except BlockingIOError:
+        return None  # another process is about to release it
 
 
-def end_attempt(queue, worker, job, record, group: int) -> bool:
+def end_attempt(queue, files, worker, job, record, group: int) -> bool:
     """Ends what is left of a dead worker's attempt; False, with a note, while something of it lives."""
-    marks = ["%s=%s" % pair for pair in job_variables(job, queue.path).items()]
-    here = record is not None and record.machine == OS.machine() and record.machine != ""
-    for path in (queue.files.output(worker.id), queue.files.log(job.id, job.attempt)):
+    marks = ["%s=%s" % pair for pair in job_variables(job, queue.home(worker)).items()]
+    here = record is not None and record.machine == OS.machine() and record.machine != "" and queue.is_at_home(worker)
+    for path in (files.output(worker.id), files.log(job.id, job.attempt)):
         left = OS.end_orphans(group, record.born, path, marks) if here else []
         if OS.is_held(path):
             queue.note_worker(worker.id, "worker %d died; what its attempt left behind must end first%s" % (
@@ -5505,6 +5635,7 @@ class Supervisor:
             self._look_at = now + (0.1 if self._drain else LOOK_S)
             self._relayed = 0  # said again: a worker that was just starting may have missed it
             self.queue.check_file()
+            self._keep_lock()
             self._check_clock()
             self._rescue_strangers()
             self._tidy(now)
@@ -5524,6 +5655,18 @@ class Supervisor:
             if self._drain and not self.queue.unfinished(self._queues, self._own(), self.within):
                 self.level = 1
         self._relay()
+
+    def _keep_lock(self) -> None:
+        """Take the lock again where someone has deleted its file, and have the workers do so."""
+        try:
+            lock = keep_lock(self.queue.files.lock("s%d" % self.id), self._lock)
+        except OSError as error:
+            self._say_once("can't make its lock file again: %s" % (error.strerror or error))
+            return
+        if lock != self._lock:
+            self._lock = lock
+            for pid in self._crew.pids():
+                OS.signal_worker(pid, "look")
 
     def _cancel(self) -> None:
         for pid in self.queue.to_cancel(self.id):
@@ -6098,7 +6241,7 @@ def worker_facts(queue) -> list:
         record = read_record(path)
         supervisor = stops.get(worker.supervisor)
         state = "busy" if worker.job else "idle"
-        if not OS.is_held(path):
+        if queue.is_alive(worker) is False:
             state = "dead"
         elif supervisor is None or supervisor.stop:
             state = "stopping"
@@ -6618,7 +6761,7 @@ def wanted_left(queue, wanted: set, level: int) -> bool:
         if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
             orphans = [worker for worker in queue.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
-                alive = OS.is_held(queue.files.lock(worker.id))
+                alive = queue.is_alive(worker)
                 if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
             if not orphans:
@@ -8072,11 +8215,21 @@ def examine_schedules(queue) -> list:
             for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]
 
 
+def rescue_in_time(queue, worker) -> bool:
+    """Rescue, but first wait until it can be told whether the worker is dead."""
+    limit = time.monotonic() + MISSING_S + 2
+    while not rescue(queue, worker, lambda event, **facts: None):
+        if queue.is_alive(worker) is not None or time.monotonic() > limit:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def examine_workers(queue, fix: bool) -> list:
     found = []
     for worker in queue.workers():
-        if not OS.is_held(queue.files.lock(worker.id)):
-            mended = fix and rescue(queue, worker, lambda event, **facts: None)
+        if not queue.is_alive(worker):
+            mended = fix and rescue_in_time(queue, worker)
             found.append(("fixed" if mended else "warn", "workers", "worker %d is dead%s%s" % (
                 worker.id, ", its job %d is not released yet" % worker.job if worker.job else "",
                 "; " + worker.note if worker.note else "")))

@@ -64,8 +64,9 @@ def bind_mount(queue, other):
     return ["unshare", "-m", "sh", "-c", script, "sh", str(queue.dir), str(other)], str(other / "queue.db"), None
 
 
-NAMES = [link_to_the_file, chain_of_links, link_to_the_folder, relative,
-         pytest.param(this_process_directory, marks=linux_only("/proc")), pytest.param(bind_mount, marks=linux_only("mounts"))]
+NAMES = [link_to_the_file, pytest.param(bind_mount, marks=linux_only("mounts")),
+         *(pytest.param(name, marks=pytest.mark.slow) for name in (chain_of_links, link_to_the_folder, relative)),
+         pytest.param(this_process_directory, marks=[pytest.mark.slow, linux_only("/proc")])]
 
 
 @pytest.fixture(params=NAMES, ids=lambda name: name.__name__)
@@ -86,7 +87,7 @@ def test_a_queue_by_another_name_is_the_same_queue_with_the_same_files(queue, by
     queue.wait_for(1, "completed")
     assert by_name("logs", 1).stdout == "hello\n"
     assert "dead" not in by_name("doctor").stdout + by_name("worker", "list").stdout
-    assert "no worker" not in by_name("explain", queue.enqueue("true", "--delay", "1h")).stdout
+    assert "no worker" not in by_name("explain", queue.enqueue("--delay", "1h", "true")).stdout
     by_name("worker", "stop")
     assert queue.json("worker", "list") == []
     places = [path for path in queue.dir.parent.rglob("*.db.d") if path.resolve() != queue.files.resolve()]

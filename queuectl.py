@@ -3383,7 +3383,7 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         """Why it can't run: what it met at its last time, or what its row would meet now; else None."""
         try:
             self.following(now)
-            Plan([self.job(now)], base=b"")
+            Plan([dict(self.job(now), shell=None)], base=b"")  # what finds the shell is the environment, which isn't here
         except Exception as error:
             return row_fault(error)
         return self.error
@@ -7937,12 +7937,14 @@ def crontab_job(text: str, variables: dict) -> dict:
     command = "".join("%" if part == "\\%" else part for part in parts[:end])
     stdin = re.sub(r"\\?%", lambda found: "%" if found.group()[0] == "\\" else "\n", "".join(parts[end + 1:]))
     env = {name: value for name, value in variables.items() if name != "CRON_TZ"}
-    if env.get("SHELL", "/bin/sh") not in ("/bin/sh", "sh"):
-        command = OS.quote([env["SHELL"], "-c", command])
+    shell = env.get("SHELL", "/bin/sh")
+    job = {"command": command, "cwd": env.get("HOME") or os.path.expanduser("~"), "shell": SHELL if shell == "/bin/sh" else shell}
     if stdin:
-        command = "printf %s " + OS.quote([stdin if stdin[-1] == "\n" else stdin + "\n"]) + " | (\n" + command + "\n)"
-    job = {"command": command, "cwd": env.get("HOME") or os.path.expanduser("~")}
-    return dict(job, env=env) if env else job
+        job["stdin"] = stdin if stdin[-1] == "\n" else stdin + "\n"
+    if env:
+        job["env"] = env
+    parse_job(job)
+    return job
 
 
 RUNNERS = ("", "cd", "env", "nice", "ionice", "test", "[", "sh", "bash", "python3", "exec", "sudo")  # they name no job
@@ -7979,7 +7981,8 @@ def print_crontab(rows: list) -> None:
     """Print schedules as `cron load` and cron(8) read them, those of this machine's zone first."""
     here = zone = OS.zone(os.environ.get("TZ"))
     for row, job, _ in sorted(rows, key=lambda found: "" if found[0].tz in (None, here) else found[0].tz):
-        left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items() if key not in ("command", "cwd", "env", "shell")]
+        left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items()
+                    if key not in ("command", "cwd", "env", "shell", "stdin", "umask")]
         left_out += ["overlap=" + overlap_of(row)] if row.no_overlap else []
         line, why = crontab_line(row, job)
         if row.tz and row.tz != zone and not why:
@@ -7993,16 +7996,11 @@ def print_crontab(rows: list) -> None:
 
 def crontab_line(schedule, job: dict) -> tuple:
     """(line of a crontab, None), or (the same for people, why cron can't have it)."""
-    import re
-    command, stdin = job["command"], ""
-    if isinstance(command, list):
-        command = command_text(command)
-    found = re.fullmatch(r"printf %s ('.*?') \| \(\n(.*)\n\)", command, re.DOTALL)  # as crontab_job writes it
-    if found:
-        import shlex
-        command, stdin = found.group(2), "%" + shlex.split(found.group(1))[0].rstrip("\n").replace("%", "\\%").replace("\n", "%")
-    if job.get("shell"):
-        command = OS.quote([job["shell"], "-c", command])
+    command, stdin = command_text(job["command"]), job.get("stdin") or ""
+    if job.get("shell", SHELL) != SHELL:
+        command = OS.quote(job["shell"].split() + ["-c", command])
+    if stdin:
+        stdin = "%" + (stdin[:-1] if stdin[-1] == "\n" else stdin).replace("%", "\\%").replace("\n", "%")
     env = parse_env(job.get("env", {}))
     command = "".join("export %s; " % OS.quote(["%s=%s" % pair]) for pair in sorted(env.items())) + command
     folder = job.get("cwd", schedule.cwd)
@@ -8010,7 +8008,7 @@ def crontab_line(schedule, job: dict) -> tuple:
     if folder != os.path.expanduser("~"):
         command = "cd %s && %s" % (OS.quote([folder]), command)
     why = ("paused" if schedule.paused else "every %s" % duration_text(schedule.every) if schedule.spec is None else
-           "not for cron" if "\\%" in command or "#" in schedule.spec or schedule.spec[0] != "@" and "l" in
+           "not for cron" if "\\%" in command + (job.get("stdin") or "") or "#" in schedule.spec or schedule.spec[0] != "@" and "l" in
            schedule.spec.lower().replace("jul", "") else
            "more than a line" if not (command + stdin).isprintable() else None)
     return "%s %s" % (schedule.spec or "", command.replace("%", "\\%") + stdin), why

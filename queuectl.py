@@ -32,6 +32,7 @@ if sys.version_info < (3, 8):
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
     del sys.path[0]  # the folder that this file, or with -m the user, is in: nothing that lies there is to be imported
 
+import io
 import os
 import sqlite3
 import time
@@ -49,7 +50,7 @@ STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
 WAITING = ("pending", "failed")
 FINAL = ("completed", "dead", "cancelled")
 
-# Which event moves a job from which state to which.  Queue._move applies it, nothing else sets a state.
+# Which event moves a job from which state to which.  Queue._move applies it; only `restore` (import) sets a state without it.
 TRANSITIONS = {
     "claim": {"pending": "processing", "failed": "processing"},
     "complete": {"processing": "completed"},
@@ -63,7 +64,7 @@ TRANSITIONS = {
     "retry": {"dead": "pending", "cancelled": "pending", "completed": "pending"},
 }
 
-# What keeps a waiting job from being claimed, strongest first where several hold.  A claim reads only
+# What keeps a waiting job from being claimed; if several things do, Queue._gate_of says which counts.  A claim reads only
 # READY (or, for `run`, OWN), so a blocked job costs it nothing.
 READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
 
@@ -242,6 +243,10 @@ class QueueGone(Exception):
     """The database file was deleted or replaced while it was in use."""
 
 
+class OutputLost(Exception):
+    """stdout takes nothing more, and the command has no other purpose than to print."""
+
+
 class Rung(Exception):
     """Raised by a signal handler to end a blocking wait; never leaves the platform section."""
 
@@ -307,6 +312,13 @@ def given_name(word: str) -> str:
     """As `given` where that is valid UTF-8; else the characters that the word is in this locale."""
     text = given(word)
     return word if any("\udc80" <= char <= "\udcff" for char in text) else text
+
+
+def internal_error(error) -> str:
+    """A fault of ours in one line; with QUEUECTL_DEBUG=1 its traceback goes to stderr before."""
+    if os.environ.get("QUEUECTL_DEBUG"):
+        sys.excepthook(type(error), error, error.__traceback__)
+    return "internal error: %s: %s (QUEUECTL_DEBUG=1 shows where; please report it)" % (type(error).__name__, plain(str(error))[:200])
 
 
 def utc(seconds):
@@ -1775,6 +1787,17 @@ class Posix:
             first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
         return PROGRAM, "%s\nimport sys\n%s\n" % (first, "\n".join(launching(repr(path))))
 
+    def blocks(self, stream) -> bool:
+        """Whether a read waits for more."""
+        try:
+            return os.get_blocking(stream.fileno())
+        except (OSError, ValueError):
+            return True  # not a file of the system
+
+    def has_hung_up(self, error, fd: int) -> bool:
+        """Whether a write failed since the terminal has gone: EIO from a character device."""
+        return error.errno == 5 and os.fstat(fd).st_mode & 0o170000 == 0o020000
+
     def reader_left(self, seconds: float) -> bool:
         """Waits so long; true as soon as nobody reads our stdout any more."""
         import select
@@ -2046,14 +2069,22 @@ class PosixKeys:
 
     def __exit__(self, *_) -> None:
         import termios
-        termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+        try:
+            termios.tcsetattr(0, termios.TCSADRAIN, self._before)
+        except termios.error:
+            pass  # the terminal has gone
 
     def read(self, timeout: float) -> str:
         """The next key, by name where it has one; "" at the timeout."""
         import re
         import select
         if not self._typed and 0 in select.select([0, self._rung], [], [], timeout)[0]:
-            text = os.read(0, 1024).decode("utf-8", "replace")
+            try:
+                text = os.read(0, 1024).decode("utf-8", "replace")
+            except OSError:
+                text = ""
+            if not text:
+                self._on_end()  # the terminal has gone
             self._typed = re.findall(r"\033[\[O][0-9;]*[A-Za-z~]|\033.|.", text, re.S)
         key = self._typed.pop(0) if self._typed else ""
         return self.NAMES.get(key, key)
@@ -2087,8 +2118,8 @@ class PosixCrew:
             os.close(self._token)
             work(str(self._wake))
             code = 0
-        except BaseException:  # a fault of ours: into the log it goes, since nobody above can tell
-            sys.excepthook(*sys.exc_info())
+        except BaseException as error:  # into the log it goes, since nobody above can tell
+            sys.stderr.write("%s: error: %s\n" % (PROGRAM, internal_error(error)))
             sys.stderr.flush()
         finally:
             os._exit(code)
@@ -2676,6 +2707,13 @@ class Windows:
         line = '@"%s" -IS -c "%s" ' % (self.argv([sys.executable])[0], code)
         page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # else it is read in the console's code page
         return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
+
+    def blocks(self, stream) -> bool:
+        return True
+
+    def has_hung_up(self, error, fd: int) -> bool:
+        """Whether a write failed since nobody reads any more: the C library says EINVAL."""
+        return error.errno == 22
 
     def reader_left(self, seconds: float) -> bool:
         """Waits so long.  That nobody reads our stdout any more shows in the next write only."""
@@ -3795,7 +3833,7 @@ class Queue:
     def _move(self, job, event: str, gate=None, **changes):
         """Applies an event to a job that is still as `job` says; returns its new state, or None, changing nothing.
 
-        The one place where a state changes.  The fence of state, worker and attempt makes a late
+        The one place where a state changes (but for `restore`).  The fence of state, worker and attempt makes a late
         writer, whose claim was taken back, change nothing.
         """
         state = TRANSITIONS[event].get(job.state)
@@ -4905,7 +4943,8 @@ def seconds_text(seconds: float) -> str:
 
 class Runner:
     """Runs attempts.  `asked(job)` tells whether a job shall be cancelled, `setting(key)` a setting in force,
-    `say(event, **facts)` reports; `record(job, pid, born)` notes whose process group runs; `read(job)` gives its input."""
+    `say(event, **facts)` reports; `record(job, pid, born)` writes down which process group runs, and since when;
+    `read(job)` gives its input."""
 
     CHECK_S = 0.25  # how often a running job's output is measured
 
@@ -5383,6 +5422,8 @@ def work(post, bell, say) -> None:
         Worker(post, bell, say).work()
     except (QueueGone, UserError, sqlite3.Error, OSError) as error:
         say("trouble", why=str(error))
+    except Exception as error:
+        say("trouble", why=internal_error(error))
 
 
 def rescue(queue, worker, say) -> bool:
@@ -5850,37 +5891,90 @@ def explain_error(error, database=None) -> str:
     return text
 
 
-def prepare_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace", **OS.stream_options)
+class Output(io.RawIOBase):
+    """stdout or stderr under its buffer.  What can't be written is dropped: a command that changes something does all of it,
+    and its exit status tells of that.  If the command has no other purpose than to print (`needed`), OutputLost is raised.
+    """
+
+    def __init__(self, raw, needed: bool = False):
+        self.needed = needed
+        self.error = None    # the first OSError
+        self.lost = b""      # the beginning of what it met
+        self._raw = raw
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def isatty(self) -> bool:
+        return self._raw.isatty()
+
+    def write(self, data) -> int:
+        try:
+            written = self._raw.write(data)
+            while written is None:  # another program has set it not to block
+                import select
+                select.select([], [self._raw], [])
+                written = self._raw.write(data)
+            return written
+        except OSError as error:
+            if self.error is None:
+                self.error, self.lost = error, bytes(data[:200])
+        if self.needed:
+            self.needed = False  # raised once: Python flushes again when it ends
+            raise OutputLost
+        return len(data)
+
+    def has_reader(self) -> bool:
+        """Whether there is somebody to read: a pipe, a socket or a terminal may be closed at any time, and that is no failure."""
+        return not isinstance(self.error, ConnectionError) and not (self.error and OS.has_hung_up(self.error, self.fileno()))
+
+    def trouble(self) -> str:
+        why = "it is closed" if self.error.errno == 9 else self.error.strerror  # EBADF
+        return "can't write to standard output: %s" % why
 
 
-def flush() -> int:
+
+def prepare_streams() -> Output:
+    """Put an Output under stdout and stderr; return that of stdout, which is `needed` until the command is known.
+
+    A stream that is closed is opened first, to nowhere: a file of ours must not get its number.
+    """
+    number = 0
+    while number < 3:
+        number = os.open(os.devnull, os.O_RDONLY)
+    os.close(number)
+    for number, name in ((2, "stderr"), (1, "stdout")):
+        stream = getattr(sys, name)
+        buffer = getattr(stream, "buffer", None)
+        raw = io.FileIO(number, "w", closefd=False) if stream is None else getattr(buffer, "raw", buffer)
+        output = raw if isinstance(raw, Output) else Output(raw)
+        if isinstance(raw, io.RawIOBase) and output is not raw:
+            options = {"encoding": stream.encoding, "line_buffering": stream.line_buffering or raw is buffer} if stream else {}
+            stream = io.TextIOWrapper(io.BufferedWriter(output), **options)
+            setattr(sys, name, stream)
+        stream.reconfigure(errors="backslashreplace", **OS.stream_options)
+    output.needed = True
+    return output
+def complain(text: str, status: int = 2) -> int:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        return drop_stdout()
-    return 0
+    except OutputLost:
+        pass  # what went wrong first is told
+    sys.stderr.write("%s: error: %s\n" % (PROGRAM, harmless(" ".join(text.split()))))
+    sys.stderr.flush()
+    return status
 
 
-def drop_stdout() -> int:
-    """The reader has gone, which is its right; Python must not find out again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 0
-
-
-def complain(text: str) -> int:
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        drop_stdout()
-    try:
-        sys.stderr.write("%s: error: %s\n" % (PROGRAM, harmless(" ".join(text.split()))))
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        pass
-    return 2
+def finish(output, status: int) -> int:
+    """The exit status of a command that has done its work, whether or not it could say so."""
+    sys.stdout.flush()
+    if output.error and output.has_reader():
+        talk("%s: %s; the work is done. It was to print: %s" % (
+            PROGRAM, output.trouble(), plain(output.lost.decode("utf-8", "replace").strip())))
+    return status
 
 
 def paint(text: str, colour, stream) -> str:
@@ -5902,14 +5996,17 @@ def harmless(text: str) -> str:
     return plain(first) + "".join("\033[%sm%s" % (colour, plain(rest)) for colour, _, rest in (part.partition("m") for part in painted))
 
 
+def terminal_size(stream):
+    try:
+        return os.get_terminal_size(stream.fileno())
+    except (ValueError, OSError):
+        return os.terminal_size((80, 24))  # it has gone: the next write tells
+
+
 def terminal_width(stream) -> int:
     """Columns of a terminal; 0 elsewhere, for no limit."""
-    if not is_terminal(stream):
-        return 0
-    try:
-        return int(os.environ.get("COLUMNS") or 0) or os.get_terminal_size(stream.fileno()).columns
-    except (ValueError, OSError):
-        return 80
+    columns = os.environ.get("COLUMNS", "")
+    return 0 if not is_terminal(stream) else int(columns) if columns.isdecimal() and int(columns) else terminal_size(stream).columns
 
 
 def out(text: str = "") -> None:
@@ -6140,10 +6237,7 @@ def rotate(log: str) -> None:
 def print_trouble(event: str, **facts) -> None:
     """What a `run` says of its workers: their troubles, beside the data."""
     if event == "trouble":
-        try:
-            talk(log_line(event, sys.stderr, **facts))
-        except (OSError, ValueError):
-            pass  # the terminal has been closed
+        talk(log_line(event, sys.stderr, **facts))
 
 
 class Progress:
@@ -6184,11 +6278,8 @@ class Progress:
             self._write("\r\033[K")
 
     def _write(self, text: str) -> None:
-        try:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-        except OSError:
-            self._bar = self._lines = False  # the terminal has been closed
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def last_lines(path: str, count: int) -> list:
@@ -6443,11 +6534,26 @@ def batch_label(path: str) -> str:
     return "stdin" if path == "-" else plain(os.path.basename(path))
 
 
+def read_stdin(most: int) -> bytes:
+    """Return standard input, all of it even if another program has set it not to block: a read ends before its end then."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed")
+    data = sys.stdin.buffer.read(most) or b""
+    while not OS.blocks(sys.stdin) and not 0 <= most <= len(data):
+        import select
+        select.select([sys.stdin], [], [])
+        part = sys.stdin.buffer.read(most - len(data) if most >= 0 else -1)
+        if part == b"":
+            break
+        data += part or b""
+    return data
+
+
 def read_bytes(path: str, most: int = -1) -> bytes:
     """Return what is in a user's file (-: standard input); UserError if it can't be read."""
     try:
         if path == "-":
-            return sys.stdin.buffer.read(most)
+            return read_stdin(most)
         with open(path, "rb") as file:
             return file.read(most)
     except (OSError, ValueError) as error:
@@ -6586,10 +6692,6 @@ class Run:
         for where, job in [(where, job) for where, job in twins if job is not None and job.state != "completed"][:20]:
             out("%s %sjob %d, which has the same unique key, is there already and is %s" % (
                 paint("✘", "red", sys.stdout), where, job.id, job.state))
-        if self._junit:
-            with open(self._junit, "w", encoding="utf-8") as file:
-                jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page]
-                file.write(junit(jobs[::-1] + [job for _, job in twins if job is not None], queue.files, took))
         left = counts["pending"] + counts["failed"] + counts["processing"]
         stand = [job.state if job is not None else "removed" for _, job in twins]
         parts = [(counts["dead"], "failed"), (counts["cancelled"], "cancelled"),
@@ -6597,7 +6699,17 @@ class Run:
                  (left, "left in the queue"), (total - sum(counts.values()) - len(twins), "removed before its end could be told")]
         good = done + stand.count("completed") == total
         verdict("%d of %d completed in %s%s" % (done, total, span(took), "".join(", %d %s" % part for part in parts if part[0])), good)
+        if self._junit:
+            jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page][::-1]
+            self._write_junit(junit(jobs + [job for _, job in twins if job is not None], queue.files, took))
         return 0 if good else 130 if left and self._boss.interrupted else 1
+
+    def _write_junit(self, text: str) -> None:
+        try:
+            with open(self._junit, "w", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise UserError("the jobs have ended, but %s can't be written: %s" % (quoted(self._junit), error.strerror)) from None
 
 
 # -- worker --
@@ -6858,7 +6970,7 @@ def cmd_list(args) -> int:
     if not args.watch or not can_draw(sys.stdout):
         return list_once(args)
     while True:
-        height = os.get_terminal_size(sys.stdout.fileno()).lines
+        height = terminal_size(sys.stdout).lines
         args.limit = str(min(limit_asked(args) or 10**6, max(1, height - 3)))
         sys.stdout.write("\033[2J\033[H")
         list_once(args)
@@ -7308,7 +7420,7 @@ class Top:
         self.alive = False
 
     def draw(self) -> None:
-        size = os.get_terminal_size(sys.stdout.fileno())
+        size = terminal_size(sys.stdout)
         lines = [harmless(line) for line in self.lines(size.columns, size.lines)]
         sys.stdout.write("\033[H" + "\033[K\r\n".join(lines[:size.lines]) + "\033[K\033[J")
         sys.stdout.flush()
@@ -8481,12 +8593,12 @@ def write_program(path: str, text: str) -> None:
 
 
 # words: what the user types.  rest: whether what follows the options is a command of the user's, left as it is.
-# lead: how many words of ours may stand before the options.
-Command = namedtuple("Command", "words run arguments purpose example rest lead")
+# lead: how many words of ours may stand before the options.  shows: whether all that it does is to print.
+Command = namedtuple("Command", "words run arguments purpose example rest lead shows")
 
 
-def command(words, run, arguments, purpose, example, rest=False, lead=0):
-    return Command(tuple(words.split()), run, arguments, purpose, example, rest, lead)
+def command(words, run, arguments, purpose, example, rest=False, lead=0, shows=False):
+    return Command(tuple(words.split()), run, arguments, purpose, example, rest, lead, shows)
 
 
 COMMAND_GROUPS = (
@@ -8498,15 +8610,16 @@ COMMAND_GROUPS = (
         command("worker stop", cmd_worker_stop, args_worker_stop, "stop all workers and wait until they are gone", "worker stop"),
     )),
     ("look", (
-        command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json"),
-        command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10"),
-        command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12"),
-        command("logs", cmd_logs, args_logs, "print the output of jobs", "logs 12 -f"),
-        command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12"),
+        command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json", shows=True),
+        command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10", shows=True),
+        command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12", shows=True),
+        command("logs", cmd_logs, args_logs, "print the output of jobs", "logs 12 -f", shows=True),
+        command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12", shows=True),
         command("wait", cmd_wait, args_wait, "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
-        command("top", cmd_top, args_top, "watch queues, workers and jobs live, and act on them", "top"),
-        command("stats", cmd_stats, args_stats, "show rates, durations and waiting times, by queue and by program", "stats --since 1h"),
-        command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f"),
+        command("top", cmd_top, args_top, "watch queues, workers and jobs live, and act on them", "top", shows=True),
+        command("stats", cmd_stats, args_stats, "show rates, durations and waiting times, by queue and by program",
+                "stats --since 1h", shows=True),
+        command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f", shows=True),
     )),
     ("change jobs", (
         command("cancel", cmd_cancel, args_cancel, "cancel jobs, running ones too", "cancel 12 15-18"),
@@ -8518,27 +8631,29 @@ COMMAND_GROUPS = (
         command("prune", cmd_rm, args_rm, "the same, meant for filters", "prune --older-than 7d --state completed"),
     )),
     ("the dead letter queue", (
-        command("dlq list", cmd_dlq_list, args_list, "show the dead jobs", "dlq list"),
+        command("dlq list", cmd_dlq_list, args_list, "show the dead jobs", "dlq list", shows=True),
         command("dlq retry", cmd_dlq_retry, args_ids_dry, "send dead jobs back to pending", "dlq retry 12"),
         command("dlq purge", cmd_dlq_purge, args_ids_dry, "remove dead jobs and their logs", "dlq purge --all"),
     )),
     ("workers", (
-        command("worker list", cmd_worker_list, add_json, "show the workers", "worker list"),
+        command("worker list", cmd_worker_list, add_json, "show the workers", "worker list", shows=True),
         command("worker scale", cmd_worker_scale, args_worker_scale, "have more workers or fewer", "worker scale 8"),
         command("worker restart", cmd_worker_restart, args_none, "replace the workers, each after its job", "worker restart"),
-        command("service", cmd_service, args_service, "print a systemd, launchd or Windows service", "service systemd --count 4"),
+        command("service", cmd_service, args_service, "print a systemd, launchd or Windows service",
+                "service systemd --count 4", shows=True),
     )),
     ("queues, batches, schedules", (
-        command("queue list", cmd_queue_list, add_json, "show the queues", "queue list"),
+        command("queue list", cmd_queue_list, add_json, "show the queues", "queue list", shows=True),
         command("queue pause", cmd_queue_pause, args_queue_names, "start no more jobs of a queue", "queue pause mail"),
         command("queue resume", cmd_queue_resume, args_queue_names, "let a paused queue go on", "queue resume --all"),
         command("queue limit", cmd_queue_limit, args_queue_limit, "bound how many jobs of a queue run at once", "queue limit mail 2"),
         command("queue rate", cmd_queue_rate, args_queue_rate, "bound how often jobs of a queue start", "queue rate mail 10/m"),
-        command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list"),
-        command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3"),
+        command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list", shows=True),
+        command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3", shows=True),
         command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
                 "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
-        command("cron list", cmd_cron_list, args_cron_list, "show the schedules, with their next run", "cron list"),
+        command("cron list", cmd_cron_list, args_cron_list, "show the schedules, with their next run", "cron list",
+                shows=True),
         command("cron load", cmd_cron_load, args_cron_load, "make schedules of a crontab", "cron load crontab.txt"),
         command("cron pause", cmd_cron_pause, args_names, "pause a schedule", "cron pause nightly"),
         command("cron resume", cmd_cron_resume, args_names, "let a paused schedule go on", "cron resume nightly"),
@@ -8546,21 +8661,22 @@ COMMAND_GROUPS = (
         command("cron run", cmd_cron_run, args_names, "enqueue a schedule's job now", "cron run nightly"),
     )),
     ("settings and keeping", (
-        command("config list", cmd_config_list, add_json, "show all settings", "config list"),
-        command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries"),
+        command("config list", cmd_config_list, add_json, "show all settings", "config list", shows=True),
+        command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries", shows=True),
         command("config set", cmd_config_set, args_config_set, "change a setting, for jobs enqueued from then on",
                 "config set max_retries 5"),
         command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
         command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
-        command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix"),
-        command("export", cmd_export, args_none, "print the whole queue as JSON Lines", "export > queue.jsonl"),
+        command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix", shows=True),
+        command("export", cmd_export, args_none, "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
         command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
         command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
-        command("completion", cmd_completion, args_completion, "print completion for a shell", "completion bash > ~/.queuectl-completion"),
+        command("completion", cmd_completion, args_completion, "print completion for a shell",
+                "completion bash > ~/.queuectl-completion", shows=True),
     )),
     ("", (
         command("_worker", cmd__worker, args__worker, "", ""),
-        command("_complete", None, args_none, "", "", True),
+        command("_complete", None, args_none, "", "", True, shows=True),
     )),
 )
 COMMANDS = tuple(found for _, group in COMMAND_GROUPS for found in group)
@@ -8721,10 +8837,14 @@ def parse_words(words: list):
         words, rest = [], words
     elif found.rest:
         words, lead, rest = split_lead(parser, words, found.lead)
-    args = parser.parse_args(words)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit:  # it has shown its help
+        return None
     args.lead, args.rest = lead, rest
     if sys.getfilesystemencoding() != "utf-8":
         settle_encoding(args, {action.dest: action.metavar for action in parser._actions})
+    args.shows = found.shows or getattr(args, "dry_run", False)
     args.run = found.run or complete
     args.db = args.db if args.db is not None else db
     return args
@@ -8749,23 +8869,25 @@ def print_help() -> None:
 # Calls Parser.
 
 def main(argv=None) -> int:
-    """Runs one command line; returns its exit status.  No traceback ever reaches a user."""
-    database = None
+    """Run one command line; return its exit status.  No traceback reaches a user who has not asked for it."""
+    database, output = None, prepare_streams()
     try:
-        prepare_streams()
         args = parse_words(list(sys.argv[1:] if argv is None else argv))
         if args is None:
-            return flush()
+            return finish(output, 0)
         database = args.db or os.environ.get("QUEUECTL_DB")
-        return args.run(args) or flush()
-    except BrokenPipeError:
-        return drop_stdout()
+        output.needed = args.shows
+        return finish(output, args.run(args))
+    except OutputLost:
+        return complain(output.trouble(), 1) if output.has_reader() else 0
     except KeyboardInterrupt:
         return 130
-    except SystemExit:  # argparse has shown its help
-        return flush()
     except (UserError, QueueGone, sqlite3.Error, OSError, MemoryError, ImportError, UnicodeEncodeError) as error:
         return complain(explain_error(error, database))
+    except Exception as error:
+        return complain(internal_error(error), 70)
+    finally:
+        output.needed = False
 
 
 if __name__ == "__main__":

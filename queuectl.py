@@ -7725,7 +7725,15 @@ def args_cancel(parser) -> None:
 
 def cmd_cancel(args) -> int:
     return act(args, WAITING + ("processing",), "cancel", "Asked for the end of" if args.no_wait else "Cancelled",
-               Queue.cancel if args.no_wait else cancel_and_wait, ("cancelled", "asked"))
+               cancel if args.no_wait else cancel_and_wait, ("cancelled", "asked"))
+
+
+def cancel(queue, ids: list) -> list:
+    """As Queue.cancel; a job of a dead worker, which nobody would end, is released first."""
+    for worker in queue.workers():
+        if worker.job in ids and queue.is_alive(worker) is False:
+            rescue(queue, worker, lambda event, **facts: None)
+    return queue.cancel(ids)
 
 
 STILL_RUNNING = "still running, and asked to end"
@@ -7733,7 +7741,7 @@ STILL_RUNNING = "still running, and asked to end"
 
 def cancel_and_wait(queue, ids: list) -> list:
     """As Queue.cancel, but with what became of jobs that run: they have kill_grace, and some seconds, to end."""
-    results, within = queue.cancel(ids), this_job(queue)
+    results, within = cancel(queue, ids), this_job(queue)
     if within is not None and (within.id, "asked") in results:
         talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
     asked = [number for number, result in results if result == "asked" and (within is None or number != within.id)]
@@ -7761,8 +7769,11 @@ def cmd_explain(args) -> int:
             reasons.append(("no worker", job.queue))
         note = [worker.note for worker in queue.workers() if worker.note and (worker.id == job.worker or job.state in WAITING)]
         reasons.extend(("worker", text) for text in set(note) if job.state in WAITING)
+        dead = any(worker.id == job.worker and queue.is_alive(worker) is False for worker in queue.workers())
     if args.json:
         out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
+    elif dead and not note:
+        out("job %d no longer runs: worker %d is dead, and the next `%s worker start` gives it back" % (job.id, job.worker, invoked()))
     elif job.state == "processing":
         out("job %d runs%s" % (job.id, ": " + plain(note[0]) if note else " on worker %d, for %s" % (
             job.worker, span(time.time() - job.started_at))))

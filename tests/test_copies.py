@@ -113,6 +113,20 @@ def test_a_copy_tells_the_truth_about_jobs_that_run_elsewhere(queue, copied):
     assert queue.job(job).state == "processing" and queue.json("worker", "list")[0]["state"] == "busy"
 
 
+@pytest.mark.parametrize("way", ["the same place", "a copy with the directory"])
+def test_a_job_of_a_dead_worker_is_cancelled_at_once_and_explain_says_that_it_does_not_run(queue, tmp_path, way):
+    job = left_by_a_crash(queue)
+    there = queue
+    if way == "a copy with the directory":
+        by_files_with_the_directory(queue, tmp_path / "copy.db")
+        there = another(queue, tmp_path / "copy.db")
+    assert "dead" in there.out("explain", job) and "worker start" in there.out("explain", job)
+    began = time.monotonic()
+    assert there.cli("cancel", job).stdout.startswith("\u2714 Cancelled")
+    assert time.monotonic() - began < 5 and there.job(job).state == "cancelled"
+    assert there.json("worker", "list") == []
+
+
 def test_a_backup_holds_no_workers_and_no_running_jobs(queue, tmp_path):
     queue.start(2)
     job = runs_until(queue, "notes", "--max-retries", "5")

@@ -1560,7 +1560,7 @@ class Posix:
 
     def _words(self, line: str):
         """The words of a line that sh would do no more with than take it apart; else None."""
-        words, word = [], None
+        words, word, line = [], None, line.strip(" \t\n")
         while line:
             rest, part = line.lstrip(PLAIN), None
             if len(rest) < len(line):
@@ -1601,11 +1601,7 @@ class Posix:
         return None
 
     def _can_be_run(self, path: bytes) -> bool:
-        """Whether it is a regular file that someone may execute."""
-        try:
-            return os.stat(path).st_mode & 0o170111 > 0o100000
-        except OSError:
-            return False
+        return os.access(path, os.X_OK) and os.path.isfile(path)  # in this order: most are not there
 
     def _directory(self, env: dict) -> bytes:
         """PWD as sh sets it: as it came where that leads to this directory, which it may do by a symbolic link."""
@@ -2899,7 +2895,8 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
     __slots__ = ()
 
-    TYPES = tuple((str, bytes, type(None)) if column in JOB_TEXTS else (int, float, type(None)) for column in JOB_COLUMNS)
+    TYPES = tuple((str, bytes, type(None)) if column in JOB_TEXTS else (int, type(None)) if column in ("stdin", "umask") else
+                  (int, float, type(None)) for column in JOB_COLUMNS)
 
     @classmethod
     def of(cls, row):

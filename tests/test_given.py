@@ -8,7 +8,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import SCRIPT, WINDOWS, linux_only, posix_only, wait_until
+from conftest import SCRIPT, WINDOWS, linux_only, not_on_fallbacks, posix_only, wait_until
 
 queuectl = pytest.importorskip("queuectl") if SCRIPT.exists() else None
 pytestmark = [pytest.mark.core, pytest.mark.skipif(queuectl is None, reason="no queuectl.py")]
@@ -231,6 +231,14 @@ def test_an_input_that_can_not_be_kept_is_refused(queue):
     assert not queue.db.exists() or queue.sql("SELECT count(*) FROM job") == [(0,)]
 
 
+@posix_only("a closed descriptor")
+@pytest.mark.parametrize("option", ["--stdin", "--file"])
+def test_a_standard_input_that_is_closed_is_told(queue, option):
+    words = queue.command("enqueue", option, "-", *(["exit 0"] if option == "--stdin" else []))
+    done = queue.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "queuectl: error: standard input is closed\n")
+
+
 # ---- umask ---------------------------------------------------------------------------------------
 
 MAKE = "import os; os.close(os.open('made-%s' % os.environ['QUEUECTL_JOB_ID'], os.O_CREAT | os.O_WRONLY, 0o777))"
@@ -279,6 +287,7 @@ def test_a_umask_that_is_none_is_refused(queue, umask):
 
 @linux_only("/proc tells the umask without changing it")
 def test_the_python_api_never_changes_its_callers_umask(queue):
+    not_on_fallbacks("elsewhere a program without threads changes it for a moment")
     code = """
 import os, sys, threading
 sys.path.insert(0, %r)

@@ -153,14 +153,15 @@ WORDS = ["a", "1", "-n", "--", "''", '""', "'a b'", '"a b"', "a\\ b", "'*'", "*"
          "`echo x`", "$(echo x)", "#c", "a#c", "'#'", "a=b", "{a,b}", "\\\\", '"\\""', '"\\a"', "'it'\"'\"'s'", "x\\'y", ";", "&&", "||", ">out", "<local",
          "2>&1", "(", ")", "!", "\\!", "'", '"', "\\", "a'b'\"c\"d", "%s", "'%s\\n'", "ä", "'\udcff'", "\t", "  ", "''''", "-e", "\\n", "^", "a\\\nb",
          "'a\nb'", "x=~", "a:~", "1+1", "@", ",", "\u00a0", "\x81"]
-PREFIXES = [""] * 12 + ["X=1 ", "PATH=sub ", " ", "\t", "! ", "exec ", "#", "'X=1' "]
+SUFFIXES = [""] * 9 + ["\n", " \n\n", "\\\n", "\\ ", "\nhi x", "\r"]
+PREFIXES = [""] * 12 + ["X=1 ", "PATH=sub ", " ", "\t", "! ", "exec ", "#", "'X=1' ", "\n"]
 
 
 def random_line(chance):
     program = chance.choice(PROGRAMS)
     program = "'%s'" % program if " " in program and "command" not in program or chance.random() < 0.05 else program
     words = [chance.choice(WORDS) if chance.random() < 0.7 else chance.choice(PROGRAMS) for _ in range(chance.choice((0, 1, 1, 2, 2, 3, 5)))]
-    return chance.choice(PREFIXES) + chance.choice((" ", " ", " ", "  ", "\t")).join([program] + words)
+    return chance.choice(PREFIXES) + chance.choice((" ", " ", " ", "  ", "\t")).join([program] + words) + chance.choice(SUFFIXES)
 
 
 def compare(folder, lines):

@@ -38,6 +38,7 @@ import sqlite3
 import time
 from collections import namedtuple
 from functools import lru_cache
+from operator import itemgetter
 
 __version__ = "1.0.0"
 
@@ -226,9 +227,12 @@ JOB_COLUMNS = (
     "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
     "expires_at", "held", "cause", "batch", "pool", "schedule", "hook", "worker", "cancel", "exit_code",
     "error", "created_at", "started_at", "finished_at", "duration")
-JOB_TEXTS = ("state", "queue", "command", "name", "cwd", "shell", "backoff", "retry_on", "dead_on", "snooze_on", "key", "unique_key",
-             "schedule", "hook", "error")
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
+BACKOFFS = ("exponential", "linear", "constant")
+# The columns that hold one of a few words.
+WORDS = {"job.state": STATES, "job.backoff": BACKOFFS, "schedule.misfire": ("once", "skip")}
+LARGEST = 2 ** 53            # the largest number in a row: times, ids and counts of ours stay far below it
+MOST_WORKERS = 10000         # of one `worker start`
 
 
 # == Errors ============================================================================
@@ -245,6 +249,10 @@ class QueueGone(Exception):
 
 class OutputLost(Exception):
     """stdout takes nothing more, and the command has no other purpose than to print."""
+
+
+class WrongValue(sqlite3.DatabaseError):
+    """A row holds a value that none of ours can have: somebody else has written it."""
 
 
 class Rung(Exception):
@@ -472,7 +480,7 @@ def code_in(code, codes) -> bool:
         return False
     for part in codes.split(","):
         low, _, high = part.partition("-")
-        if int(low) <= code <= int(high or low):
+        if low.isdigit() and int(low) <= code <= int(high if high.isdigit() else low):
             return True
     return False
 
@@ -480,7 +488,7 @@ def code_in(code, codes) -> bool:
 def signal_status(error):
     """The exit status that a shell gives for a job that a signal ended, 128 and its number; else None."""
     words = (error or "").split()
-    return 128 + int(words[1]) if words[:1] == ["signal"] else None
+    return 128 + int(words[1]) if words[:1] == ["signal"] and words[1:] and words[1].isdigit() and len(words[1]) < 4 else None
 
 
 def parse_name(raw, what: str = "a name") -> str:
@@ -562,7 +570,7 @@ def backoff_delay(job, jitter: float) -> float:
         delay = {"exponential": lambda: job.backoff_base ** job.attempts,
                  "linear": lambda: job.backoff_base * job.attempts,
                  "constant": lambda: job.backoff_base}[job.backoff]()
-    except OverflowError:
+    except ArithmeticError:
         delay = job.backoff_max
     return min(delay, job.backoff_max) * (1 + 0.1 * jitter)
 
@@ -628,7 +636,7 @@ SETTINGS = {
     "max_retries": Setting(3, within(0, 10**6), str,
                            "runs after the first, before a job is dead"),
     "timeout": Setting(None, parse_optional_duration, duration_text, "how long an attempt may run"),
-    "backoff": Setting("exponential", one_of("exponential", "linear", "constant"),
+    "backoff": Setting("exponential", one_of(*BACKOFFS),
                        str, "how the delay grows: base ** n, base * n or base seconds after the n-th failure"),
     "backoff_base": Setting(2.0, within(0, 10**6, whole=False), number_text,
                             "base of that delay, in seconds"),
@@ -705,6 +713,9 @@ JOB_OPTIONS = {
     "umask": Option(parse_umask, "MASK", "the umask of its files, as in 027 (this one)"),
     "hold": Option(parse_flag, None, "keep it until `release`"),
 }
+# The options that are stored as they are, each in the column of its name.
+STORED_OPTIONS = ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
+                  "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd", "umask")
 # Fields of a job as other tools of the family write them; they say nothing that enqueue needs.
 IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
 
@@ -1154,18 +1165,18 @@ class Files:
             pass  # kept already, before a crash
 
     def remove_logs(self, jobs) -> None:
-        """Removes the logs of (id, attempts begun) pairs, and a directory that is empty then."""
-        folders = set()
-        for job, attempts in jobs:
-            for attempt in range(1, attempts + 1):
-                path = self.log(job, attempt)
-                folders.add(os.path.dirname(path))
-                remove(path)
-        for folder in folders:
+        """Remove the logs of these jobs that are there, and a directory that is empty then."""
+        folders = {}
+        for job in jobs:
+            folders.setdefault(os.path.dirname(self.log(job, 1)), set()).add(str(job))
+        for folder, numbers in folders.items():
             try:
+                for name in os.listdir(folder):
+                    if name.partition(".")[0] in numbers:
+                        remove(os.path.join(folder, name))
                 os.rmdir(folder)
             except OSError:
-                pass  # other jobs' logs are in it
+                pass  # other jobs' logs are in it, or there is none
 
 
 def move(path: str, target: str) -> None:
@@ -2890,30 +2901,79 @@ def lock_advice(database: str) -> str:
 # class Queue: the database.  All SQL is here, a statement in the method that runs it.
 # Calls Small helpers and Platform differences (locks, places); knows nothing of processes or printing.
 
+def definitions(sql: str) -> list:
+    """Return what a CREATE statement says between its outer commas, without comments, with single blanks."""
+    text = " ".join(word for line in sql.rstrip("; \n").split("\n") for word in line.partition("--")[0].split())
+    if not text.startswith(("TABLE ", "CREATE TABLE ")):
+        return [text]
+    head, _, body = text.partition("(")
+    found = [head]
+    for part in body.rpartition(")")[0].split(","):
+        if found[-1].count("(") > found[-1].count(")"):
+            found[-1] += "," + part
+        else:
+            found.append(part.strip())
+    return found + [body.rpartition(")")[2].strip()]
+
+
+@lru_cache(maxsize=None)
+def schema_texts() -> dict:
+    """Return the text of each table, index and trigger of SCHEMA by its name."""
+    texts = ["CREATE " + text.strip().rstrip(";") for text in SCHEMA.split("\nCREATE ")[1:]]
+    return {text.partition(" ON ")[0].partition(" AFTER ")[0].partition("(")[0].split()[-1]: text for text in texts}
+
+
+@lru_cache(maxsize=None)
+def column_types(table: str) -> dict:
+    """Return the types that SCHEMA lets the values of each column have."""
+    known = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes,)}
+    types = {}
+    for words in map(str.split, definitions(schema_texts()[table])[1:-1]):
+        if words[1] in known:
+            types[words[0]] = known[words[1]]
+            if words[0] in ("command", "cwd", "place", "value"):
+                types[words[0]] += (bytes,)  # one that is not valid UTF-8
+            if "NULL" not in words and "PRIMARY" not in words:
+                types[words[0]] += (type(None),)
+    return types
+
+
+@lru_cache(maxsize=512)
+def examined(table: str, columns: str, types: tuple) -> tuple:
+    """Return (those columns of a SELECT whose value is not of a type that SCHEMA names, a function that picks the numbers of a row)."""
+    wrong = []
+    for column, kind in zip(columns.split(", "), types):
+        where, _, name = column.rpartition(".")
+        if column.replace(".", "").isidentifier() and not issubclass(kind, column_types(where or table)[name]):  # else an expression
+            wrong.append(name)
+    places = [place for place, kind in enumerate(types) if kind is int or kind is float]
+    return wrong, itemgetter(places[0], *places) if places else lambda row: (0,)
+
+
+def checked(table: str, columns: str, row):
+    """Return a row that was read; WrongValue where a value is of another type than its column's, or a number beyond LARGEST."""
+    wrong, numbers = examined(table, columns, tuple(map(type, row)))
+    numbers = numbers(row)
+    if wrong or max(numbers) > LARGEST or min(numbers) < -LARGEST:
+        raise WrongValue("%s %s has a value of a wrong type%s" % (
+            table, quoted(row[0]), " in " + ", ".join(wrong) if wrong else ", or one that is too large"))
+    return row
+
+
 class Job(namedtuple("Job", JOB_COLUMNS)):
     """A row of the job table, as it was when it was read."""
 
     __slots__ = ()
 
-    TYPES = tuple((str, bytes, type(None)) if column in JOB_TEXTS else (int, type(None)) if column in ("stdin", "umask") else
-                  (int, float, type(None)) for column in JOB_COLUMNS)
-
     @classmethod
     def of(cls, row):
+        checked("job", JOB_SELECT, row)
         job = cls._make(row)
-        types = tuple(map(type, row))
-        if not cls._right(types):
-            raise sqlite3.DatabaseError("job %s has a value of a wrong type" % quoted(job.id))
-        if job.state not in STATES:
-            raise sqlite3.DatabaseError("job %r has the unknown state %r" % (job.id, job.state))
-        if bytes in types:
+        if job.state not in STATES or job.backoff not in BACKOFFS:
+            raise WrongValue("job %r has the unknown state %r or backoff %r" % (job.id, job.state, job.backoff))
+        if job.command.__class__ is bytes or job.cwd.__class__ is bytes:
             job = cls._make(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in row)
         return job
-
-    @staticmethod
-    @lru_cache(maxsize=64)
-    def _right(types: tuple) -> bool:
-        return all(map(issubclass, types, Job.TYPES))
 
     def to_dict(self) -> dict:
         """The job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
@@ -2937,10 +2997,10 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
 Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
-Ended = namedtuple("Ended", "at outcome duration waited queue command state")  # an attempt, as `stats` counts it
 SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
 WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at note born place job")
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
+Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
 
@@ -3170,8 +3230,7 @@ class Plan:
         columns = {"command": encodable(self._command(command, shell), "the command")}
         if shell is not None or self._is_list(command):  # the setting is for lines
             columns["shell"] = None if shell == SHELL else shell
-        for option in ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-                       "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd", "umask"):
+        for option in STORED_OPTIONS:
             if option in options:
                 columns[option] = options.pop(option)
         if "cwd" in columns:
@@ -3208,6 +3267,7 @@ class Plan:
         self._new = []         # (item, id) of those stored that say more than a command
         self.twins = []        # (where, id) of each that makes one of these superfluous, by its unique key
         self.newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
+        queue._refuse_counters()
         queue._need_queue("default")
         if label is not None:
             self.batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
@@ -3648,6 +3708,15 @@ class Queue:
         """All rows of one SELECT: none is left open for writers' WAL to grow behind."""
         return self._patiently(lambda: self._db.execute(sql, values).fetchall())
 
+    def _rows(self, table: str, columns: str, rest: str, values=()) -> list:
+        """Return rows of a table, each checked; `rest` is what follows FROM."""
+        return [checked(table, columns, row) for row in self._read("SELECT %s FROM %s" % (columns, rest), values)]
+
+    def _listed(self, table: str, columns: str, rest: str) -> list:
+        """Return rows as _rows, without those of wrong values: one must not hide the others.  `doctor` tells of it."""
+        return [row for row in self._read("SELECT %s FROM %s" % (columns, rest))
+                if not examined(table, columns, tuple(map(type, row)))[0]]
+
     def check_file(self) -> None:
         """Raises QueueGone when the path no longer leads to the open database: SQLite would not notice."""
         try:
@@ -3679,7 +3748,8 @@ class Queue:
         self._ring = (self._ring or 0) + count
 
     def _listeners(self) -> list:
-        return self._db.execute("SELECT port, token FROM supervisor").fetchall()
+        return [(port, token) for port, token in self._db.execute("SELECT port, token FROM supervisor")
+                if port.__class__ is int and token.__class__ is str and 0 < port < 65536]
 
     def _send(self, listeners, count: int) -> None:
         """Sends each supervisor a hint.  It may be lost: they look once a second."""
@@ -3699,12 +3769,19 @@ class Queue:
         values = {key: setting.default for key, setting in SETTINGS.items()}
         for key, text in self._read("SELECT key, value FROM config"):
             if key in values:
-                values[key] = parse_setting(key, text)
+                values[key] = self._setting(key, text)
         return values
 
     def setting(self, key: str):
         rows = self._read("SELECT value FROM config WHERE key=?", (key,))
-        return parse_setting(key, rows[0][0]) if rows else SETTINGS[key].default
+        return self._setting(key, rows[0][0]) if rows else SETTINGS[key].default
+
+    def _setting(self, key: str, text):
+        """Return a stored setting's value; its default where it can't be read, which `doctor` tells."""
+        try:
+            return parse_setting(key, text)
+        except UserError:
+            return SETTINGS[key].default
 
     def set_config(self, key: str, raw) -> None:
         key = setting_key(key)
@@ -4036,6 +4113,8 @@ class Queue:
             if row is None:
                 return None
             job, every, several = Job.of(row[:-2]), row[-2], row[-1]
+            if every is not None and not isinstance(every, float):
+                raise WrongValue("queue %s has a value of a wrong type in every" % quoted(job.queue))
             if job.expires_at is not None and job.expires_at <= now:
                 self._end(job, "expire", now, error="expired")
                 continue
@@ -4053,7 +4132,8 @@ class Queue:
     def _take(self, job, worker: int, now: float):
         claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
                  "finished_at": None, "duration": None, "exit_code": None, "expires_at": None}
-        self._move(job, "claim", **claim)
+        if not self._move(job, "claim", **claim):
+            raise WrongValue("job %d is %s, and yet stands where waiting jobs do" % (job.id, job.state))
         return job._replace(state="processing", gate=None, **claim)
 
     def _may_take(self, job, worker: int) -> bool:
@@ -4097,6 +4177,7 @@ class Queue:
         """
         self.files.make()
         with self._undo, Transaction(self) as now:
+            self._refuse_counters()
             identity = self._db.execute(
                 "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -4152,13 +4233,13 @@ class Queue:
             self._tell()
 
     def supervisors(self) -> list:
-        return [SupervisorRow._make(row) for row in self._read(
-            "SELECT id, pid, port, token, slots, queues, stop, kind, started_at, jobs_left, arguments FROM supervisor ORDER BY id")]
+        return [SupervisorRow._make(row) for row in self._listed(
+            "supervisor", ", ".join(SupervisorRow._fields), "supervisor ORDER BY id")]
 
     def workers(self) -> list:
-        rows = self._read(
-            "SELECT id, supervisor, pid, machine, started_at, note, born, place, (SELECT job.id FROM job INDEXED BY job_running "
-            "WHERE state='processing' AND job.worker=worker.id) FROM worker ORDER BY id")
+        rows = self._listed(
+            "worker", "id, supervisor, pid, machine, started_at, note, born, place, (SELECT job.id FROM job INDEXED BY job_running "
+            "WHERE state='processing' AND job.worker=worker.id)", "worker ORDER BY id")
         return [WorkerRow._make(os.fsdecode(value) if isinstance(value, bytes) else value for value in row) for row in rows]
 
     def ask_stop(self, supervisor: int, level: int) -> None:
@@ -4174,7 +4255,10 @@ class Queue:
     def orders(self, supervisor: int) -> tuple:
         """(level to stop at: 0 none, 1 after the jobs, 2 now; workers wanted; whether jobs may still be taken)."""
         rows = self._read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
-        return rows[0] if rows else (2, 0, False)
+        if not rows:
+            return 2, 0, False
+        stop, wanted, may_take = checked("supervisor", "stop, slots, jobs_left", rows[0])
+        return stop, min(wanted, MOST_WORKERS), may_take
 
     def to_cancel(self, supervisor: int) -> list:
         """Pids of its workers whose job shall be cancelled."""
@@ -4219,6 +4303,8 @@ class Queue:
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
             " SELECT 1 FROM " + startable(own) + " LIMIT 1)), "
             "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock(), "own": own})[0]
+        if any(moment.__class__ is str or moment.__class__ is bytes for moment in times[:2]):
+            raise WrongValue("a job has a value of a wrong type in run_at or expires_at")
         return min((t for t in times if isinstance(t, (int, float))), default=None)
 
     def unfinished(self, queues=None, own=None, but=None) -> bool:
@@ -4298,16 +4384,18 @@ class Queue:
         keep = self.setting("keep_finished")
         if keep is None:
             return after
-        rows = self._read("SELECT seq, history.finished_at, job.id, job.attempt, job.state, job.finished_at FROM history "
+        rows = self._read("SELECT seq, history.finished_at, job.id, job.state, job.finished_at FROM history "
                           "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
         now = self._clock()
         old, stray, limit = set(), [], now - keep
-        for seq, ended_at, job, attempt, state, finished_at in rows:
-            if limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
+        for seq, ended_at, job, state, finished_at in rows:
+            if any(time.__class__ is str or time.__class__ is bytes for time in (ended_at, finished_at)):
+                raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
+            if ended_at is not None and limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
                 break
             after = seq
             if state in ("completed", "cancelled") and finished_at < limit:
-                old.add((job, attempt))
+                old.add(job)
             elif job is None:
                 stray.append((seq,))
         self._delete(sorted(old))
@@ -4327,13 +4415,13 @@ class Queue:
                     remove(path)
 
     def _delete(self, rows: list) -> None:
-        """Removes finished jobs, given as (id, attempts begun), with their logs."""
+        """Remove finished jobs, given by their ids, with their logs."""
         if rows:
             self.files.remove_logs(rows)
             with self._undo, Transaction(self):
-                batches = {self._job(job).batch for job, _ in rows if self._job(job)} - {None}
+                batches = {self._job(job).batch for job in rows if self._job(job)} - {None}
                 self._db.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
-                                     [(job,) for job, _ in rows])
+                                     [(job,) for job in rows])
                 self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
                                  "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
                 self._db.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
@@ -4448,9 +4536,8 @@ class Queue:
 
     def history(self, number: int) -> list:
         """Every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
-        attempts = [Attempt._make(row) for row in self._read(
-            "SELECT attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error "
-            "FROM history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (number,))]
+        attempts = [Attempt._make(row) for row in self._rows(
+            "history", ", ".join(Attempt._fields), "history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (number,))]
         job = self.find(number)
         if job is not None and job.state == "processing":
             attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None))
@@ -4534,7 +4621,7 @@ class Queue:
         ids, results = list(ids), []
         for start in range(0, len(ids), 500):
             jobs = [job for job in map(self.find, ids[start:start + 500]) if job is not None]
-            self._delete([(job.id, job.attempt) for job in jobs if job.state in FINAL])
+            self._delete([job.id for job in jobs if job.state in FINAL])
             results += [(job.id, "removed" if job.state in FINAL else job.state) for job in jobs]
         return results
 
@@ -4543,7 +4630,7 @@ class Queue:
     def queues(self) -> list:
         """Every queue, with its limits and a count for each state."""
         return [QueueRow(*row, self.counts(row[0]))
-                for row in self._read("SELECT name, paused, max_running, rate FROM queue ORDER BY name")]
+                for row in self._rows("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
 
     def set_queue(self, name: str, **changes) -> None:
         """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
@@ -4553,8 +4640,7 @@ class Queue:
             self._tell()
 
     def batches(self, limit: int = 50) -> list:
-        return [Batch._make(row) for row in self._read(
-            "SELECT id, label, total, unfinished, created_at FROM batch ORDER BY id DESC LIMIT ?", (limit or -1,))]
+        return [Batch._make(row) for row in self._rows("batch", ", ".join(Batch._fields), "batch ORDER BY id DESC LIMIT ?", (limit or -1,))]
 
     def batch(self, ref, but=None):
         """The batch with this id, or the `last` one, `but` left aside; UserError when there is none."""
@@ -4563,7 +4649,7 @@ class Queue:
             [number] = self._read("SELECT max(id) FROM batch WHERE id IS NOT ?", (but,))[0]
         else:
             number = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-        rows = self._read("SELECT id, label, total, unfinished, created_at FROM batch WHERE id=? AND id IS NOT ?", (number, but))
+        rows = self._rows("batch", ", ".join(Batch._fields), "batch WHERE id=? AND id IS NOT ?", (number, but))
         if not rows:
             raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
         return Batch._make(rows[0])
@@ -4785,8 +4871,8 @@ class Queue:
     def events(self, after: int = 0, most: int = 1000) -> list:
         """Changes of state with a number above `after`, in order, as dicts."""
         names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "error", "started_at", "duration")
-        rows = self._read("SELECT seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration "
-                          "FROM history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
+        rows = self._rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration",
+                          "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
         return [dict(zip(names, row), at=utc(row[1]), started_at=utc(row[9])) for row in rows]
 
     def last_event(self) -> int:
@@ -4794,10 +4880,9 @@ class Queue:
 
     def finished_since(self, since: float, most: int = 200000) -> list:
         """The attempts (Ended) that ended since then, newest first."""
-        return [Ended._make(row) for row in self._read(
-            "SELECT history.finished_at, outcome, history.duration, "
-            "CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END, job.queue, job.command, history.state "
-            "FROM history JOIN job ON job.id=history.job "
+        return [Ended._make(row) for row in self._rows(
+            "history", "history.finished_at, outcome, history.duration, job.queue, job.command, history.state, "
+            "CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END", "history JOIN job ON job.id=history.job "
             "WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
 
@@ -4827,10 +4912,9 @@ class Queue:
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
                 raise UserError("the queue holds jobs already: import into a fresh one, with --db")
             self._restore_rows(rows)
+            for fault in [fault for fault, _, _ in self.wrong_values()] or self._lost():
+                raise UserError("%s: not from `%s export`" % (fault, PROGRAM))
             self._settle_zones()
-            for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job"):
-                if Job.of(row).gate not in (None, READY, DUE, HELD, PARENTS, KEYED, OWN):
-                    raise UserError("job %d has an unknown gate: not from `%s export`" % (row[0], PROGRAM))
             for name, in self._db.execute("SELECT DISTINCT queue FROM job UNION SELECT name FROM queue").fetchall():
                 self._need_queue(name)
                 self._open_tally(name)  # of a queue that came with the rows, too
@@ -4851,14 +4935,36 @@ class Queue:
                 raise UserError("line %d: not from `%s export` of this version" % (where, PROGRAM))
             count += 1
             try:
+                self._refuse_row(table, row)
                 if table == "sqlite_sequence":  # the inserts above have made one
                     self._db.execute("DELETE FROM sqlite_sequence WHERE name=:name", row)
                 self._db.execute("INSERT OR REPLACE INTO " + table + "(" + ", ".join(row) + ") VALUES(" +
                                  ", ".join(":" + name for name in row) + ")", row)
-            except (sqlite3.Error, OverflowError) as error:
+            except (sqlite3.Error, OverflowError, UserError) as error:
                 raise UserError("line %d: %s" % (where, error)) from None
         if end != count or not count:
             raise UserError("the file is cut short: it has %d rows, and no end that says so" % count)
+
+    def _refuse_row(self, table: str, row: dict) -> None:
+        """Refuse in a row from outside what `enqueue`, `config set`, `queue` and `cron add` refuse."""
+        number = within(0, LARGEST)
+        parsers = {
+            "job": dict({option: JOB_OPTIONS[option].parse for option in STORED_OPTIONS}, unique_key=parse_text,
+                        attempt=within(0, 10**9), attempts=within(0, 10**9), crashes=within(0, 10**9), snoozes=within(0, 10**9),
+                        umask=within(0, 0o777),
+                        cwd=lambda raw, what: isinstance(raw, bytes) or parse_directory(raw, what),
+                        command=lambda raw, what: Plan([{"command": os.fsdecode(raw) if isinstance(raw, bytes) else raw}])),
+            "queue": {"name": parse_name, "max_running": within(0, 10**6), "rate": parse_rate, "every": within(1e-6, LARGEST, False)},
+            "batch": {"total": number, "unfinished": within(-LARGEST, LARGEST)},
+            "schedule": {"name": parse_name, "spec": lambda raw, what: parse_cron(raw), "every": parse_duration,
+                         "options": lambda raw, what: Plan([stored_job(raw)])},
+            "sqlite_sequence": {"seq": number}}.get(table, {})
+        for column, value in row.items():
+            parse = parsers.get(column, number if column in ("id", "seq") else None)
+            if value is not None and parse is not None:
+                parse(value, "%s.%s" % (table, column))
+        if table == "config":
+            parse_setting(setting_key(row.get("key")), row.get("value"))
 
     # -- keeping it safe --
 
@@ -4885,6 +4991,7 @@ class Queue:
     def check(self) -> list:
         """What is wrong inside the database, as lines of text; [] when all is well."""
         faults = [row[0] for row in self._read("PRAGMA integrity_check(20)") if row[0] != "ok"]
+        faults = faults or [fault for fault, _, _ in self.wrong_values()]
         if faults:
             return faults
         wrong = self._read("SELECT queue, state FROM tally WHERE n<>(SELECT count(*) FROM job WHERE job.queue=tally.queue "
@@ -4894,12 +5001,87 @@ class Queue:
         stray = self._read("SELECT id FROM job WHERE state='processing' AND NOT EXISTS("
                            "SELECT 1 FROM worker WHERE worker.id=job.worker)")
         faults.extend("job %d is processing, but its worker is not listed" % job for job, in stray)
-        lost = self._read("SELECT id FROM job WHERE state IN ('pending','failed') AND gate IS NULL")
-        faults.extend("job %d waits behind no gate" % job for job, in lost)
-        return faults
+        return faults + self._lost()
+
+    def _lost(self) -> list:
+        return ["job %d waits behind no gate" % job for job, in self._read(
+            "SELECT id FROM job WHERE state IN ('pending','failed') AND gate IS NULL")]
+
+    def wrong_values(self) -> list:
+        """Return (what is wrong, statement that mends it, its values) for each value that its column can't have.
+
+        A job, queue, batch or schedule gets a neutral value in its place, and a waiting job is held; any other row goes.
+        """
+        names = {int: "integer", float: "real", str: "text", bytes: "blob", type(None): "null"}
+        found = []
+        for table, text in schema_texts().items():
+            if not text.startswith("CREATE TABLE"):
+                continue
+            types = column_types(table)
+            parts = [part.partition("PRIMARY KEY")[::2] for part in definitions(text) if "PRIMARY KEY" in part]
+            keys = [column for before, after in parts for column in before.split()[:1] or after.strip("()").split(", ")]
+            key = "||' '||".join("quote(%s)" % column for column in keys) if "WITHOUT ROWID" in text else "rowid"
+            for column, kinds in types.items():
+                wrong = "typeof(%s) NOT IN (%s)" % (column, ", ".join("'%s'" % names[kind] for kind in kinds))
+                if int in kinds:
+                    wrong += " OR %s NOT BETWEEN %d AND %d" % (column, -LARGEST, LARGEST)
+                words = WORDS.get("%s.%s" % (table, column))
+                if words:
+                    wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
+                for where, value in self._read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong)):
+                    found.append(("%s %s has a wrong value in %s: %s" % (table, plain(str(where)), column, quoted(value)),
+                                  *self._mending(table, column, kinds, key, where)))
+        found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
+                  for key, value in self._read("SELECT key, value FROM config") if key in SETTINGS and not self._readable(key, value)]
+        found += [("the counter of %s ids stands at %d, and leaves none" % row, "UPDATE sqlite_sequence SET seq=("
+                   "SELECT coalesce(max(id), 0) FROM %s) WHERE name='%s'" % (row[0], row[0]), ()) for row in self._counters()]
+        found += [("job %d is %s and yet has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._read(
+            "SELECT id, state FROM job WHERE gate IS NOT NULL AND "
+            "(state NOT IN ('pending','failed') OR gate NOT BETWEEN 0 AND 5) LIMIT 1000")]
+        return found
+
+    def _counters(self) -> list:
+        """Return (table, last id given) of the tables for which no id of ours is left."""
+        return [row for row in self._read("SELECT name, seq FROM sqlite_sequence WHERE seq>%d" % LARGEST) if row[0] in schema_texts()]
+
+    def _refuse_counters(self) -> None:
+        for table, last in self._counters():  # else SQLite says that the disk is full
+            raise WrongValue("no id is left for a new %s after %d" % (table, last))
+
+    def _readable(self, key: str, value) -> bool:
+        try:
+            parse_setting(key, value)
+            return True
+        except UserError:
+            return False
+
+    def _mending(self, table: str, column: str, kinds: tuple, key: str, where) -> tuple:
+        """Return the statement, with its values, that takes a wrong value away."""
+        if table not in ("job", "queue", "batch", "schedule") or column in ("id", "name") and type(None) not in kinds:
+            return "DELETE FROM %s WHERE %s IS ?" % (table, key), (where,)
+        words, held = WORDS.get("%s.%s" % (table, column)), ""
+        neutral = words[0] if words else None if type(None) in kinds else kinds[0]()
+        if (table, column) == ("job", "state"):
+            neutral, held = "dead", ", gate=NULL, worker=NULL"
+        elif table == "job":  # where a column is named twice, the last one holds
+            held = ", gate=CASE WHEN state IN ('pending','failed') THEN 2 END, held=1, error='had a wrong value in %s'" % column
+        return "UPDATE %s SET %s=?%s WHERE %s=?" % (table, column, held, key), (neutral, where)
+
+    def mend_values(self) -> list:
+        """Take away every value that its column can't have; return what they were, as lines of text."""
+        with self._undo, Transaction(self):
+            wrong = self.wrong_values()
+            for _, sql, values in wrong:
+                self._db.execute(sql, values)
+            for name, in self._db.execute("SELECT name FROM queue").fetchall():
+                self._open_tally(name)
+            self._recount()
+            self._tell()
+        return [fault for fault, _, _ in wrong]
 
     def mend(self) -> None:
         """Puts right what `check` can find but damage to the file itself."""
+        self.mend_values()
         with self._undo, Transaction(self) as now:
             self._recount()
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE state='processing' AND NOT EXISTS("
@@ -5327,6 +5509,8 @@ class Worker:
             try:
                 return self._queue.exchange(self.id, outcome, claim, self._post.queues,
                                             self._post.supervisor if self._post.own else None, again)
+            except WrongValue:
+                self._mend()
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
@@ -5336,6 +5520,11 @@ class Worker:
             self._bell.pause(pause)
             pause, again = min(pause * 2, 2.0), True
             claim = claim and not self._stopping()
+
+    def _mend(self) -> None:
+        """Has values taken away that somebody else has put into the database: one row must not stop the others."""
+        for fault in self._queue.mend_values():
+            self._say("trouble", why=fault)
 
     def _keep_lock(self) -> None:
         """Take the lock again where someone has deleted its file; look once a second."""
@@ -5518,7 +5707,8 @@ class Supervisor:
         self._idle_timeout = idle_timeout
         self._busy_at = self._last_event = None  # when one of its workers was last seen to have a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
-        self.id, self._lock = self.queue.add_supervisor(kind, self._port, self._token, count, queues, max_jobs, arguments)
+        self.id, self._lock = self._mending(lambda: self.queue.add_supervisor(
+            kind, self._port, self._token, count, queues, max_jobs, arguments))
         self._crew = OS.crew(self._token)
         self._trouble = ""
         self._begun = False       # whether the first workers have been started
@@ -5572,8 +5762,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Releases what dead ones left, starts the workers, returns when they are ready to take jobs."""
-        self.queue.mend_clock()
-        self._rescue_strangers()
+        self._mending(self.queue.mend_clock)
+        self._mending(self._rescue_strangers)
         self.queue.sweep()
         if self.kind != "run":
             self.queue.fire_at_boot(OS.boot())
@@ -5593,7 +5783,7 @@ class Supervisor:
         """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
         while True:
             try:
-                self._turn()
+                self._mending(self._turn)
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
@@ -5604,6 +5794,15 @@ class Supervisor:
             if self.level and not self._crew.pids():
                 break
             self._wait(self._pause(each))
+
+    def _mending(self, action):
+        """Return what `action` does; where a row has a value that it can't have, take that away and do it again."""
+        try:
+            return action()
+        except WrongValue:
+            for fault in self.queue.mend_values():
+                self._say("trouble", why=fault)
+            return action()
 
     def _say_once(self, why: str) -> None:
         """Tells a trouble, but not the same one again and again."""
@@ -5881,6 +6080,8 @@ def explain_error(error, database=None) -> str:
             return "can't open %s: check that its directory exists and that you may write there" % where
         if "not a database" in text:
             return "%s is not a database: give another --db, or restore it from a backup" % where
+        if isinstance(error, WrongValue):
+            return "%s was changed by another program (%s): `%s doctor --fix` mends it" % (where, text, invoked())
         advice = lock_advice(find_database(database)) if "I/O" in text else ""
         return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
@@ -6090,7 +6291,10 @@ def _line(cells, widths, right, colours=()) -> str:
 @lru_cache(maxsize=128)
 def local(seconds) -> str:
     """Unix seconds for people, in the machine's own zone."""
-    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    try:
+        return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return "never"  # no such year
 
 
 def when_text(job, now: float) -> str:
@@ -6363,7 +6567,7 @@ def add_json(parser) -> None:
 
 
 def count_argument(raw: str) -> int:
-    return parse_number(raw, "--count", 1, 10000, whole=True)
+    return parse_number(raw, "--count", 1, MOST_WORKERS, whole=True)
 
 
 # -- enqueue --
@@ -7124,7 +7328,8 @@ def cmd_logs(args) -> int:
             if args.attempt is not None:
                 first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
             prefix = "%d | " % job.id if len(ids) > 1 else ""
-            for attempt in range(1 if args.all_attempts else first, last + 1):
+            begun = [attempt.attempt for attempt in queue.history(job.id)] if args.all_attempts else [first]
+            for attempt in begun or [first]:
                 readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
                 readers[-1].skip_to_last(lines)
             if args.follow or len(ids) > 1:
@@ -7919,7 +8124,7 @@ def cmd_batch_show(args) -> int:
         return 0
     done = batch.total - batch.unfinished
     out("batch %d, %s: %d of %d ended  [%s]" % (batch.id, batch.label or "", done, batch.total,
-                                               ("#" * int(24 * done / max(1, batch.total))).ljust(24, "-")))
+                                               ("#" * min(24, int(24 * done / max(1, batch.total)))).ljust(24, "-")))
     out(", ".join("%d %s" % (counts[state], state) for state in STATES if counts[state]) or "its jobs are gone")
     if bad:
         print_jobs(bad)
@@ -8786,7 +8991,7 @@ def value_choices(args, found, actions, last: str) -> list:
     if place is None or found.rest and not option:
         return []
     fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": ("once", "skip"),
-             "OVERLAP": OVERLAPS, "KIND": ("exponential", "linear", "constant"), "KEY": SETTINGS if found.words[0] == "config" else ()}
+             "OVERLAP": OVERLAPS, "KIND": BACKOFFS, "KEY": SETTINGS if found.words[0] == "config" else ()}
     if place.metavar in fixed:
         return list(fixed[place.metavar])
     if not os.path.exists(find_database(args.db)):

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, posix_only
+from conftest import LiveQueue, ROOT, posix_only
 
 queuectl = pytest.importorskip("queuectl")
 
@@ -43,14 +43,13 @@ def poisoned(path):
     db.execute("UPDATE schedule SET tz=NULL, error='why', options=?", (json.dumps(
         {"command": POISON}),))
     done = []
-    for table, in db.execute("SELECT name FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%'").fetchall():
+    for table, sql in db.execute("SELECT name, sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%'").fetchall():
         for column in db.execute("PRAGMA table_info(%s)" % table).fetchall():
-            if column[2] == "TEXT" and column[1] not in NOT_TEXT and (table, column[1]) not in (("config", "key"), ("schedule", "tz")):
-                for rowid, in db.execute("SELECT %s FROM %s WHERE %s IS NOT NULL" % (
-                        "rowid" if table not in ("keylock", "tally", "config") else column[1], table, column[1])).fetchall():
-                    where = "rowid=?" if table not in ("keylock", "tally", "config") else column[1] + "=?"
-                    unique = POISON if table == "config" or column[1] == "queue" else "%s%s" % (POISON, rowid)
-                    db.execute("UPDATE OR IGNORE %s SET %s=? WHERE %s" % (table, column[1], where), (unique, rowid))
+            if column[2] == "TEXT" and column[1] not in NOT_TEXT and (table, column[1]) not in (("config", "key"), ("schedule", "tz"), ("schedule", "rule")):
+                rowid = "rowid" if "WITHOUT ROWID" not in sql else column[1]
+                for number, in db.execute("SELECT %s FROM %s WHERE %s IS NOT NULL" % (rowid, table, column[1])).fetchall():
+                    text = POISON if table == "config" or column[1] == "queue" else "%s%s" % (POISON, number)
+                    db.execute("UPDATE OR IGNORE %s SET %s=? WHERE %s=?" % (table, column[1], rowid), (text, number))
                 done.append((table, column[1]))
     db.commit()
     db.close()
@@ -73,7 +72,7 @@ WALK = {
     "queue list": [[], ["--json"]], "queue pause": [["--all"], [POISON]], "queue resume": [["--all"]], "queue limit": [[POISON, "1"], ["q", POISON]],
     "queue rate": [[POISON, "1/m"], ["q", POISON]], "batch list": [[], ["--json"]], "batch show": [["1"], ["1", "--json"], [POISON]],
     "cron add": [["n", POISON, "x"], [POISON, "* * * * *", "x"], ["n", "* * * * *", POISON], ["--tz", POISON, "n", "* * * * *", "x"]],
-    "cron list": [[], ["--json"]], "cron pause": [[POISON], ["SCHEDULE"]], "cron resume": [["SCHEDULE"]], "cron rm": [["SCHEDULE"]],
+    "cron list": [[], ["--json"], ["--crontab"]], "cron load": [[POISON]], "cron pause": [[POISON], ["SCHEDULE"]], "cron resume": [["SCHEDULE"]], "cron rm": [["SCHEDULE"]],
     "cron run": [["SCHEDULE"]], "config list": [[], ["--json"]], "config get": [["on_dead"], [POISON]],
     "config set": [["on_dead", POISON], ["timeout", POISON]], "config unset": [["on_dead"], [POISON]],
     "backup": [[POISON], ["queue.db"]], "doctor": [[], ["--json"], ["--fix"]], "export": [[]], "import": [[POISON], ["queue.db"]],
@@ -216,3 +215,238 @@ def test_install_refuses_a_python_whose_path_a_launcher_cannot_name(monkeypatch,
     monkeypatch.setattr(sys, "executable", path)
     with pytest.raises(queuectl.UserError, match="launcher"):
         queuectl.OS.launcher("/folder")
+
+
+# ---- rows of wrong types ---------------------------------------------------------------------------
+
+def columns_of(path):
+    """(table, column, declared type, key) of every column of a database, as SQLite tells it."""
+    with sqlite3.connect(str(path)) as db:
+        found = []
+        for table, sql in db.execute("SELECT name, sql FROM sqlite_master WHERE type='table' AND name NOT LIKE 'sqlite_%'").fetchall():
+            columns = db.execute("PRAGMA table_info(%s)" % table).fetchall()
+            key = next(column[1] for column in columns if column[5] == 1) if "WITHOUT ROWID" in sql else "rowid"
+            found += [(table, column[1], column[2], key) for column in columns]
+    db.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A queue with a row in every table, as its own commands make them; its workers are dead."""
+    folder = tmp_path_factory.mktemp("sound")
+    poisoned(folder / "poisoned.db")
+    path = folder / "queue.db"
+    with queuectl.Queue(str(path)) as queue:
+        queue.enqueue_many([{"command": "exit 0", "name": "n%d" % n, "key": "k%d" % n, "unique": "u%d" % n, "retry_on": "1", "dead_on": "2",
+                             "snooze_on": "3", "snooze": 1, "ttl": 10**6, "timeout": 9} for n in range(1, 8)], label="batch")
+        queue.enqueue_many([{"command": "exit 0", "after": ["n1"]}, {"command": "exit 0", "delay": 9}])
+        queue.add_schedule("nightly", "* * * * *", None, {"command": "x"})
+        queue.add_schedule("hourly", None, 3600.0, {"command": "x"})
+        queue.set_queue("default", rate="9/s", every=1 / 9, max_running=5)
+        queue.set_config("max_retries", 4)
+    with sqlite3.connect(str(path)) as db:
+        with sqlite3.connect(str(folder / "poisoned.db")) as other:
+            history = other.execute("SELECT * FROM history").fetchall()
+        other.close()
+        db.executemany("INSERT INTO history VALUES(%s)" % ", ".join("?" * len(history[0])), history)
+        db.execute("UPDATE history SET worker=1, error='why'")
+        for number, state in ((2, "processing"), (3, "completed"), (4, "failed"), (5, "dead"), (6, "cancelled")):
+            db.execute("UPDATE job SET state=?, gate=?, worker=?, error='why', attempt=1, attempts=1, started_at=1, finished_at=2, duration=1, exit_code=1 "
+                       "WHERE id=?", (state, 1 if state == "failed" else None, 1 if state == "processing" else None, number))
+        db.execute("INSERT INTO supervisor(id, pid, port, token, slots, queues, kind, started_at, arguments) VALUES(1, 1, 9, 't', 1, '/q/', 'start', 1, '')")
+        db.execute("INSERT INTO worker(id, supervisor, pid, machine, started_at, note) VALUES(1, 1, 1, 'm', 1, 'n')")
+        db.execute("INSERT OR IGNORE INTO keylock VALUES('k1', 1)")
+        db.execute("PRAGMA journal_mode=DELETE")
+    db.close()
+    return path
+
+
+WRONG = {"text": "no number", "blob": b"\xff\x00", "huge": 2**63 - 1, "infinite": float("inf"), "negative": -10**15, "many": 10**15, "empty": "", "zero": 0}
+# One call of each way in which rows are read; each must end by itself, with an exit status of ours.
+READERS = [["enqueue", "exit 0"], ["enqueue", "--unique", "u1", "--key", "k1", "x"], ["status"], ["list"], ["list", "--json"], ["list", "--tree"], ["show", "2"],
+           ["show", "4"], ["explain", "1"], ["explain", "8"], ["logs", "--all-attempts", "3"], ["wait", "3", "5"], ["top", "--once"], ["stats"], ["events"],
+           ["queue", "list"], ["batch", "list"], ["batch", "show", "1"], ["cron", "list"], ["config", "list"], ["worker", "list"], ["retry", "5"],
+           ["cancel", "1"], ["edit", "1", "--priority", "3"], ["hold", "4"], ["rm", "3"], ["cron", "pause", "nightly"], ["config", "set", "timeout", "3"],
+           ["queue", "pause", "default"], ["backup", "copy.db"], ["export"], ["doctor", "--json"]]
+
+
+def command(words, capsys, db):
+    status = queuectl.main(["--db", str(db)] + words)
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    return status, told.out, told.err
+
+
+def spoil(sound, db, table, column, key, value):
+    """A copy of the sound queue with one wrong value in each row of one column; None where SQLite itself refuses it."""
+    for suffix in ("-wal", "-shm"):
+        if os.path.exists(str(db) + suffix):
+            os.unlink(str(db) + suffix)
+    shutil.copyfile(str(sound), str(db))
+    with sqlite3.connect(str(db), isolation_level=None) as spoiled:
+        try:
+            spoiled.execute("UPDATE %s SET %s=? WHERE %s=(SELECT %s FROM %s LIMIT 1)" % (table, column, key, key, table), (value,))
+        except sqlite3.Error:
+            return False
+    spoiled.close()
+    return True
+
+
+def try_columns(sound, tmp_path, monkeypatch, capsys, most, chosen):
+    """Tries `most` of READERS, which go round, on each chosen wrong value in each column; returns how many calls that were."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    db, tried = tmp_path / "queue.db", 0
+    for table, column, kind, key in columns_of(sound):
+        for name, value in WRONG.items():
+            for place in range(most if chosen(table, column, name) else 0):
+                words = READERS[(tried + place) % len(READERS)] if most < len(READERS) else READERS[place]
+                if not spoil(sound, db, table, column, key, value):
+                    break
+                begun = time.monotonic()
+                status, out, err = command(words, capsys, db)
+                where = (table, column, name, words, status, out[-300:], err)
+                assert status in (0, 1, 2), where
+                assert time.monotonic() - begun < 5, where
+                assert "no space" not in err, where
+                if words[0] == "enqueue" and table in ("supervisor", "worker", "config", "history", "batch", "schedule", "dep"):
+                    assert status == 0, where  # a row of another table does not keep a job out
+                if os.path.exists("copy.db"):
+                    os.unlink("copy.db")
+                tried += 1
+    return tried
+
+
+def test_a_wrong_value_in_any_column_is_told_in_one_line_and_blocks_no_enqueue(sound, tmp_path, monkeypatch, capsys):
+    """A sample: the values and the commands go round with the columns.  The next test has many more."""
+    names = sorted(WRONG)
+    assert try_columns(sound, tmp_path, monkeypatch, capsys, 1,
+                       lambda table, column, name: name == names[(len(table) + len(column)) % len(names)]) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_many_wrong_values_in_every_column_are_told_in_one_line(sound, tmp_path, monkeypatch, capsys):
+    assert try_columns(sound, tmp_path, monkeypatch, capsys, 8, lambda *_: True) > 4000
+
+
+@pytest.mark.parametrize("value", sorted(WRONG))
+def test_doctor_names_and_mends_a_wrong_value_in_any_column(sound, tmp_path, monkeypatch, capsys, value):
+    monkeypatch.chdir(tmp_path)
+    db, mended = tmp_path / "queue.db", 0
+    for table, column, kind, key in columns_of(sound):
+        if (hash_of(table + column) + len(value)) % 8 or not spoil(sound, db, table, column, key, WRONG[value]):
+            continue  # an eighth of the columns with each of the values
+        status, out, err = command(["doctor", "--fix"], capsys, db)
+        where = (table, column, value, status, out, err)
+        if table == "schedule" and status == 1 and re.search("schedule|nightly|hourly", out):
+            continue  # what a schedule can't do is told beside it, and left to its owner
+        assert status == 0, where
+        if value in ("huge", "blob") and column not in ("command", "cwd", "data") and "BLOB" not in kind and "TEXT" not in kind:
+            assert "fixed" in out and column in out, where
+            mended += 1
+        status, out, err = command(["doctor", "--json"], capsys, db)
+        assert status == 0 and not re.search("wrong value|can't be read", out), where + (out,)
+        for words in (["list"], ["enqueue", "exit 0"], ["worker", "list"], ["cron", "list"], ["queue", "list"], ["batch", "list"]):
+            status, out, err = command(words, capsys, db)
+            assert status == 0, where + (words, out, err)
+    assert mended or value not in ("huge", "blob")
+
+
+def hash_of(text):
+    return sum(map(ord, text))
+
+
+def spoil_sql(queue, *statements):
+    db = sqlite3.connect(str(queue.db), isolation_level=None)
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+@pytest.mark.parametrize("statement", [
+    "UPDATE job SET timeout='soon' WHERE id=1", "UPDATE job SET attempt=9223372036854775807 WHERE id=1", "UPDATE job SET backoff='x' WHERE id=1",
+    "UPDATE job SET run_at=9e999, gate=1 WHERE id=1", "UPDATE job SET gate=1, run_at='soon' WHERE id=1", "UPDATE job SET expires_at='x' WHERE id=1",
+    "UPDATE job SET state='completed' WHERE id=1", "UPDATE job SET key=x'ff' WHERE id=1",
+    "UPDATE job SET state='processing', gate=NULL, worker=1, started_at='x' WHERE id=1",
+    "UPDATE queue SET every='often' WHERE name='default'", "UPDATE queue SET max_running=x'00' WHERE name='default'",
+    "INSERT INTO supervisor(pid, port, token, slots, kind, started_at) VALUES('x', 'y', 'z', 'many', 'start', 'now')",
+    "INSERT INTO worker(supervisor, pid, started_at) VALUES('x', 'y', 'now')",
+    "INSERT INTO config VALUES('on_idle', x'00')", "INSERT INTO config VALUES('kill_grace', 'soon')", "INSERT INTO config VALUES('keep_finished', '-1')",
+    "INSERT INTO history(job, state, outcome, finished_at) VALUES(1, 'dead', 'x', 'never')",
+    "UPDATE sqlite_sequence SET seq=9223372036854775807 WHERE name='env'",
+], ids=lambda statement: re.sub(r"\W+", " ", statement)[:60])
+def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement):
+    queue.enqueue("--priority", "9", "exit 0")
+    queue.enqueue("exit 0")
+    spoil_sql(queue, "INSERT INTO worker(id, supervisor, pid, started_at) VALUES(1, 1, 1, 1)" if "processing" in statement else "SELECT 1", statement)
+    queue.beside("worker", "start", "--foreground")
+    queue.wait_for(2, "completed")
+    assert "Traceback" not in queue.background[-1].text()
+
+
+def test_a_supervisor_whose_row_asks_for_a_million_workers_starts_no_such_number(store):
+    store.add_supervisor("start", 9, "t", 1, None)
+    store._db.execute("UPDATE supervisor SET slots=1000000")
+    assert store.orders(1)[1] == queuectl.MOST_WORKERS
+
+
+def test_the_logs_of_a_job_with_a_quadrillion_attempts_are_removed_and_read_at_once(queue):
+    job = queue.enqueue(*queue.script("print('hello')"))
+    queue.cli("worker", "start", "--foreground", "--drain")
+    spoil_sql(queue, "UPDATE job SET attempt=1000000000000000")
+    assert queue.cli("logs", "--all-attempts", job, timeout=20).stdout == "hello\n"
+    queue.cli("rm", job, timeout=20)
+    assert list(queue.files.glob("logs/*/*")) == []
+
+
+# ---- import ----------------------------------------------------------------------------------------
+
+def exported(queue):
+    queue.cli("enqueue", "--name", "a", "--timeout", "9", "exit 0")
+    queue.cli("cron", "add", "nightly", "@daily", "exit 0")
+    queue.cli("queue", "limit", "mail", "2")
+    queue.cli("config", "set", "max_retries", "2")
+    return [json.loads(line) for line in queue.cli("export").stdout.splitlines()]
+
+
+REFUSED = [("job", "attempt", 10**15), ("job", "id", 2**63 - 1), ("job", "id", -1), ("job", "name", "a\nb"), ("job", "name", "12"), ("job", "queue", "a,b"),
+           ("job", "priority", 10**12), ("job", "max_retries", -1), ("job", "timeout", -5), ("job", "timeout", "soon"), ("job", "backoff", "never"),
+           ("job", "backoff_base", 10**9), ("job", "backoff_max", -1), ("job", "retry_on", "x"), ("job", "slots", 0), ("job", "state", "flying"),
+           ("job", "gate", 9), ("job", "gate", None), ("job", "command", ""), ("job", "command", "a\0b"), ("job", "command", {"hex": ""}), ("job", "run_at", "x"),
+           ("job", "run_at", 1e300), ("job", "created_at", None), ("job", "key", "a\x1bb"), ("job", "unique_key", ""), ("job", "held", "x"),
+           ("job", "env", "x"), ("job", "cwd", 5), ("job", "state", "completed"),
+           ("config", "value", "many"), ("config", "key", "nothing"), ("queue", "name", "a/b"), ("queue", "max_running", -3), ("queue", "rate", "often"),
+           ("queue", "every", 0), ("queue", "paused", "x"), ("schedule", "spec", "* *"), ("schedule", "options", "{"), ("schedule", "options", "[]"),
+           ("schedule", "options", '{"command": "x", "timeout": "soon"}'), ("schedule", "misfire", "maybe"), ("schedule", "name", "1"),
+           ("schedule", "next_at", "x"), ("sqlite_sequence", "seq", 2**63 - 1), ("sqlite_sequence", "seq", "x"), ("env", "data", "text"),
+           ("env", "id", 2**63 - 1)]
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    live = LiveQueue(tmp_path_factory.mktemp("export"))
+    return exported(live)
+
+
+@pytest.mark.parametrize("table,column,value", REFUSED, ids=lambda value: str(value)[:30].encode("unicode_escape").decode())
+def test_import_refuses_what_enqueue_refuses(export, tmp_path, capsys, table, column, value):
+    rows = json.loads(json.dumps(export))
+    for row in rows:
+        if row["table"] == table and column in row["row"]:
+            row["row"][column] = value
+            break
+    else:
+        pytest.fail("no such row in the export")
+    (tmp_path / "rows").write_text("\n".join(map(json.dumps, rows)))
+    status, out, err = command(["import", str(tmp_path / "rows")], capsys, tmp_path / "fresh.db")
+    assert status == 2 and err.count("\n") == 1 and "damaged" not in err and "Traceback" not in err, err
+    status, out, err = command(["list", "--json"], capsys, tmp_path / "fresh.db")
+    assert (status, json.loads(out)) == (0, [])
+
+
+def test_import_takes_what_was_exported(export, tmp_path, capsys):
+    (tmp_path / "rows").write_text("\n".join(map(json.dumps, export)))
+    assert command(["import", str(tmp_path / "rows")], capsys, tmp_path / "fresh.db")[0] == 0
+    assert command(["doctor"], capsys, tmp_path / "fresh.db")[0] == 0

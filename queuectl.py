@@ -39,6 +39,7 @@ import time
 from collections import namedtuple
 from functools import lru_cache
 from operator import itemgetter
+from stat import S_ISDIR, S_ISREG, S_ISVTX
 
 __version__ = "1.0.0"
 
@@ -47,6 +48,7 @@ __version__ = "1.0.0"
 # Calls nothing.
 
 PROGRAM = "queuectl"
+AS_ROOT = "QUEUECTL_AS_ROOT"  # what --as-root sets, for the processes that are started too
 STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
 WAITING = ("pending", "failed")
 FINAL = ("completed", "dead", "cancelled")
@@ -1151,6 +1153,7 @@ class Files:
         return os.path.join(self.logs, str(job // 1000), "%d.%d.log" % (job, attempt))
 
     def make(self) -> None:
+        make_directory(self.root, like=self.database)
         for path in (self.workers, self.logs):
             make_directory(path)
 
@@ -1158,7 +1161,10 @@ class Files:
         """Makes the output of an ended attempt its log; without output there is none, unless `even_empty`."""
         path, log = self.output(worker), self.log(job, attempt)
         try:
-            if even_empty or os.stat(path).st_size:
+            info = os.lstat(path)
+            if not S_ISREG(info.st_mode):
+                remove(path)  # nothing that an attempt has written
+            elif even_empty or info.st_size:
                 make_directory(os.path.dirname(log))
                 move(path, log)
         except FileNotFoundError:
@@ -1184,19 +1190,61 @@ def move(path: str, target: str) -> None:
     try:
         os.replace(path, target)
     except PermissionError:  # elsewhere it meets the next line too
-        with open(path, "rb") as source, open(target, "wb") as copy:
+        with open(path, "rb", opener=no_link) as source, create(target) as copy:
             copy_bytes(source, copy, 2 ** 50)
         os.truncate(path, 0)
 
 
-def make_directory(path: str) -> None:
+# Where users have numbers (not on Windows), a queue is one user's: files are made for that user alone, no link is
+# followed, and nothing is trusted that another user has made or may write to.  Root may do all, so its files are trusted.
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def acts_as_root() -> bool:
+    """Whether this is root that has said that it means to work another user's queue."""
+    return bool(os.environ.get(AS_ROOT)) and hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def is_strange(uid: int) -> bool:
+    """Whether the file of a user can't be trusted by this one."""
+    return uid not in (0, os.geteuid()) and not acts_as_root()
+
+
+def give_away(fd: int, like: str) -> None:
+    """Gives what root has made in another user's queue to that user, the owner of `like`."""
+    if acts_as_root():
+        info = os.stat(like)
+        if info.st_uid and not info.st_mode & S_ISVTX:
+            os.fchown(fd, info.st_uid, info.st_gid)
+
+
+def make_directory(path: str, like=None) -> None:
     """Makes a directory and those above it that are missing, for this user only (os.makedirs leaves those to the umask)."""
     if not os.path.isdir(path):
-        make_directory(os.path.dirname(path))
+        above = os.path.dirname(path)
+        make_directory(above)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            pass  # another process was first
+            return  # another process was first
+        if acts_as_root():
+            fd = os.open(path, os.O_RDONLY | NO_LINK)
+            give_away(fd, like if like and os.path.exists(like) else above)
+            os.close(fd)
+
+
+def create(path: str):
+    """Open a new file, for this user only, in place of whatever lies there."""
+    remove(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    give_away(fd, os.path.dirname(path))
+    return open(fd, "wb")
+
+
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open`, which neither follows a link nor waits at a FIFO."""
+    return os.open(path, flags | NO_LINK | getattr(os, "O_NONBLOCK", 0), 0o600)
 
 
 def launching(path: str) -> list:
@@ -1260,10 +1308,161 @@ def ignore_other_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def is_alone(info) -> bool:
+    """Whether it is a plain file with one name, and of a user whom we trust."""
+    return S_ISREG(info.st_mode) and info.st_nlink <= 1 and not is_strange(info.st_uid)
+
+
+def open_own(path: str, flags: int) -> int:
+    """Open a file of a queue's, or make it.  What is not a plain file of this user's alone is replaced by one."""
+    for _ in range(3):
+        try:
+            fd = os.open(path, flags | os.O_CREAT | NO_LINK, 0o600)
+            if is_alone(os.fstat(fd)):
+                give_away(fd, os.path.dirname(path))
+                return fd
+            os.close(fd)
+        except OSError:
+            if not os.path.lexists(path) or os.path.isdir(path) or os.path.isfile(path) and not os.path.islink(path):
+                raise
+        os.unlink(path)  # a link, a FIFO, a second name of another file: its directory is this user's alone
+    raise OSError(0, "is not a plain file, again and again", path)
+
+
 Process = namedtuple("Process", "pid group born")  # a process as another may find it: see System.born
 
 
-class Posix:
+class PosixOwners:
+    """Whose the files of a queue are, where users have numbers."""
+
+    def user_name(self, uid: int) -> str:
+        import pwd
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return "user %d" % uid
+
+    def distrust(self, files) -> str:
+        """Why a queue, or what lies beside it, may be read, changed or replaced by another user; "" where it may not.
+
+        Closes to others what they could only read.  Not looked at: the directories above its own.
+        """
+        path, folder = files.database, os.path.dirname(files.database)
+        try:
+            info = os.stat(folder)
+        except FileNotFoundError:
+            return ""
+        if is_strange(info.st_uid):
+            return self._strange_text(folder, info.st_uid)
+        if self._others_may_write(folder, info) and not info.st_mode & S_ISVTX:  # as /tmp: each may replace his own files only
+            return "others may write to the directory %s: `chmod go-w %s`, or keep the queue in one of its own with --db PATH" % (
+                plain(folder), self.quote([plain(folder)]))
+        database = None
+        for path in (path, path + "-wal", path + "-shm", path + "-journal", files.root, files.workers, files.logs):
+            try:
+                info = os.lstat(path)
+            except FileNotFoundError:
+                continue
+            database = database or info
+            fault = self._distrust_one(path, info, database, path.startswith(files.root))
+            if fault:
+                return fault
+        return ""
+
+    def _distrust_one(self, path: str, info, database, directory: bool) -> str:
+        if is_strange(info.st_uid):
+            return self._strange_text(path, info.st_uid)
+        if not (S_ISDIR if directory else S_ISREG)(info.st_mode) or not directory and info.st_nlink > 1 == database.st_nlink:
+            return "%s is not a plain %s, and another user may have put it there: remove it, or give another --db" % (
+                plain(path), "directory" if directory else "file")
+        if info.st_uid != database.st_uid and not self._may_write(path):
+            return self.owner_advice(path, info.st_uid, database.st_uid)
+        if self._others_may_write(path, info):
+            return "others may write to %s, and may have: `chmod go-w %s` if you trust what is in it, or give another --db" % (
+                plain(path), self.quote([plain(path)]))
+        if info.st_mode & 0o077 and not directory and os.geteuid() in (0, info.st_uid):
+            os.chmod(path, 0o600)
+        return ""
+
+    def _strange_text(self, path: str, uid: int) -> str:
+        if os.geteuid() == 0:
+            return "%s belongs to %s, and you are root: be that user (`sudo -u`; a container's `--user %d`), or give --as-root (%s=1)" % (
+                plain(path), self.user_name(uid), uid, AS_ROOT)
+        return "%s belongs to %s, who could read and change your jobs: keep your queue elsewhere with --db PATH or QUEUECTL_DB" % (
+            plain(path), self.user_name(uid))
+
+    def owner_advice(self, path: str, uid: int, owner: int) -> str:
+        """How to give back what root has left in another user's queue."""
+        start = path.find(".d" + os.sep)
+        path = path[:start + 2] if start >= 0 else path
+        return "%s, or something in it, belongs to %s: `sudo chown -R %d %s` gives it back to %s" % (
+            plain(path), self.user_name(uid), owner, self.quote([plain(path)]), self.user_name(owner))
+
+    def oddities(self, files, deep: bool = True):
+        """(path, kind, mend) of what lies beside a queue and is not its owner's alone; mend() puts it right, None can't.
+
+        Kinds: "owner" it is another user's; "kind" it is no plain file; "mode" others may read or write it.
+        """
+        database = os.stat(files.database)
+        found = [files.database + end for end in ("", "-wal", "-shm", "-journal")] + [files.root]
+        for folder, folders, names in os.walk(files.root):
+            found += [os.path.join(folder, name) for name in folders + (names if deep or folder in (files.root, files.workers) else [])]
+        for path in found:
+            try:
+                info = os.lstat(path)
+            except OSError:
+                continue  # it has gone
+            mine = info.st_uid == os.geteuid()
+            if not S_ISDIR(info.st_mode) and not S_ISREG(info.st_mode):
+                yield path, "kind", lambda path=path: os.unlink(path)
+            elif info.st_uid != database.st_uid and (deep or not self._may_write(path)):
+                yield path, "owner", None
+            elif info.st_mode & 0o077:
+                yield path, "mode", (lambda path=path, mode=info.st_mode & 0o700: os.chmod(path, mode)) if mine else None
+
+    def foreign_files(self, files) -> str:
+        """What says that root has left files in this user's queue, in which it can't work; "" where it has not."""
+        for path, kind, _ in self.oddities(files, deep=False):
+            if kind == "owner":
+                return self.owner_advice(path, os.lstat(path).st_uid, os.stat(files.database).st_uid)
+        return ""
+
+    def refusal(self, error) -> str:
+        """Why the system refused something; where the file is another user's, how to give it back."""
+        path = error.filename
+        if isinstance(error, PermissionError) and isinstance(path, str) and ".d" + os.sep in path:
+            for place in (path, os.path.dirname(path)):
+                if os.path.lexists(place) and os.lstat(place).st_uid != os.geteuid():
+                    return "%s: %s" % (error.strerror, self.owner_advice(place, os.lstat(place).st_uid, os.geteuid()))
+        return error.strerror or str(error)
+
+    def _may_write(self, path: str) -> bool:
+        return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+    def _others_may_write(self, path: str, info) -> bool:
+        """Whether another user may: a group with one member, as many systems give to each user, is no other."""
+        if info.st_mode & 0o002:
+            return True
+        if not info.st_mode & 0o020 or info.st_gid == 0:
+            return False
+        import grp
+        import pwd
+        try:
+            owner = pwd.getpwuid(info.st_uid)
+            others = set(grp.getgrgid(info.st_gid).gr_mem) - {owner.pw_name} or [
+                user for user in pwd.getpwall() if user.pw_gid == info.st_gid and user.pw_uid != info.st_uid]
+            return bool(others) or owner.pw_gid != info.st_gid or self._has_access_list(path)
+        except KeyError:
+            return True
+
+    def _has_access_list(self, path: str) -> bool:
+        try:
+            return "system.posix_acl_access" in os.listxattr(path)
+        except (AttributeError, OSError):
+            return False  # not on this system, or on this disk
+
+
+class Posix(PosixOwners):
     """Any POSIX system: macOS, the BSDs, and the base of Linux."""
 
     forks = False            # whether workers are forked from the supervisor or started anew
@@ -1362,7 +1561,7 @@ class Posix:
 
     def hold(self, path: str, flags: int = 0) -> int:
         """Makes `path` and locks it for as long as the descriptor, or one inherited from it, is open."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o600)
+        fd = open_own(path, os.O_RDWR | flags)
         if not self.try_lock(fd):
             os.close(fd)
             raise BlockingIOError(0, "is locked by another process", path)
@@ -1383,10 +1582,10 @@ class Posix:
         """Why locks can't be relied on where `path` is, a lock file that may be made; "" where they can."""
         import fcntl
         try:
-            first = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            first = open_own(path, os.O_RDWR)
         except OSError:
             return ""  # can't be told
-        second = os.open(path, os.O_RDWR)
+        second = os.open(path, os.O_RDWR | NO_LINK)
         try:
             fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB)  # SQLite's kind
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1403,7 +1602,7 @@ class Posix:
     def open_gate(self, path: str):
         """A PosixGate, or None if there can be none."""
         try:
-            return PosixGate(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            return PosixGate(open_own(path, os.O_RDWR))
         except OSError:
             return None
 
@@ -1416,8 +1615,13 @@ class Posix:
             flush_file(path, getattr(os, "fdatasync", os.fsync))
 
     def seize(self, path: str):
-        """A descriptor that holds the lock of an existing file; None where another holds it."""
-        fd = os.open(path, os.O_RDWR)
+        """A descriptor that holds the lock of an existing file; None where another holds it.
+
+        A link, or what else is no plain file, was not made by us: it counts as missing.
+        """
+        if not S_ISREG(os.lstat(path).st_mode):
+            raise FileNotFoundError(2, "is not a plain file", path)
+        fd = os.open(path, os.O_RDWR | NO_LINK)
         if self.try_lock(fd):
             return fd
         os.close(fd)
@@ -1517,7 +1721,7 @@ class Posix:
                 ours = set(members) if same else set()
             else:
                 ours = {pid for pid in members if self.has_marks(pid, marks)}
-            left = sorted((ours | set(self.holders(path))) - {os.getpid()})
+            left = sorted((ours | set(self.holders(path) if self._is_alone(path) else ())) - {os.getpid()})
             for pid in left:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -1527,6 +1731,13 @@ class Posix:
                 break
             time.sleep(0.01)
         return left
+
+    def _is_alone(self, path: str) -> bool:
+        """Whether the holders of a file's lock can be taken for an attempt's: not if it is another file by a second name."""
+        try:
+            return is_alone(os.lstat(path))
+        except OSError:
+            return False
 
     def has_marks(self, pid: int, marks):
         """Whether a process has these entries in its environment; None where that can't be told."""
@@ -1555,7 +1766,7 @@ class Posix:
             raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(shell))
         argv = shell_arguments(words, command)
         if len(raw(command)) > SCRIPT_FROM and argv[-2] == "-c":
-            with open(script, "wb") as file:
+            with create(script) as file:
                 file.write(raw(command) + b"\n")
             argv[-2:] = [given(script)]
         return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, output, stdin, umask)
@@ -1713,7 +1924,7 @@ class Posix:
     def detach(self, argv: list, log: str):
         """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
         import subprocess
-        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
+        with open(open_own(log, os.O_RDWR | os.O_APPEND), "ab") as file:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
                                        start_new_session=True, cwd="/")
         process.returncode = 0  # it is not ours to wait for
@@ -1899,7 +2110,7 @@ class Linux(Posix):
 
     def holders(self, path: str) -> list:
         try:
-            wanted = os.stat(path)
+            wanted = os.lstat(path)
         except OSError:
             return []
         found = []
@@ -2405,6 +2616,20 @@ class Windows:
         return False
 
     # -- locks that the system drops with their last holder --
+
+    def distrust(self, files) -> str:
+        """"": who may do what is in the access lists of Windows, which a file has from its directory."""
+        return ""
+
+    def oddities(self, files, deep: bool = True):
+        """None, for the same reason."""
+        return ()
+
+    def foreign_files(self, files) -> str:
+        return ""
+
+    def refusal(self, error) -> str:
+        return error.strerror or str(error)
 
     def _open(self, path: str, sharing: int, how: int, flags: int = 0) -> int:
         import msvcrt
@@ -3057,7 +3282,7 @@ def has_strange_wal(path: str) -> bool:
         return page[60:63] != head[60:63] or page[68:72] != head[68:72] or ahead > 1
 
     try:
-        with open(path + "-wal", "rb", buffering=0) as wal, open(path, "rb") as file:
+        with open(path + "-wal", "rb", buffering=0, opener=no_link) as wal, open(path, "rb", opener=no_link) as file:
             head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
             if not any(head[60:64]):
                 return False  # the queue is so new that all of it is in the WAL
@@ -3538,6 +3763,7 @@ class Queue:
             if not create:
                 raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
+        self._check_owner()
         if create:  # not by workers: a snapshot that links the file stops none of them
             self._refuse_second_name()
         self._db = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
@@ -3546,6 +3772,7 @@ class Queue:
         version = self._patiently(self._version)
         if version != SCHEMA_VERSION:
             self._migrate(version)
+        self._check_owner()  # of what SQLite has opened beside it, where another user may have been first
         self._db.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
         self._db.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs what shall be
         self._db.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
@@ -3596,7 +3823,7 @@ class Queue:
         lock = self.files_of(worker).lock(worker.id)
         if OS.is_held(lock):
             return True
-        if os.path.exists(lock) and os.path.getsize(lock):
+        if os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
             return False
         away = not self.is_at_home(worker)
         if away and os.path.exists(self.home(worker)):
@@ -3625,6 +3852,7 @@ class Queue:
         except OSError as error:
             raise UserError("can't make the directory %s (%s): keep the queue elsewhere with --db PATH or QUEUECTL_DB" % (
                 plain(error.filename or folder), error.strerror)) from None
+        self._check_owner()
         kind = OS.network_disk(folder)
         if kind:
             raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
@@ -3632,9 +3860,16 @@ class Queue:
         self.files.make()
         self._check_locks()
         try:
-            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            give_away(fd, folder)
+            os.close(fd)
         except FileExistsError:
             pass  # another process was first
+
+    def _check_owner(self) -> None:
+        fault = OS.distrust(self.files)
+        if fault:
+            raise UserError(fault)
 
     def _check_locks(self) -> None:
         advice = lock_advice(self.path)
@@ -5182,7 +5417,8 @@ class Runner:
                 self._ready_output()
                 return self._spawn(job, env)
             except (OSError, MemoryError) as error:
-                self._say("trouble", why="can't start job %d yet: %s" % (job.id, getattr(error, "strerror", None) or "no memory"))
+                why = OS.refusal(error) if isinstance(error, OSError) else "no memory"
+                self._say("trouble", why="can't start job %d yet: %s" % (job.id, why))
                 self._make_directories()
             self._bell.pause(pause)
             if self._bell.look:
@@ -5304,7 +5540,7 @@ class Runner:
             half = self._setting("log_limit") // 2
             OS.stop_group(pid, True)
             try:
-                with open(self._path, "rb") as source, open(self._path + ".tail", "wb") as tail:
+                with open(self._path, "rb", opener=no_link) as source, create(self._path + ".tail") as tail:
                     source.seek(-half, os.SEEK_END)
                     while copy_bytes(source, tail, half):
                         pass
@@ -5315,7 +5551,7 @@ class Runner:
             finally:
                 OS.stop_group(pid, False)
         except OSError as error:
-            self._say("trouble", why="can't shorten the output: %s" % (error.strerror or error))
+            self._say("trouble", why="can't shorten the output: %s" % OS.refusal(error))
         return size
 
     def _keep_output(self, job, spare: bool) -> None:
@@ -5330,7 +5566,7 @@ class Runner:
             try:
                 return self._try_to_keep(job, spare)
             except OSError as error:
-                self._say("trouble", why="can't keep the output of a job yet: %s" % (error.strerror or error))
+                self._say("trouble", why="can't keep the output of a job yet: %s" % OS.refusal(error))
             if self._bell.level >= 2:
                 return
             self._bell.pause(pause)
@@ -5356,8 +5592,8 @@ class Runner:
     def _join_tail(self) -> None:
         """Head, a line that says what is missing, tail."""
         half = self._setting("log_limit") // 2
-        with open(self._path, "rb") as source, open(self._path + ".tail", "rb") as saved, \
-                open(self._path + ".new", "wb") as new:
+        with open(self._path, "rb", opener=no_link) as source, open(self._path + ".tail", "rb", opener=no_link) as saved, \
+                create(self._path + ".new") as new:
             copy_bytes(source, new, half)
             fresh = os.fstat(self._output).st_size - half
             old = max(0, min(os.fstat(saved.fileno()).st_size, half - fresh))
@@ -5367,7 +5603,7 @@ class Runner:
             copy_bytes(saved, new, old)
             copy_bytes(source, new, fresh)
         os.ftruncate(self._output, 0)
-        with open(self._path + ".new", "rb") as new, open(self._output, "ab", closefd=False) as output:
+        with open(self._path + ".new", "rb", opener=no_link) as new, open(self._output, "ab", closefd=False) as output:
             copy_bytes(new, output, 2 ** 50)
         remove(self._path + ".new")
         remove(self._path + ".tail")
@@ -5406,7 +5642,7 @@ Record = namedtuple("Record", "pid job attempt group born done machine")
 def read_record(path: str):
     """What a worker wrote into its lock file; None where there is nothing to read."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=no_link) as file:
             words = file.read(200).decode("ascii", "replace").split()
         return Record(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "")
     except (OSError, ValueError, IndexError):
@@ -5439,7 +5675,7 @@ class Worker:
         self._kept_at = 0.0  # when the lock file was last seen to be there
         self._machine = OS.machine()
         self._write_record(0, 0, 0, 0.0)
-        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record,
+        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say_of_job, self._record,
                               self._read, self._keep_lock)
 
     def work(self) -> None:
@@ -5499,8 +5735,20 @@ class Worker:
 
     def _note(self, text) -> None:
         if text != self._noted:
-            self._noted = text
             self._queue.note_worker(self.id, text)
+            self._noted = text
+
+    def _try_to_note(self, text) -> None:
+        try:
+            self._note(text)
+        except (sqlite3.Error, OSError):
+            pass  # then only the log says it
+
+    def _say_of_job(self, event: str, **facts) -> None:
+        """What keeps a job from its start or its end is in the database too, for `explain`."""
+        self._say(event, **facts)
+        if event == "trouble":
+            self._try_to_note(facts["why"])
 
     def _exchange(self, outcome, claim: bool):
         """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure."""
@@ -5538,7 +5786,7 @@ class Worker:
                 self._lock = lock
                 self._write_record(*self._written)
         except OSError as error:
-            self._say("trouble", why="can't make its lock file again: %s" % (error.strerror or error))
+            self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error))
 
     def _asked(self, job) -> bool:
         try:
@@ -5559,6 +5807,7 @@ class Worker:
             return SETTINGS[key].default
 
     def _record(self, job, pid: int, born: float) -> None:
+        self._try_to_note(None)
         self._write_record(job.id, job.attempt, pid, born)
 
     def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
@@ -5573,6 +5822,7 @@ class Worker:
     def _report(self, outcome, more: bool) -> None:
         """Tells how an attempt ended; `more`: the next that is told follows at once."""
         job = outcome.job
+        self._try_to_note(None)
         if outcome.kind in ("failed", "timeout"):
             after = self._find(job.id)
             if after is not None and after.attempt == job.attempt and after.state == "failed":
@@ -5702,6 +5952,9 @@ class Supervisor:
         self._argv = list(argv)   # starts a worker as a new program, where processes don't fork
         self.database = database
         self.queue = self._connect()
+        fault = OS.foreign_files(self.queue.files)
+        if fault:
+            raise UserError(fault)
         self._listen()
         self._load = load
         self._idle_timeout = idle_timeout
@@ -6085,7 +6338,8 @@ def explain_error(error, database=None) -> str:
         advice = lock_advice(find_database(database)) if "I/O" in text else ""
         return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
-        return "%s%s" % (error.strerror, ": " + plain(error.filename) if error.filename else "")
+        why = OS.refusal(error)
+        return "%s: %s" % (why, plain(error.filename)) if error.filename and why == error.strerror else why
     return text
 
 
@@ -6413,7 +6667,8 @@ class Log:
         if os.fstat(1).st_size > JOURNAL_LIMIT:
             rotate(self._path)
         if not self._is_ours(self._path):
-            new = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            new = no_link(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            give_away(new, os.path.dirname(self._path))
             sys.stdout.flush()
             os.dup2(new, 1)
             os.dup2(new, 2)
@@ -6486,7 +6741,7 @@ class Progress:
 def last_lines(path: str, count: int) -> list:
     """The last lines of a log, as text that is safe to print."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 8192))
             return [plain(line.rstrip(b"\r").expandtabs()) for line in file.read().rstrip(b"\n").split(b"\n")[-count:] if size]
@@ -7414,7 +7669,7 @@ class LogReader:
         running = job.state == "processing" and job.attempt == self._attempt
         path = self._queue.files.output(job.worker) if running else self._queue.files.log(self._job, self._attempt)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=no_link) as file:
                 place, found = file.seek(0, os.SEEK_END), 0
                 while place > 0 and found <= lines:
                     step = min(place, 2**16)
@@ -7433,14 +7688,14 @@ class LogReader:
     def _tail_of(self, path: str) -> int:
         """Where the line of a log stands that says what was dropped."""
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=no_link) as file:
                 return max(0, file.read().rfind(b"\n[queuectl: "))
         except FileNotFoundError:
             return 0
 
     def _part(self, path: str) -> bytes:
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=no_link) as file:
                 size = file.seek(0, os.SEEK_END)
                 if size < self._offset:  # the output passed log_limit, and was cut to its head
                     self._offset, self._cut = size, True
@@ -8509,6 +8764,28 @@ def examine(path: str, fix: bool) -> list:
     """(level, about, text) of each thing that `doctor` looks at."""
     if not os.path.exists(path):
         return [("warn", "database", "%s is not there yet: the first job makes it" % path)]
+    return examine_files(Files(path), fix) + examine_queue(path, fix)
+
+
+def examine_files(files, fix: bool) -> list:
+    """Whether all that lies in and beside a queue is its owner's alone."""
+    texts = {"owner": "%s, or something in it, is another user's than the database: `sudo chown -R` to its owner gives it back",
+             "kind": "%s is not a plain file, and none of ours: remove it", "mode": "others may read or write %s"}
+    found = {}
+    for path, kind, mend in OS.oddities(files):
+        mended = fix and mend is not None
+        if mended:
+            mend()
+        found.setdefault((kind, mended), []).append(path)
+    rows = []
+    for (kind, mended), paths in sorted(found.items()):
+        text = (OS.foreign_files(files) if kind == "owner" else "") or texts[kind] % paths[0]
+        rows.append(("fixed" if mended else "bad" if kind == "owner" else "warn", "files",
+                     text + ("" if len(paths) == 1 else " (and %s)" % plural(len(paths) - 1, "other"))))
+    return rows or [("ok", "files", "all are this queue's owner's alone")]
+
+
+def examine_queue(path: str, fix: bool) -> list:
     try:
         refuse_strange_wal(path)
         with Queue(path) as queue:
@@ -8520,7 +8797,7 @@ def examine(path: str, fix: bool) -> list:
         if is_busy(error):
             raise
         return [("bad", "database", "%s: %s. Stop all workers, copy the file and its -wal away, then restore a backup, or try "
-                 "`sqlite3 OLD .recover | sqlite3 NEW`" % (path, error))] + examine_disk(path)
+                 "`umask 077; sqlite3 OLD .recover | sqlite3 NEW`" % (path, error))] + examine_disk(path)
 
 
 def examine_database(queue, fix: bool) -> list:
@@ -8598,17 +8875,43 @@ def examine_disk(path: str) -> list:
 
 # -- export, import --
 
+def args_export(parser) -> None:
+    parser.add_argument("--output", metavar="FILE", help="write to FILE, which is made for you only and must not exist")
+
+
 def cmd_export(args) -> int:
-    import json
     import tempfile
+    if args.output is not None:
+        return export_to(args, args.output)
     with open_queue(args) as queue, tempfile.TemporaryFile("w+") as file:
-        for table, row in queue.export():  # to a file first: a slow reader must not keep the transaction open
-            row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
-            file.write(json.dumps({"table": table, "row": row}) + "\n")
+        write_rows(queue, file)  # to a file first: a slow reader must not keep the transaction open
         file.seek(0)
         for line in file:
             sys.stdout.write(line)
     return 0
+
+
+def export_to(args, path: str) -> int:
+    """A whole export or none, and for this user only: it holds every job's environment."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise UserError("%s exists: give another name" % plain(path)) from None
+    try:
+        with open(fd, "w") as file, open_queue(args) as queue:
+            write_rows(queue, file)
+    except BaseException:
+        remove(path)
+        raise
+    verdict("Exported the queue to %s" % plain(path))
+    return 0
+
+
+def write_rows(queue, file) -> None:
+    import json
+    for table, row in queue.export():
+        row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
+        file.write(json.dumps({"table": table, "row": row}) + "\n")
 
 
 def args_import(parser) -> None:
@@ -8881,7 +9184,7 @@ COMMAND_GROUPS = (
         command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
         command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
         command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix", shows=True),
-        command("export", cmd_export, args_none, "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
+        command("export", cmd_export, args_export, "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
         command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
         command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
         command("completion", cmd_completion, args_completion, "print completion for a shell",
@@ -8902,7 +9205,10 @@ COMMANDS = tuple(found for _, group in COMMAND_GROUPS for found in group)
 def split_words(words: list) -> tuple:
     """(--db given before the command or None, command or None, the words after it)."""
     words, db = list(words), None
-    while words and words[0].startswith("--db"):
+    while words and words[0].startswith(("--db", "--as-root")):
+        if words[0] == "--as-root":
+            os.environ[AS_ROOT] = words.pop(0)
+            continue
         flag, equals, value = words.pop(0).partition("=")
         if flag != "--db" or not equals and not words:
             raise UserError("unknown option %s; --db needs a path" % quoted(flag))
@@ -8955,6 +9261,7 @@ def build_parser(found):
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # else it imports shutil, 5 ms
                     usage="%%(prog)s %s[options] COMMAND..." % ("[options] NAME SPEC " if found.lead else "") if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
+    parser.add_argument("--as-root", action="store_true", help="as root, work the queue of another user (%s=1)" % AS_ROOT)
     found.arguments(parser)
     return parser
 
@@ -9059,6 +9366,8 @@ def parse_words(words: list):
         settle_encoding(args, {action.dest: action.metavar for action in parser._actions})
     args.shows = found.shows or getattr(args, "dry_run", False)
     args.run = found.run or complete
+    if args.as_root:
+        os.environ[AS_ROOT] = "1"
     args.db = args.db if args.db is not None else db
     return args
 

@@ -196,7 +196,7 @@ def test_a_look_by_root_at_a_plain_users_queue_leaves_it_usable_for_the_user(pub
     db = str(ann / "q.db")
     public.call("ann", ann, "--db", db, "enqueue", "true")
     for words in (["list"], ["status"], ["enqueue", "true"], ["doctor"]):
-        public.call("root", ann, "--db", db, *words)
+        public.call("root", ann, "--as-root", "--db", db, *words)
     public.call("ann", ann, "--db", db, "worker", "start", "--foreground", "--drain")
     shown = json.loads(public.call("ann", ann, "--db", db, "list", "--json").stdout)
     assert [job["state"] for job in shown] == ["completed", "completed"]

@@ -1602,7 +1602,7 @@ class Posix(PosixOwners):
     def open_gate(self, path: str):
         """A PosixGate, or None if there can be none."""
         try:
-            return PosixGate(open_own(path, os.O_RDWR))
+            return PosixGate(open_own(path, os.O_RDWR), self.try_lock)
         except OSError:
             return None
 
@@ -2170,8 +2170,9 @@ class PosixGate:
 
     LOOK_S = 0.01  # how often a waiter looks for a datagram that was lost, or for a predecessor that died
 
-    def __init__(self, fd: int):
+    def __init__(self, fd: int, try_lock):
         self._fd = fd
+        self._try_lock = try_lock
         self._socket = None
         self._drawn = False  # whether there are byte locks to release
 
@@ -2233,19 +2234,23 @@ class PosixGate:
                 entered = int.from_bytes(os.pread(self._fd, 6, 6), "little")
                 if entered < turn - 1:  # these have died, given up, or wait
                     fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, turn - 1 - entered, entered + 1 + 2**16)
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if turn is not None:
-                os.pwrite(self._fd, turn.to_bytes(7, "little")[:6], 6)
-            return True
         except OSError:
             return False
+        if not self._try_lock(self._fd):
+            return False
+        if turn is not None:
+            os.pwrite(self._fd, turn.to_bytes(7, "little")[:6], 6)
+        return True
 
     def leave(self) -> None:
         import fcntl
-        fcntl.flock(self._fd, fcntl.LOCK_UN)  # no child ever has this one
-        if self._drawn:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN)
-            self._drawn = False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # no child ever has this one
+            if self._drawn:
+                fcntl.lockf(self._fd, fcntl.LOCK_UN)
+                self._drawn = False
+        except OSError:
+            return  # a disk without locks, which `enter` has said
         numbers = os.pread(self._fd, 12, 0)
         if numbers[:6] != numbers[6:]:
             port = os.pread(self._fd, 2, self._place(int.from_bytes(numbers[6:], "little") + 1))
@@ -4377,12 +4382,14 @@ class Queue:
         The job that is first in line is waited for, so big ones don't starve; one that asks for more than
         the pool has takes all of it.  (`+worker`: big jobs are few, so look at each, not for those of each worker.)
         """
-        pool, slots, left, big = self._db.execute(
-            "SELECT id, slots, jobs_left, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
+        pool, slots, left, stop, big = self._db.execute(
+            "SELECT id, slots, jobs_left, stop, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
             " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
-            "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, None)
+            "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, 0, None)
         if not pool and worker == self._worker and not self._db.execute("SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
             raise QueueGone("worker %d was taken for dead, and is off the list" % worker)
+        if stop:
+            return False  # asked for already, though the worker has not heard of it yet
         if job.slots > 1 or big:
             [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
                                          "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()

@@ -6745,13 +6745,61 @@ class Progress:
         sys.stderr.flush()
 
 
+def as_shown(line: str) -> str:
+    """Return a line of output as a terminal shows it in the end: after a carriage return or a backspace it is overwritten.
+
+    Of the escapes those are obeyed that a progress bar uses within its line: K (erase), G, C and D (move), m (colour).
+    """
+    import re
+    if not re.search("[\r\b]|\x1b\\[[0-9]{0,4}[KGCD]", line):
+        return line
+    cells, at, pen = [], 0, []  # a cell: (colour, characters); a wide character has an empty one beside it
+    for argument, move, char in re.findall("\x1b\\[([0-9;]{0,40})([mKGCD])|(.)", line[-2**16:], re.S):
+        count = int(argument) if argument.isdigit() and len(argument) < 5 else 0
+        if move == "m":
+            pen = pen[-7:] + ["\x1b[%sm" % argument] if argument.strip("0;") else []
+        elif move == "K":
+            cells[at if count == 0 else 0:at + 1 if count == 1 else None] = [("", " ")] * (0 if count == 0 else at + (count == 1))
+        elif char == "\r" or move:
+            at = {"G": max(1, count) - 1, "C": max(at, min(at + max(1, count), 9999)), "D": max(0, at - max(1, count))}.get(move, 0)
+        elif char == "\b":
+            at = max(0, at - 1)
+        elif char == "\t":
+            at += 8 - at % 8
+        elif cell_width(char) or not cells[:at]:
+            cells += [("", " ")] * (at - len(cells))
+            new = [("".join(pen), char)] + [("", "")] * (cell_width(char) - 1)
+            if at < len(cells) and not cells[at][1]:
+                cells[at - 1] = ("", " ")  # half of a wide character is left
+            cells[at:at + len(new)] = new
+            at += len(new)
+            if at < len(cells) and not cells[at][1]:
+                cells[at] = ("", " ")
+        else:  # a mark upon the character before
+            before = at - 1 if at <= len(cells) and cells[at - 1][1] else at - 2
+            if 0 <= before < len(cells):
+                cells[before] = (cells[before][0], cells[before][1] + char)
+    shown, last = [], ""
+    for colour, text in cells + [("".join(pen), "")]:
+        if colour != last and (text or colour == "".join(pen)):
+            shown.append(("\x1b[0m" if last else "") + colour)
+            last = colour
+        shown.append(text)
+    return "".join(shown)
+
+
 def last_lines(path: str, count: int) -> list:
-    """The last lines of a log, as text that is safe to print."""
+    """The last lines of a log as a terminal shows them, without colours: text that is safe to print."""
     try:
         with open(path, "rb", opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 8192))
-            return [plain(line.rstrip(b"\r").expandtabs()) for line in file.read().rstrip(b"\n").split(b"\n")[-count:] if size]
+            for part in (8192, 2**20):  # the second if a progress bar fills the first
+                file.seek(max(0, size - part))
+                lines = file.read().rstrip(b"\n").split(b"\n")[-count:]
+                if len(lines) == count or size <= part:
+                    break
+            return [safe_for_terminal(as_shown(line.decode("utf-8", "surrogateescape")), False).rstrip().expandtabs()
+                    for line in lines if size]
     except OSError:
         return []
 
@@ -7600,7 +7648,7 @@ def cmd_logs(args) -> int:
                 talk("job %d has not run yet" % job.id)
             elif job.state != "processing" and not os.path.exists(queue.files.log(job.id, first)):
                 talk("job %d wrote nothing in attempt %d" % (job.id, first))
-        write = output_writer()
+        write = output_writer(len(ids) > 1)
         while readers:
             readers = [reader for reader in readers if reader.read(write, args.follow)]
             if readers and OS.reader_left(0.05):
@@ -7608,20 +7656,53 @@ def cmd_logs(args) -> int:
     return 0
 
 
-def output_writer():
+def output_writer(prefixed: bool):
     """A function that prints output of jobs: as it is into a pipe or file, made harmless for a terminal."""
-    if not is_terminal(sys.stdout):
-        def write(data: bytes) -> None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.flush()
-        return write
-    import codecs
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a character may come in two parts
+    if is_terminal(sys.stdout):
+        return TerminalWriter(prefixed)
 
-    def show(data: bytes) -> None:
-        sys.stdout.write(safe_for_terminal(decoder.decode(data), not os.environ.get("NO_COLOR")))
+    def write(data: bytes) -> None:
+        sys.stdout.buffer.write(data)
         sys.stdout.flush()
-    return show
+    return write
+
+
+class TerminalWriter:
+    """Prints output of jobs on a terminal: harmless, and each line as it looks in the end (see as_shown)."""
+
+    def __init__(self, prefixed: bool):
+        import codecs
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a character may come in two parts
+        self._prefixed = prefixed  # whether `12 | ` stands before each line
+        self._line = ""            # the line that is not yet at its end
+        self._printed = ""         # how the terminal shows it now
+
+    def __call__(self, data: bytes) -> None:
+        lines = (self._line + self._decoder.decode(data)).split("\n")
+        parts = []
+        for line in lines:
+            shown = self._shown(line)
+            if shown.startswith(self._printed):
+                parts.append(shown[len(self._printed):])
+            else:
+                parts.append(self._back() + shown)
+            self._printed = ""
+        self._line, self._printed = lines[-1], shown
+        if len(self._line) > 2**16 and "\r" in self._line:
+            self._line = self._line[max(0, self._line.rfind("\r", 0, -2**12)):]
+        sys.stdout.write("\n".join(parts))
+        sys.stdout.flush()
+
+    def _shown(self, line: str) -> str:
+        head, bar, tail = line.partition(" | ") if self._prefixed else ("", "", line)
+        return safe_for_terminal(head + bar + as_shown(tail), not os.environ.get("NO_COLOR"))
+
+    def _back(self) -> str:
+        """To the beginning of the unfinished line, which is erased; it may have taken several rows."""
+        if not can_draw(sys.stdout):
+            return "\n"
+        rows = (cell_width(safe_for_terminal(self._printed, False)) - 1) // (terminal_width(sys.stdout) or 2**16)
+        return "\r%s\033[J" % ("\033[%dA" % rows if rows > 0 else "")
 
 
 class LogReader:

@@ -3908,8 +3908,12 @@ class Queue:
                     self._db.execute(statement)
             self._settle_zones()
             self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
-            mark = self._db.execute("PRAGMA user_version").fetchone()[0] >> 8 or int.from_bytes(os.urandom(3), "big") >> 1
-            self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
+            self._mark(self._db.execute("PRAGMA user_version").fetchone()[0] >> 8)
+
+    def _mark(self, mark: int = 0) -> None:
+        """Write the schema version, and the mark by which the -wal of another database is told; 0: a new one."""
+        mark = mark or int.from_bytes(os.urandom(3), "big") >> 1
+        self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
 
     def _patiently(self, action):
         """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction).
@@ -4462,17 +4466,22 @@ class Queue:
     def release_workers(self, workers) -> None:
         """Take workers off the list that are not this file's, and supervisors without any, and give their jobs back."""
         with self._undo, Transaction(self) as now:
-            for worker in workers:
-                job = self.job_of_worker(worker.id)
-                if job is not None:
-                    self._record(worker.id, Outcome(job, "released", None, "the database was copied or moved while it ran", None,
-                                                    job.started_at, max(0.0, now - job.started_at)), now)
-                self._db.execute("DELETE FROM worker WHERE id=?", (worker.id,))
+            self._db.executemany("DELETE FROM worker WHERE id=?", [(worker.id,) for worker in workers])
+            self._release_unlisted("released", "the database was copied or moved while it ran", now)
             for supervisor, in self._db.execute(
                     "SELECT id FROM supervisor WHERE NOT EXISTS(SELECT 1 FROM worker WHERE supervisor=supervisor.id)").fetchall():
                 if not OS.is_held(self.files.lock("s%d" % supervisor)):
                     self._drop_supervisor(supervisor, now)
             self._tell()
+
+    def _release_unlisted(self, kind: str, why: str, now: float) -> None:
+        """Take running jobs from workers that are not on the list, if nothing of them is here."""
+        for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' "
+                                    "AND NOT EXISTS(SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
+            job = Job.of(row)
+            if not OS.is_held(self.files.lock(job.worker)) and not OS.is_held(self.files.output(job.worker)):
+                duration = max(0.0, now - (job.started_at or now))
+                self._record(job.worker, Outcome(job, kind, None, why, None, job.started_at, duration), now)
 
     def supervisors(self) -> list:
         return [SupervisorRow._make(row) for row in self._listed(
@@ -4647,8 +4656,9 @@ class Queue:
         return after
 
     def sweep(self) -> None:
-        """Removes the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
-        with self._undo, Transaction(self):  # none is being added meanwhile
+        """Remove the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
+        with self._undo, Transaction(self) as now:  # none is being added meanwhile
+            self._release_unlisted("crashed", "worker died", now)
             listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
             for name in os.listdir(self.files.workers):
                 path = os.path.join(self.files.workers, name)
@@ -5222,8 +5232,9 @@ class Queue:
             self._patiently(lambda: self._db.backup(copy))
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
             copy.close()
-            with Queue(part, create=False) as mine:  # what runs, runs here
-                mine.release_workers(mine.workers())
+            with Queue(part, create=False) as mine:
+                mine.release_workers(mine.workers())  # what runs, runs here
+                mine._mark()  # put back beside a -wal of today, it is told from the database that this belongs to
             if os.path.exists(path):
                 raise UserError("%s exists: give another name" % plain(path))
             os.replace(part, path)
@@ -5326,10 +5337,7 @@ class Queue:
         self.mend_values()
         with self._undo, Transaction(self) as now:
             self._recount()
-            for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE state='processing' AND NOT EXISTS("
-                                        "SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
-                job = Job.of(row)
-                self._record(job.worker, Outcome(job, "crashed", None, "worker died", None, job.started_at, None), now)
+            self._release_unlisted("crashed", "worker died", now)
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job "
                                         "WHERE state IN ('pending','failed') AND gate IS NULL").fetchall():
                 self._regate(Job.of(row), now)

@@ -383,3 +383,41 @@ def test_a_copy_that_cannot_be_written_can_be_looked_at(queue, tmp_path):
                 str(ROOT), str(tmp_path / "copy.db")))
     assert queue.run([sys.executable, "-IS", "-c", code]).stdout == "processing\n"
     assert json.loads(queue.run([*queue.program, "--db", str(tmp_path / "copy.db"), "list", "--json"]).stdout)[0]["state"] == "pending"
+
+
+def test_a_running_job_whose_worker_is_on_no_list_is_given_back_by_the_next_start(queue):
+    job = left_by_a_crash(queue)
+    queue.sql("DELETE FROM worker")
+    queue.start(1)
+    queue.wait_for(job, "completed")
+
+
+def test_a_running_job_whose_worker_is_on_no_list_but_alive_is_left_alone(queue):
+    queue.start(1)
+    job = runs_until(queue, "notes")
+    queue.sql("DELETE FROM worker")
+    queue.start(1)
+    queue.cli("doctor", "--fix", check=False)
+    assert queue.job(job).state == "processing" and (queue.dir / "notes").read_text().count("begin") == 1
+    (queue.dir / "notes.go").touch()
+    queue.wait_for(job, "completed")
+    assert (queue.dir / "notes").read_text().count("begin") == 1
+
+
+def test_a_backup_that_is_put_back_beside_the_log_of_the_original_is_refused_and_loses_nothing(queue, tmp_path):
+    with queuectl.Queue(str(queue.db)) as store:
+        store.enqueue_many(["exit 0"] * 30)
+    queue.cli("backup", tmp_path / "backup.db")
+    code = ("import os, sys; sys.path.insert(0, %r); import queuectl\nqueue = queuectl.Queue(%r)\n"
+            "for n in range(60): queue.enqueue('exit 0 # later %%d' %% n + 'x' * 500)\nos._exit(0)")
+    queue.run([sys.executable, "-IS", "-c", code % (str(ROOT), str(queue.db))])  # as a power cut leaves it
+    wal = queue.dir / "queue.db-wal"
+    saved = wal.read_bytes()
+    assert saved
+    shutil.copy(str(tmp_path / "backup.db"), str(queue.db))
+    done = queue.cli("list", check=False)
+    assert done.returncode == 2 and "-wal is of another database" in done.stderr, done
+    assert wal.read_bytes() == saved and queue.db.read_bytes() == (tmp_path / "backup.db").read_bytes()
+    shutil.copy(str(queue.db), str(tmp_path / "new.db"))  # as the line says
+    there = another(queue, tmp_path / "new.db")
+    assert len(there.json("list", "--limit", "0")) == 30 and there.cli("doctor").returncode == 0

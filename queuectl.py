@@ -7486,7 +7486,7 @@ def args_list(parser) -> None:
 
 
 def cmd_list(args) -> int:
-    if not args.watch or not can_draw(sys.stdout):
+    if not args.watch or args.json or not can_draw(sys.stdout):
         return list_once(args)
     while True:
         height = terminal_size(sys.stdout).lines
@@ -7498,6 +7498,8 @@ def cmd_list(args) -> int:
 
 
 def list_once(args) -> int:
+    refuse_both(args, "json", "tree", "columns", "watch")
+    refuse_both(args, "tree", "columns", "sort")
     states, limit = states_asked(args), limit_asked(args)
     columns = USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command")
     if args.columns is not None:
@@ -7635,6 +7637,7 @@ def args_logs(parser) -> None:
 
 
 def cmd_logs(args) -> int:
+    refuse_both(args, "attempt", "all_attempts")
     lines = parse_number(args.lines, "--lines", 0, 10**9, whole=True) if args.lines is not None else None
     with open_queue(args) as queue:
         ids = select_ids(queue, args, STATES)
@@ -8073,6 +8076,7 @@ class Top:
 # -- the dead letter queue --
 
 def cmd_dlq_list(args) -> int:
+    usable_states(args, ("dead",))
     args.state = ["dead"]
     return cmd_list(args)
 
@@ -8104,6 +8108,22 @@ def states_asked(args) -> list:
     return [parse_choice(state, "--state", STATES) for word in args.state or () for state in word.split(",")]
 
 
+def usable_states(args, states) -> list:
+    """The states asked for, else all of `states`; refuse one in which a command can do nothing."""
+    asked = states_asked(args)
+    for state in asked:
+        if state not in states:
+            raise UserError("this command takes jobs that are %s, not %s: leave out --state %s" % (", ".join(states), state, state))
+    return asked or list(states)
+
+
+def refuse_both(args, option: str, *others) -> None:
+    """Refuse options that this one leaves no room for."""
+    for other in others:
+        if getattr(args, option) and getattr(args, other):
+            raise UserError("--%s and --%s exclude each other: give one" % (option.replace("_", "-"), other.replace("_", "-")))
+
+
 def ids_named(queue, refs) -> list:
     """The ids of the jobs named by id, name, range (5-8) or `last`; all looked up before anything is done."""
     return list(dict.fromkeys(number for ref in refs for number in queue.ids(ref)))
@@ -8111,13 +8131,10 @@ def ids_named(queue, refs) -> list:
 
 def select_ids(queue, args, states, before=None) -> list:
     """The ids that a command is for.  By a filter or --all it gets those in `states`, which it can be used on."""
-    asked = states_asked(args)
-    filtered = bool(asked or args.queue or args.name or args.batch or before)
+    wanted = usable_states(args, states)
+    filtered = bool(args.state or args.queue or args.name or args.batch or before)
     if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
         raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
-    wanted = [state for state in asked or states if state in states]
-    if not wanted:
-        raise UserError("this can be used on jobs that are %s" % ", ".join(states))
     ids = ids_named(queue, args.ids) if args.ids else None
     if filtered or ids is None:
         batch = queue.batch(args.batch).id if args.batch else None
@@ -8504,6 +8521,8 @@ def cmd_cron_add(args) -> int:
         every = parse_duration(args.every, "--every", 1)
         if len(args.lead) > 1:
             raise UserError("a schedule has a cron line or --every, not both: put the command after the options")
+        if args.tz is not None and args.job_at is None:
+            raise UserError("--tz is the zone of a cron line or of --at, and --every has none: leave it out")
     elif not words:
         raise UserError("when should it run? cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
     else:

@@ -479,3 +479,33 @@ def test_install_does_not_overwrite_a_command_of_somebody_else(queue):
     one_error_line(queue.run([sys.executable, str(SCRIPT), "install"], check=False))
     one_error_line(queue.run([sys.executable, str(SCRIPT), "install", "--uninstall"], check=False))
     assert command.read_text() == "#!/bin/sh\necho mine\n"
+
+
+# ---- options that a command cannot honour -----------------------------------------------------------
+
+@pytest.mark.parametrize("words", [
+    ["dlq", "list", "--state", "completed"], ["dlq", "list", "--state", "dead,completed"], ["dlq", "list", "--state", "dead", "--state", "failed"],
+    ["dlq", "retry", "--state", "completed"], ["dlq", "purge", "--state", "dead,completed"], ["retry", "--state", "completed,pending"],
+    ["rm", "--state", "completed", "--state", "processing"], ["prune", "--older-than", "0s", "--state", "pending"],
+    ["cancel", "--state", "pending,completed"], ["hold", "--state", "processing"], ["release", "--state", "dead"],
+    ["edit", "--state", "failed,dead", "--priority", "1"], ["hold", "1", "--state", "completed"],
+    ["list", "--json", "--columns", "id"], ["list", "--json", "--tree"], ["list", "--json", "--watch"], ["list", "--tree", "--columns", "id"],
+    ["list", "--tree", "--sort", "id"], ["dlq", "list", "--json", "--tree"], ["logs", "1", "--attempt", "1", "--all-attempts"],
+    ["cron", "add", "t", "--every", "1h", "--tz", "UTC", "true"]], ids=" ".join)
+def test_an_option_that_a_command_cannot_honour_is_refused_and_nothing_done(queue, words):
+    queue.enqueue("true")
+    for end in ("0", "9"):
+        queue.cli("run", "--max-retries", 0, "exit " + end, check=False)
+    before = queue.json("list")
+    done = queue.cli(*words, check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, (done.stdout, done.stderr)
+    assert queue.json("list") == before and queue.json("cron", "list") == []
+
+
+def test_options_that_a_command_can_honour_together_are(queue):
+    queue.cli("run", "--max-retries", 0, "exit 9", check=False)
+    for words in (["dlq", "list", "--state", "dead"], ["list", "--json", "--sort", "id"], ["list", "--tree", "--state", "dead,pending"],
+                  ["logs", "1", "--attempt", "1", "-n", "5"], ["retry", "--state", "dead,completed", "--dry-run"],
+                  ["cron", "add", "t", "--every", "1h", "--tz", "UTC", "--at", "09:00", "true"]):
+        queue.cli(*words)
+    queue.run([*queue.program, "list", "--db", str(queue.db)])

@@ -33,6 +33,12 @@ for line in sys.stdin:
 """
 
 
+def current_umask():
+    mask = os.umask(0o22)
+    os.umask(mask)
+    return mask
+
+
 class Interrupt(BaseException):
     """What the tracer raises."""
 
@@ -140,11 +146,12 @@ ACTIONS = {
 @pytest.mark.parametrize("name", ["enqueue", "enqueue what is refused", "export"] + [
     pytest.param(name, marks=pytest.mark.slow) for name in ACTIONS if name not in ("enqueue", "enqueue what is refused", "export")])
 def test_an_interrupt_at_any_line_of_a_transaction_leaves_no_lock(name, store, probe):
-    action, count = ACTIONS[name], 1
+    action, count, mask = ACTIONS[name], 1, current_umask()
     while True:
         place = interrupted_at(count, lambda: action(store))
         assert probe.ask() == "free", place
         assert not store._db.in_transaction, place
+        assert current_umask() == mask, place
         if place is None:
             break
         count += 1

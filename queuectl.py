@@ -1342,6 +1342,11 @@ class PosixOwners:
         except KeyError:
             return "user %d" % uid
 
+    def other_owner(self, database: str) -> str:
+        """The name of the user whose queue it is that root is about to work; "" if it is its own."""
+        place = database if os.path.exists(database) else os.path.dirname(database)
+        return self.user_name(os.stat(place).st_uid) if acts_as_root() and os.path.exists(place) and os.stat(place).st_uid else ""
+
     def distrust(self, files) -> str:
         """Why a queue, or what lies beside it, may be read, changed or replaced by another user; "" where it may not.
 
@@ -2628,6 +2633,9 @@ class Windows:
     def oddities(self, files, deep: bool = True):
         """None, for the same reason."""
         return ()
+
+    def other_owner(self, database: str) -> str:
+        return ""
 
     def foreign_files(self, files) -> str:
         return ""
@@ -6231,7 +6239,7 @@ class Supervisor:
                 self.queue = self._connect(create=False)
                 self._seen = None  # a new connection counts changes anew
                 return
-            except (sqlite3.OperationalError, OSError) as error:
+            except (sqlite3.OperationalError, OSError, UserError) as error:  # UserError: others may write to it now
                 self._say_once("can't open the database yet: %s" % error)
                 self._wait(1.0)
 
@@ -7114,6 +7122,7 @@ def cmd_run(args) -> int:
     plan = Plan(items)  # bad jobs are refused before anything starts
     database = find_database(args.db)
     refuse_strange_wal(database)
+    tell_root(database)
     return Run(database, plan, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
 
 
@@ -7264,6 +7273,8 @@ def cmd_worker_start(args) -> int:
     queues = queue_list(args.queue)
     limits = worker_limits(args)
     niceness = parse_number(args.nice, "--nice", 0, 19, whole=True) if args.nice is not None else None
+    if not args.announce:
+        tell_root(database)
     if not args.foreground:
         return start_in_background(args, database)
     OS.close_strangers()
@@ -7287,6 +7298,13 @@ def cmd_worker_start(args) -> int:
         say("trouble", why=explain_error(error, database))
         return 2
     return 0
+
+
+def tell_root(database: str) -> None:
+    """Whose jobs root is about to run."""
+    name = OS.other_owner(database)
+    if name:
+        talk("you are root: the jobs of this queue, which is %s's, run as root" % name)
 
 
 def worker_limits(args) -> dict:

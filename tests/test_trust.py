@@ -1,21 +1,19 @@
 """A queue is one user's: what other users have made or may write to is refused, what is made is for its owner alone."""
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shlex
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, linux_only, posix_only, unprivileged, wait_until
+from conftest import SCRIPT, linux_only, posix_only, wait_until
 from test_cli import one_error_line
 from test_places import needs
 
@@ -140,6 +138,11 @@ def test_a_group_with_one_member_is_no_other_user(town):
     passwd.write_text("root:x:0:0::/:/bin/sh\nann:x:4242:4242::/:/bin/sh\n")
     group.write_text("root:x:0:\nann:x:4242:\n")
     assert town.call(ANN, folder / "q.db", "enqueue", "true", prefix=names).stdout == "1\n"
+    os.setxattr(str(folder), "system.posix_acl_access", struct.pack("<I" + "HHI" * 5, 2, 1, 7, 2**32 - 1, 2, 7, BOB, 4, 0, 2**32 - 1,
+                                                                    16, 7, 2**32 - 1, 32, 0, 2**32 - 1))  # setfacl -m u:bob:rwx
+    assert "others may write" in one_error_line(town.call(ANN, folder / "q.db", "list", prefix=names, check=False))
+    os.removexattr(str(folder), "system.posix_acl_access")
+    folder.chmod(0o2770)
     group.write_text("root:x:0:\nann:x:4242:ann,bob\n")
     assert "others may write" in one_error_line(town.call(ANN, folder / "q.db", "list", prefix=names, check=False))
     group.write_text("root:x:0:\nann:x:4242:\n")
@@ -375,10 +378,10 @@ def test_with_as_root_all_that_is_made_is_the_users_who_goes_on_with_it(town, wa
         assert root("enqueue", "echo one").stdout == "1\n"
     root("config", "set", "log_limit", "64KiB")
     assert root("enqueue", "id -u; yes | head -c 200000").stdout == "2\n"
-    root("worker", "start", "--count", "2")
+    assert "4242" in root("worker", "start", "--count", "2").stderr, "root is told whose jobs it runs"
     root("wait", "1", "2", "--timeout", "20")
     assert root("logs", "2").stdout.startswith("0\n")
-    root("run", "echo three")
+    assert "4242" in root("run", "echo three").stderr
     root("worker", "stop")
     root("doctor", "--fix")
     assert {path: path.lstat().st_uid for path in home.rglob("*") if path.lstat().st_uid != ANN} == {}

@@ -3685,6 +3685,11 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
 
     __slots__ = ()
 
+    @property
+    def key(self) -> bytes:
+        """Its name as the bytes that it is stored in."""
+        return self.name if isinstance(self.name, bytes) else str(self.name).encode("utf-8", "surrogateescape")
+
     def following(self, now: float) -> float:
         """The first of its times after `now`, however many were missed: never a burst."""
         if self.every is None:
@@ -4601,9 +4606,9 @@ class Queue:
             for schedule in self.schedules():
                 due, error = self._alone(lambda schedule=schedule: schedule.after_clock_change(now))
                 if error is None and due < schedule.next_at:  # also of one that was broken, and no longer is
-                    self._db.execute("UPDATE schedule SET next_at=?, error=NULL WHERE name=?", (due, schedule.name))
+                    self._set_schedule(schedule, next_at=due, error=None)
                 elif error is not None:
-                    self._db.execute("UPDATE schedule SET error=? WHERE name=?", (error, schedule.name))
+                    self._set_schedule(schedule, error=error)
             self._tell()
 
     def fire_at_boot(self, boot: str) -> None:
@@ -4612,7 +4617,7 @@ class Queue:
             with self._undo, Transaction(self) as now:
                 for schedule in self._schedules("WHERE lower(trim(spec))='@reboot' AND paused=0 AND boot IS NOT ?", (boot,)):
                     error = self._alone(lambda schedule=schedule: self._run_schedule(schedule, now))[1]
-                    self._db.execute("UPDATE schedule SET boot=?, last_at=?, error=? WHERE name=?", (boot, now, error, schedule.name))
+                    self._set_schedule(schedule, boot=boot, last_at=now, error=error)
 
     def _alone(self, action) -> tuple:
         """(what `action` returns, None), or (None, what is wrong) with nothing of it done: one row must not stop the others.
@@ -4968,14 +4973,14 @@ class Queue:
 
     def _settle_zones(self) -> None:
         """Gives schedules of an earlier release the zone that they were added in: that of their environment, or else this machine's."""
-        rows = self._db.execute("SELECT name, tz, data FROM schedule LEFT JOIN env ON env.id=schedule.env "
-                                "WHERE spec IS NOT NULL AND rule IS NULL").fetchall()
-        for name, tz, data in rows:
+        for schedule in self._schedules("WHERE spec IS NOT NULL AND rule IS NULL"):
+            tz = schedule.tz
             try:
                 if tz is None:
-                    found = [os.fsdecode(entry[3:]) for entry in (data or b"").split(b"\0") if entry.startswith(b"TZ=")]
+                    row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
+                    found = [os.fsdecode(entry[3:]) for entry in (row[0] if row else b"").split(b"\0") if entry.startswith(b"TZ=")]
                     tz = OS.zone(found[0] if found else None)
-                self._db.execute("UPDATE schedule SET tz=?, rule=? WHERE name=?", (*zone_and_rule(tz), name))
+                self._set_schedule(schedule, **dict(zip(("tz", "rule"), zone_and_rule(tz))))
             except (UserError, ValueError, TypeError, AttributeError):
                 continue  # told when it is due
 
@@ -4983,8 +4988,18 @@ class Queue:
         return self._schedules("")
 
     def _schedules(self, where: str, values=()) -> list:
-        return [Schedule._make(row) for row in self._read(
-            "SELECT " + ", ".join(Schedule._fields) + " FROM schedule " + where + " ORDER BY name", values)]
+        """Schedules, those too that hold text which is not valid: one must not hide the others."""
+        self._db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+        try:
+            return [Schedule._make(row) for row in self._read(
+                "SELECT " + ", ".join(Schedule._fields) + " FROM schedule " + where + " ORDER BY name", values)]
+        finally:
+            self._db.text_factory = str
+
+    def _set_schedule(self, schedule, **changes) -> None:
+        """Change the row of a schedule, whatever bytes its name is made of: one that stayed due would be tried without end."""
+        self._db.execute("UPDATE schedule SET " + assignments(tuple(changes)) + " WHERE CAST(name AS BLOB)=?",
+                         (*changes.values(), schedule.key))
 
     def schedule(self, name: str):
         found = [schedule for schedule in self.schedules() if schedule.name == name]
@@ -4999,13 +5014,13 @@ class Queue:
             next_at, error = (schedule.next_at, None) if paused else self._alone(lambda: schedule.following(now))
             if error is not None:
                 raise UserError("schedule %s can't run: %s" % (quoted(name), error))
-            self._db.execute("UPDATE schedule SET paused=?, next_at=?, boot=? WHERE name=?", (int(paused), next_at, OS.boot(), name))
+            self._set_schedule(schedule, paused=int(paused), next_at=next_at, boot=OS.boot())
             self._tell()
 
     def remove_schedule(self, name: str) -> None:
-        self.schedule(name)
+        schedule = self.schedule(name)
         with self._undo, Transaction(self):
-            self._db.execute("DELETE FROM schedule WHERE name=?", (name,))
+            self._db.execute("DELETE FROM schedule WHERE CAST(name AS BLOB)=?", (schedule.key,))
 
     def run_schedule(self, name: str) -> int:
         """Enqueues a schedule's job now, beside its times; returns its id."""
@@ -5030,8 +5045,7 @@ class Queue:
             late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
             error = None if late else self._alone(lambda schedule=schedule: self._run_schedule(schedule, now))[1]
             next_at, fault = self._alone(lambda schedule=schedule: schedule.following(now))
-            self._db.execute("UPDATE schedule SET next_at=?, last_at=?, error=? WHERE name=?",
-                             (NEVER if fault else next_at, schedule.next_at, fault or error, schedule.name))
+            self._set_schedule(schedule, next_at=NEVER if fault else next_at, last_at=schedule.next_at, error=fault or error)
 
     def _run_schedule(self, schedule, now: float):
         """Enqueue a schedule's job; return its id, or None if an unfinished job of it makes it superfluous."""
@@ -5044,7 +5058,7 @@ class Queue:
         data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
         plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
         [job] = plan.store(self, now)
-        self._db.execute("UPDATE schedule SET last_job=? WHERE name=?", (job, schedule.name))
+        self._set_schedule(schedule, last_job=job)
         return job
 
     def _unfinished_of(self, schedule) -> list:

@@ -151,10 +151,7 @@ def test_another_supervisor_releases_the_jobs_of_one_that_was_killed_with_its_wo
         assert outcomes(bench, job)[0] == "crashed"
         bench.queue.wait_for(job, "completed")
     assert len(bench.supervisors()) == 1 and len(bench.workers()) == 1
-    def second():
-        return [entry.pid for entry in bench.journal("child") if entry.attempt == 2]
-
-    strays = wait_until(lambda: len(second()) == 2 and second(), message="both children have written where they are")
+    strays = [entry.pid for entry in bench.journal("child") if entry.attempt == 2]
     check(bench, strays=strays)
     kill(*strays)
 

@@ -75,12 +75,12 @@ def test_stop_is_graceful_each_worker_finishes_its_job(queue):
     queue.start(1)
     begun, end = queue.dir / "begun", queue.dir / "end"
     code = ("import os, sys, time\nopen(sys.argv[1], 'w').close()\n"
-            "while not os.path.exists(sys.argv[2]):\n    time.sleep(0.02)")
+            "while not os.path.exists(sys.argv[2]):\n    time.sleep(0.2)")
     job = queue.enqueue(*queue.script(code, begun, end))
     behind = queue.enqueue("exit 0")
     wait_until(begun.exists, message="the job runs")
     stop = queue.beside("worker", "stop")
-    wait_until(lambda: queue.sql("SELECT 1 FROM supervisor WHERE stop=1"), message="the stop is asked for")
+    wait_until(lambda: "stopping" in (queue.files / "workers.log").read_text("utf-8"), message="the worker is being told")
     end.touch()
     assert stop.ends() == 0
     assert queue.json("worker", "list") == [] and queue.processes() == {}

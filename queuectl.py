@@ -7453,7 +7453,7 @@ def cmd_worker_scale(args) -> int:
 def cmd_worker_restart(args) -> int:
     """New workers first, from the file as it is now; then the old ones end, each after its job."""
     with open_queue(args) as queue:
-        old = [s for s in queue.supervisors() if s.kind == "start"]
+        old = [s for s in queue.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
         if not old:
             raise UserError("no workers are running: start some with `%s worker start`" % invoked())
         if any("--foreground" in supervisor.arguments.split("\n") for supervisor in old):

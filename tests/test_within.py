@@ -35,6 +35,17 @@ def test_a_job_that_restarts_the_workers_completes_and_others_take_over(queue):
     assert queue.wait_for(queue.enqueue("exit 0"), "completed").worker is None
 
 
+def test_two_restarts_one_after_the_other_leave_as_many_workers_as_there_were(queue):
+    queue.start(2)
+    slow = queue.enqueue("until [ -f go ]; do sleep 0.02; done")
+    queue.wait_for(slow, "processing")
+    for _ in range(2):
+        queue.wait_for(queue.enqueue(line(queue, "worker", "restart")), "completed")
+    (queue.dir / "go").write_text("")
+    queue.wait_for(slow, "completed")
+    wait_until(lambda: len(queue.json("worker", "list")) == 2, message="the old ones are gone")
+
+
 @pytest.mark.parametrize("words", [["worker", "stop"], ["worker", "scale", "1"]], ids=" ".join)
 def test_a_job_that_stops_or_scales_its_own_workers_completes(queue, words):
     queue.start(2)

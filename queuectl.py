@@ -1378,7 +1378,7 @@ class PosixOwners:
         if is_strange(info.st_uid):
             return self._strange_text(path, info.st_uid)
         if not (S_ISDIR if directory else S_ISREG)(info.st_mode) or not directory and info.st_nlink > 1 == database.st_nlink:
-            return "%s is not a plain %s, and another user may have put it there: remove it, or give another --db" % (
+            return "%s is not a plain %s, and another user may have put it there: put a copy in its place, or give another --db" % (
                 plain(path), "directory" if directory else "file")
         if info.st_uid != database.st_uid and not self._may_write(path):
             return self.owner_advice(path, info.st_uid, database.st_uid)

@@ -5170,7 +5170,7 @@ class Queue:
             count = 0
             for table in self.TABLES:
                 cursor = self._db.execute("SELECT * FROM " + table)
-                names = [column[0] for column in cursor.description]
+                names = next(zip(*cursor.description))
                 for row in cursor:
                     count += 1
                     yield table, dict(zip(names, row))

@@ -1,8 +1,10 @@
 """An exception between any two lines of a transaction (Ctrl-C, an alarm of the caller's) leaves no lock behind."""
 from __future__ import annotations
 
+import linecache
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +69,11 @@ def probe(store):
     asked.close()
 
 
+# What a tracer raises in one of these skips every `with` and `except` in Python 3.12 and 3.13, whose comprehensions are
+# no functions any more; what a signal's handler raises does not.
+COMPREHENSION = re.compile(r"[\[({].* for .* in ")
+
+
 def interrupted_at(count, action):
     """Calls action() with an exception at the count-th line of queuectl.py; the line, or None if there are fewer."""
     left, place = count, None
@@ -75,7 +82,8 @@ def interrupted_at(count, action):
         nonlocal left, place
         if frame.f_code.co_filename != str(SCRIPT):
             return None
-        if event == "line" and place is None:
+        if event == "line" and place is None and not (sys.version_info >= (3, 12) and COMPREHENSION.search(
+                linecache.getline(str(SCRIPT), frame.f_lineno))):
             left -= 1
             if not left:
                 place = "%s, line %d" % (frame.f_code.co_name, frame.f_lineno)
@@ -137,7 +145,8 @@ ACTIONS = {
     "a tick": lambda store: store.tick(),
     "rm": remove,
     "export": lambda store: (list(store.export()), next(store.export())),
-    "mend": lambda store: (store.check(), store.mend(), store.mend_clock(), store.sweep(), store.tidy(0)),
+    "mend": lambda store: (store.check(), store.mend()),
+    "tidy": lambda store: (store.mend_clock(), store.sweep(), store.tidy(0)),
 }
 
 

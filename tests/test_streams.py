@@ -162,6 +162,17 @@ def test_a_mistake_is_exit_status_2_whatever_the_streams(queue, tmp_path):
     assert not queue.db.exists()
 
 
+def test_input_that_cannot_be_read_stores_nothing(queue, tmp_path):
+    for words in (["enqueue", "--file", "-"], ["run", "--file", "-"], ["enqueue", "--stdin", "-", "cat"], ["import", "-"]):
+        for how in ("closed",) + READER_LEFT:  # /dev/full gives zeros without end
+            status, stdout, stderr = call(queue, words, 0, how, str(tmp_path))
+            if "--stdin" in words and how != "closed":
+                assert (status, stderr) == (0, ""), (words, how)  # an input of nothing
+                continue
+            assert (status, stderr.count("\n"), stdout) == (2, 1, ""), (words, how, stderr)
+    assert queue.json("status")["jobs"]["pending"] == 3
+
+
 def test_a_list_stops_when_its_reader_has_gone(queue):
     queue.cli("enqueue", "--file", "-", stdin="true\n" * 5000)
     process = subprocess.Popen(queue.command("list", "--limit", "0"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=queue.environment())

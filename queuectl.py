@@ -1362,21 +1362,27 @@ class PosixOwners:
         if self._others_may_write(folder, info) and not info.st_mode & S_ISVTX:  # as /tmp: each may replace his own files only
             return "others may write to the directory %s: `chmod go-w %s`, or keep the queue in one of its own with --db PATH" % (
                 plain(folder), self.quote([plain(folder)]))
+        trusted = {0, os.geteuid()} | ({info.st_uid} if acts_as_root() and not info.st_mode & S_ISVTX else set())
         database = None
         for path in (path, path + "-wal", path + "-shm", path + "-journal", files.root, files.workers, files.logs):
             try:
                 info = os.lstat(path)
             except FileNotFoundError:
                 continue
+            if path == files.database:
+                if is_strange(info.st_uid):
+                    return self._strange_text(path, info.st_uid)
+                trusted.add(info.st_uid)  # with --as-root the one whose queue it is, and nobody else
             database = database or info
-            fault = self._distrust_one(path, info, database, path.startswith(files.root))
+            fault = self._distrust_one(path, info, database, trusted, path in (files.root, files.workers, files.logs))
             if fault:
                 return fault
         return ""
 
-    def _distrust_one(self, path: str, info, database, directory: bool) -> str:
-        if is_strange(info.st_uid):
-            return self._strange_text(path, info.st_uid)
+    def _distrust_one(self, path: str, info, database, trusted: set, directory: bool) -> str:
+        if info.st_uid not in trusted:
+            return "%s belongs to %s, who could read and change your jobs: keep your queue elsewhere with --db PATH or QUEUECTL_DB" % (
+                plain(path), self.user_name(info.st_uid))
         if not (S_ISDIR if directory else S_ISREG)(info.st_mode) or not directory and info.st_nlink > 1 == database.st_nlink:
             return "%s is not a plain %s, and another user may have put it there: put a copy in its place, or give another --db" % (
                 plain(path), "directory" if directory else "file")
@@ -1390,11 +1396,12 @@ class PosixOwners:
         return ""
 
     def _strange_text(self, path: str, uid: int) -> str:
+        name = self.user_name(uid)
         if os.geteuid() == 0:
-            return "%s belongs to %s, and you are root: be that user (`sudo -u`; a container's `--user %d`), or give --as-root (%s=1)" % (
-                plain(path), self.user_name(uid), uid, AS_ROOT)
+            return ("%s belongs to %s, and you are root: be that user (`sudo -u`; a container's `--user %d`), give --as-root (%s=1), "
+                    "or keep a queue of your own elsewhere with --db" % (plain(path), name, uid, AS_ROOT))
         return "%s belongs to %s, who could read and change your jobs: keep your queue elsewhere with --db PATH or QUEUECTL_DB" % (
-            plain(path), self.user_name(uid))
+            plain(path), name)
 
     def owner_advice(self, path: str, uid: int, owner: int) -> str:
         """How to give back what root has left in another user's queue."""
@@ -7356,7 +7363,7 @@ def announce(answer, line: str) -> None:
 
 def start_in_background(args, database: str) -> int:
     pid, log = launch(database, args.count, worker_options(args))
-    where = "" if args.db is None else " --db %s" % plain(args.db)
+    where = ("" if args.db is None else " --db %s" % plain(args.db)) + (" --as-root" if acts_as_root() else "")
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
     out("  stop:  %s worker stop%s" % (invoked(), where))
     out("  log:   %s" % plain(log))

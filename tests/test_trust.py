@@ -393,6 +393,18 @@ def test_with_as_root_all_that_is_made_is_the_users_who_goes_on_with_it(town, wa
     assert town.call(ANN, db, "doctor").returncode == 0
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["a new queue", "a queue that is there"])
+def test_even_with_as_root_what_a_third_user_has_put_beside_a_queue_is_refused(town, there):
+    db = town.folder / "q.db"
+    if there:
+        town.call(ANN, db, "enqueue", "true")
+        shutil.rmtree(str(db) + ".d")
+    town.shell(BOB, "mkdir -m 777 q.db.d")
+    line = town.refused(0, db, "enqueue", "true", QUEUECTL_AS_ROOT="1")
+    assert "4243" in line and "--as-root" not in line, line
+    assert list(Path(str(db) + ".d").iterdir()) == []
+
+
 def spoil(home, what):
     """What root's workers of 1.0 left in a user's queue."""
     for path in [home / "q.db.d", *(home / "q.db.d").rglob("*")]:

@@ -7021,7 +7021,10 @@ def begin_wait(queue, ids: list) -> tuple:
 
 
 def deadlocked(queue, number: int, seen=frozenset()) -> bool:
-    """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs."""
+    """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs.
+
+    Workers that stop take no job: where no others are left, one that they still run waits in vain.
+    """
     job = queue.find(number)
     if job is None or job.state not in WAITING or number in seen:
         return False
@@ -7034,18 +7037,22 @@ def deadlocked(queue, number: int, seen=frozenset()) -> bool:
     if any(reason == "limit" for reason, _ in reasons):
         return later.issuperset(other.id for other in running if other.queue == job.queue)
     homes = {worker.id: worker.supervisor for worker in queue.workers()}
-    pools = [pool for pool in queue.supervisors() if serves(queue, pool, job)]
+    listed = queue.supervisors()
+    pools = [pool for pool in listed if serves(queue, pool, job)]
+    if not pools:
+        stopping = {pool.id for pool in listed if pool.stop}
+        return any(other.id in later and homes.get(other.worker) in stopping for other in running)
     for pool in pools:
         busy = [other for other in running if homes.get(other.worker) == pool.id]
         used = sum(min(other.slots, pool.slots) for other in busy)
         if used + min(job.slots, pool.slots) <= pool.slots or not later.issuperset(other.id for other in busy):
             return False
-    return bool(pools)
+    return True
 
 
 def deadlock_text(number: int, within) -> str:
-    return ("job %d can't start before job %d, which runs this command, has ended: jobs that wait for it take up all the workers "
-            "that may run it, or the limit of its queue; start more workers, or raise the limit" % (number, within.id))
+    return ("job %d can't start before job %d, which runs this command, has ended: the workers are stopping, or all that may run it, "
+            "or the limit of its queue, are taken up by jobs that wait for it" % (number, within.id))
 
 
 def warn_if_stuck(queue, number: int) -> None:

@@ -124,6 +124,17 @@ def test_a_wait_for_a_job_behind_the_limit_that_its_own_job_takes_up_is_refused(
     assert queue.json("show", 1)["history"][0]["outcome"] == "failed"
 
 
+def test_a_stop_does_not_wait_for_ever_for_a_job_that_waits_for_one_that_no_worker_takes_any_more(queue):
+    queue.enqueue("--backoff-base", 0.1, line(queue, "wait", 2))
+    queue.enqueue("--delay", "2s", "exit 0")
+    queue.start(2)
+    wait_until(lambda: queue.sql("SELECT 1 FROM waiting"), message="it waits")
+    queue.stop(timeout=30)
+    assert queue.job(1).state == "failed" and "the workers are stopping" in log(queue, 1)
+    work_until_done(queue, 2)
+    assert [queue.job(n).state for n in (1, 2)] == ["completed"] * 2
+
+
 def test_a_wait_is_not_refused_while_another_worker_may_become_free(queue):
     other = queue.enqueue("--priority", 9, *queue.sleeper(3))
     queue.enqueue("--max-retries", 0, "--priority", 5, line(queue, "wait", "3"))

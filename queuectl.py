@@ -3147,7 +3147,7 @@ def lock_advice(database: str) -> str:
 
 def definitions(sql: str) -> list:
     """Return what a CREATE statement says between its outer commas, without comments, with single blanks."""
-    text = " ".join(word for line in sql.rstrip("; \n").split("\n") for word in line.partition("--")[0].split())
+    text = " ".join(word for line in sql.split("\n") for word in line.partition("--")[0].split()).rstrip("; ")
     if not text.startswith(("TABLE ", "CREATE TABLE ")):
         return [text]
     head, _, body = text.partition("(")
@@ -3794,9 +3794,11 @@ class Queue:
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
         version = self._patiently(self._version)
+        self._db.execute("PRAGMA trusted_schema=OFF")  # no function with side effects runs from a schema (SQLite 3.31)
         if version != SCHEMA_VERSION:
             self._migrate(version)
         self._check_owner()  # of what SQLite has opened beside it, where another user may have been first
+        self._patiently(self._check_schema)
         self._db.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
         self._db.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs what shall be
         self._db.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
@@ -3926,6 +3928,7 @@ class Queue:
                 for statement in statements if 0 < version <= step else ():
                     self._db.execute(statement)
             self._settle_zones()
+            self._check_schema()  # whatever a trigger did meanwhile is rolled back
             self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
             self._mark(self._db.execute("PRAGMA user_version").fetchone()[0] >> 8)
 
@@ -3933,6 +3936,22 @@ class Queue:
         """Write the schema version, and the mark by which the -wal of another database is told; 0: a new one."""
         mark = mark or int.from_bytes(os.urandom(3), "big") >> 1
         self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
+
+    def _check_schema(self) -> None:
+        """Refuse a database whose triggers are not ours, or in which other things stand in the place of our tables.
+
+        A trigger of somebody else's would change jobs within our own transactions.  Further tables, views and indexes
+        do nothing by themselves.  A table that was migrated has its columns in another order than SCHEMA has.
+        """
+        left = dict(schema_texts())
+        for kind, name, text in self._db.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
+            ours = left.pop(name, None)
+            if kind == "trigger" if ours is None else text != ours and sorted(definitions(text or "")) != sorted(definitions(ours)):
+                raise UserError("%s has been changed by another program: its %s %s is not of %s. Look at it with sqlite3, and drop "
+                                "what you did not make, or give another --db" % (plain(self.path), kind, quoted(name), PROGRAM))
+        for name in left:
+            raise UserError("%s has been changed by another program: it lacks %s. Restore it from a backup, or give another --db" % (
+                plain(self.path), quoted(name)))
 
     def _patiently(self, action):
         """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction).
@@ -5323,7 +5342,9 @@ class Queue:
 
     def _counters(self) -> list:
         """Return (table, last id given) of the tables for which no id of ours is left."""
-        return [row for row in self._read("SELECT name, seq FROM sqlite_sequence WHERE seq>%d" % LARGEST) if row[0] in schema_texts()]
+        last = "SELECT name, seq FROM sqlite_sequence" + "".join(
+            " UNION SELECT '%s', max(id) FROM %s" % (table, table) for table in ("job", "env", "batch", "supervisor", "worker"))
+        return [row for row in self._read("SELECT * FROM (%s) WHERE seq>%d" % (last, LARGEST)) if row[0] in schema_texts()]
 
     def _refuse_counters(self) -> None:
         for table, last in self._counters():  # else SQLite says that the disk is full

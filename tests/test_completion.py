@@ -186,12 +186,19 @@ def test_completing_where_there_is_no_queue_makes_none_and_prints_no_error(promp
 @each_shell
 def test_a_name_with_characters_that_mean_something_to_the_shell_is_completed_safely(prompt, filled, shell):
     names = {"odd1:b": "odd1:", "odd2=b": "odd2=", "odd3.b@c": "odd3.", "odd4+b": "odd4", "odd5/b": "odd5/", "odd6 b": "odd6", "odd7'b": "odd7",
-             "odd8$b": "odd8", "odd9*b": "odd9", "oddx\\b": "oddx", "oddy;b": "oddy", "oddz\u65e5": "oddz"}
+             "odd8$b": "odd8", "odd9*b": "odd9", "oddx\\b": "oddx", "oddy;b": "oddy", "oddz\u65e5": "oddz",
+             "odda$(touch pwned)b": "odda", "oddc`touch pwned`b": "oddc", "oddd\"b": "oddd", "odde&touch pwned": "odde"}
     taken = [name for name in names if filled.cli("enqueue", "--name", name, "exit 0", check=False).returncode == 0]
     here = prompt(shell)
     for name in taken:
         quoted = "".join(r"\\?" + re.escape(char) for char in name)
         here.after("queuectl show " + names[name], r"^ready> queuectl show ['\"]?%s['\"]? ?$" % quoted)
+    assert len(taken) > 10 and list(filled.dir.rglob("pwned*")) == []
+
+
+def test_a_name_that_cannot_be_typed_is_not_offered(filled):
+    filled.sql("UPDATE job SET name=? WHERE id=1", "odd\x1b[2J\ntouch pwned")
+    assert filled.out("_complete", "show", "odd") == "" and filled.out("_complete", "show", "mail") == "mailer"
 
 
 def test_the_zsh_file_works_from_fpath_at_the_first_tab(prompt, filled):

@@ -395,6 +395,7 @@ def test_a_bulk_load_killed_in_the_middle_stores_nothing(bench, point):
 
 UPGRADE = """
 queuectl.SCHEMA_VERSION = 3
+queuectl.SCHEMA = queuectl.SCHEMA.replace("\\n  schedule TEXT,", "\\n  schedule TEXT, colour TEXT,")
 queuectl.MIGRATIONS = ((2, ("ALTER TABLE job ADD COLUMN colour TEXT", "CREATE TABLE extra(x)", "INSERT INTO extra VALUES(1)",
                             "UPDATE job SET colour='red'")),)
 """

@@ -1545,7 +1545,7 @@ class Posix(PosixOwners):
         threading = sys.modules.get("threading")
         if threading is not None and threading.active_count() > 1:
             return None
-        os.umask(mask := os.umask(0o077))  # in one line: an interrupt of the caller's must not come between
+        mask = os.umask(0o077); os.umask(mask)  # in one line: an interrupt of the caller's must not come between
         return mask
 
     def cores(self) -> int:

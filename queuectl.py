@@ -37,7 +37,7 @@ import os
 import sqlite3
 import time
 from collections import namedtuple
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from stat import S_ISDIR, S_ISREG, S_ISVTX
 
@@ -3145,6 +3145,19 @@ def lock_advice(database: str) -> str:
 # class Queue: the database.  All SQL is here, a statement in the method that runs it.
 # Calls Small helpers and Platform differences (locks, places); knows nothing of processes or printing.
 
+# TEXT as SQLite keeps it, which may hold any bytes: the module's own way refuses to read such a row at all, even to mend it.
+as_text = partial(str, encoding="utf-8", errors="surrogateescape")
+
+
+def is_valid(text: str) -> bool:
+    """Whether it is text, and not bytes that as_text has made readable."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
 def definitions(sql: str) -> list:
     """Return what a CREATE statement says between its outer commas, without comments, with single blanks."""
     text = " ".join(word for line in sql.split("\n") for word in line.partition("--")[0].split()).rstrip("; ")
@@ -3198,6 +3211,8 @@ def checked(table: str, columns: str, row):
     """Return a row that was read; WrongValue where a value is of another type than its column's, or a number beyond LARGEST."""
     wrong, numbers = examined(table, columns, tuple(map(type, row)))
     numbers = numbers(row)
+    if not is_valid("".join([value for value in row if value.__class__ is str])):
+        raise WrongValue("%s %s holds text that is not valid" % (table, quoted(row[0])))
     if wrong or max(numbers) > LARGEST or min(numbers) < -LARGEST:
         raise WrongValue("%s %s has a value of a wrong type%s" % (
             table, quoted(row[0]), " in " + ", ".join(wrong) if wrong else ", or one that is too large"))
@@ -3791,6 +3806,7 @@ class Queue:
         if create:  # not by workers: a snapshot that links the file stops none of them
             self._refuse_second_name()
         self._db = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
+        self._db.text_factory = as_text
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
         version = self._patiently(self._version)
@@ -5015,12 +5031,8 @@ class Queue:
 
     def _schedules(self, where: str, values=()) -> list:
         """Schedules, those too that hold text which is not valid: one must not hide the others."""
-        self._db.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-        try:
-            return [Schedule._make(row) for row in self._read(
-                "SELECT " + ", ".join(Schedule._fields) + " FROM schedule " + where + " ORDER BY name", values)]
-        finally:
-            self._db.text_factory = str
+        return [Schedule._make(row) for row in self._read(
+            "SELECT " + ", ".join(Schedule._fields) + " FROM schedule " + where + " ORDER BY name", values)]
 
     def _set_schedule(self, schedule, **changes) -> None:
         """Change the row of a schedule, whatever bytes its name is made of: one that stayed due would be tried without end."""
@@ -5320,7 +5332,7 @@ class Queue:
             types = column_types(table)
             parts = [part.partition("PRIMARY KEY")[::2] for part in definitions(text) if "PRIMARY KEY" in part]
             keys = [column for before, after in parts for column in before.split()[:1] or after.strip("()").split(", ")]
-            key = "||' '||".join("quote(%s)" % column for column in keys) if "WITHOUT ROWID" in text else "rowid"
+            key = "CAST(%s AS BLOB)" % "||' '||".join("quote(%s)" % column for column in keys) if "WITHOUT ROWID" in text else "rowid"
             for column, kinds in types.items():
                 wrong = "typeof(%s) NOT IN (%s)" % (column, ", ".join("'%s'" % names[kind] for kind in kinds))
                 if int in kinds:
@@ -5328,11 +5340,16 @@ class Queue:
                 words = WORDS.get("%s.%s" % (table, column))
                 if words:
                     wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
-                for where, value in self._read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong)):
-                    found.append(("%s %s has a wrong value in %s: %s" % (table, plain(str(where)), column, quoted(value)),
-                                  *self._mending(table, column, kinds, key, where)))
+                rows = self._read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong))
+                if str in kinds:  # of those that hold more than ASCII, what is not valid
+                    rows += [row for row in self._read("SELECT %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
+                        key, column, table, column, column)) if not is_valid(row[1])]
+                for where, value in rows:
+                    found.append(("%s %s has a wrong value in %s: %s" % (
+                        table, plain(where if isinstance(where, bytes) else str(where)), column, quoted(value)),
+                        *self._mending(table, column, kinds, key, where)))
         found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
-                  for key, value in self._read("SELECT key, value FROM config") if key in SETTINGS and not self._readable(key, value)]
+                  for key, value in self._read("SELECT key, value FROM config") if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
         found += [("the counter of %s ids stands at %d, and leaves none" % row, "UPDATE sqlite_sequence SET seq=("
                    "SELECT coalesce(max(id), 0) FROM %s) WHERE name='%s'" % (row[0], row[0]), ()) for row in self._counters()]
         found += [("job %d is %s and yet has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._read(

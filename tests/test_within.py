@@ -65,8 +65,8 @@ def test_a_job_of_a_run_may_stop_the_workers(queue):
     wait_until(lambda: queue.json("worker", "list") == [], message="the workers have ended")
 
 
-@pytest.mark.parametrize("words", [["--all"], ["--state", "processing"], ["--queue", "default"], ["1"], ["last"], ["1-9"], ["--name", "me"]],
-                         ids=" ".join)
+@pytest.mark.parametrize("words", [
+    ["--all"], ["--state", "processing"], ["--queue", "default"], ["1"], ["last"], ["1-9"], ["--name", "me"]], ids=" ".join)
 def test_a_job_that_waits_leaves_itself_out_and_says_so(queue, words):
     queue.enqueue("--name", "me", line(queue, "wait", *words) + " && echo done")
     work_until_done(queue)

@@ -1387,7 +1387,7 @@ class PosixOwners:
             return "%s is not a plain %s, and another user may have put it there: put a copy in its place, or give another --db" % (
                 plain(path), "directory" if directory else "file")
         if info.st_uid != database.st_uid and not self._may_write(path):
-            return self.owner_advice(path, info.st_uid, database.st_uid)
+            return self.owner_advice(path[:path.rindex(".d") + 2] if directory else path, info.st_uid, database.st_uid)
         if self._others_may_write(path, info):
             return "others may write to %s, and may have: `chmod go-w %s` if you trust what is in it, or give another --db" % (
                 plain(path), self.quote([plain(path)]))
@@ -1405,8 +1405,6 @@ class PosixOwners:
 
     def owner_advice(self, path: str, uid: int, owner: int) -> str:
         """How to give back what root has left in another user's queue."""
-        start = path.find(".d" + os.sep)
-        path = path[:start + 2] if start >= 0 else path
         return "%s, or something in it, belongs to %s: `sudo chown -R %d %s` gives it back to %s" % (
             plain(path), self.user_name(uid), owner, self.quote([plain(path)]), self.user_name(owner))
 
@@ -1436,16 +1434,17 @@ class PosixOwners:
         """What says that root has left files in this user's queue, in which it can't work; "" where it has not."""
         for path, kind, _ in self.oddities(files, deep=False):
             if kind == "owner":
-                return self.owner_advice(path, os.lstat(path).st_uid, os.stat(files.database).st_uid)
+                place = files.root if path.startswith(files.root) else path
+                return self.owner_advice(place, os.lstat(path).st_uid, os.stat(files.database).st_uid)
         return ""
 
-    def refusal(self, error) -> str:
-        """Why the system refused something; where the file is another user's, how to give it back."""
+    def refusal(self, error, root: str) -> str:
+        """Why the system refused something; if it is another user's file in the queue's `root`, how to give it back."""
         path = error.filename
-        if isinstance(error, PermissionError) and isinstance(path, str) and ".d" + os.sep in path:
+        if isinstance(error, PermissionError) and isinstance(path, str) and path.startswith(root + os.sep):
             for place in (path, os.path.dirname(path)):
                 if os.path.lexists(place) and os.lstat(place).st_uid != os.geteuid():
-                    return "%s: %s" % (error.strerror, self.owner_advice(place, os.lstat(place).st_uid, os.geteuid()))
+                    return "%s: %s" % (error.strerror, self.owner_advice(root, os.lstat(place).st_uid, os.geteuid()))
         return error.strerror or str(error)
 
     def _may_write(self, path: str) -> bool:
@@ -2647,7 +2646,7 @@ class Windows:
     def foreign_files(self, files) -> str:
         return ""
 
-    def refusal(self, error) -> str:
+    def refusal(self, error, root: str) -> str:
         return error.strerror or str(error)
 
     def _open(self, path: str, sharing: int, how: int, flags: int = 0) -> int:
@@ -5287,6 +5286,8 @@ class Queue:
         except FileExistsError:
             raise UserError("%s exists: another backup is under way, or was cut short; remove it" % plain(part)) from None
         try:
+            if any(os.path.lexists(part + end) for end in ("-wal", "-journal")):  # SQLite would write it into the copy
+                raise UserError("there is a file beside %s that SQLite would read: give another name" % plain(part))
             copy = sqlite3.connect(part)
             self._patiently(lambda: self._db.backup(copy))
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
@@ -5498,7 +5499,7 @@ class Runner:
                 self._ready_output()
                 return self._spawn(job, env)
             except (OSError, MemoryError) as error:
-                why = OS.refusal(error) if isinstance(error, OSError) else "no memory"
+                why = OS.refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
                 self._say("trouble", why="can't start job %d yet: %s" % (job.id, why))
                 self._make_directories()
             self._bell.pause(pause)
@@ -5632,7 +5633,7 @@ class Runner:
             finally:
                 OS.stop_group(pid, False)
         except OSError as error:
-            self._say("trouble", why="can't shorten the output: %s" % OS.refusal(error))
+            self._say("trouble", why="can't shorten the output: %s" % OS.refusal(error, self._files.root))
         return size
 
     def _keep_output(self, job, spare: bool) -> None:
@@ -5647,7 +5648,7 @@ class Runner:
             try:
                 return self._try_to_keep(job, spare)
             except OSError as error:
-                self._say("trouble", why="can't keep the output of a job yet: %s" % OS.refusal(error))
+                self._say("trouble", why="can't keep the output of a job yet: %s" % OS.refusal(error, self._files.root))
             if self._bell.level >= 2:
                 return
             self._bell.pause(pause)
@@ -5867,7 +5868,7 @@ class Worker:
                 self._lock = lock
                 self._write_record(*self._written)
         except OSError as error:
-            self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error))
+            self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._queue.files.root))
 
     def _asked(self, job) -> bool:
         try:
@@ -6419,7 +6420,10 @@ def explain_error(error, database=None) -> str:
         advice = lock_advice(find_database(database)) if "I/O" in text else ""
         return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
-        why = OS.refusal(error)
+        try:
+            why = OS.refusal(error, Files(find_database(database)).root)
+        except UserError:
+            why = error.strerror  # there is no queue, as there is no home
         return "%s: %s" % (why, plain(error.filename)) if error.filename and why == error.strerror else why
     return text
 

@@ -405,6 +405,28 @@ def test_even_with_as_root_what_a_third_user_has_put_beside_a_queue_is_refused(t
     assert list(Path(str(db) + ".d").iterdir()) == []
 
 
+def test_no_chown_is_advised_for_what_is_not_the_queues(town):
+    """The directory of another program may be called like ours."""
+    home, other = town.home("cron.d", ANN), town.home("other.d", 0, 0o755)
+    (other / "workers").write_text("true\n")
+    (other / "workers").chmod(0o600)
+    assert town.call(ANN, home / "q.db", "enqueue", "true").stdout == "1\n"
+    line = town.refused(ANN, home / "q.db", "enqueue", "--file", str(other / "workers"))
+    assert "enied" in line and "chown" not in line, line
+    (home / "q.db-wal").touch(0o600)
+    assert town.refused(ANN, home / "q.db", "list").count("chown -R 4242 %s/q.db-wal" % home) == 1
+
+
+def test_a_backup_into_a_shared_directory_reads_nothing_that_lies_there(town):
+    home = town.home("ann", ANN)
+    town.call(ANN, home / "q.db", "enqueue", "true")
+    town.shell(BOB, "echo x > copy.part-journal; chmod 666 copy.part-journal; ln -s /etc/passwd other")
+    assert "another name" in town.refused(ANN, home / "q.db", "backup", str(town.folder / "copy"))
+    assert "exists" in town.refused(ANN, home / "q.db", "backup", str(town.folder / "other"))
+    town.call(ANN, home / "q.db", "backup", str(town.folder / "fine"))
+    assert mode(town.folder / "fine") == 0o600
+
+
 def spoil(home, what):
     """What root's workers of 1.0 left in a user's queue."""
     for path in [home / "q.db.d", *(home / "q.db.d").rglob("*")]:

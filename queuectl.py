@@ -5333,7 +5333,8 @@ class Queue:
             types = column_types(table)
             parts = [part.partition("PRIMARY KEY")[::2] for part in definitions(text) if "PRIMARY KEY" in part]
             keys = [column for before, after in parts for column in before.split()[:1] or after.strip("()").split(", ")]
-            key = "CAST(%s AS BLOB)" % "||' '||".join("quote(%s)" % column for column in keys) if "WITHOUT ROWID" in text else "rowid"
+            quoted_key = "||' '||".join("quote(%s)" % column for column in keys)
+            key = "CAST(%s AS BLOB)" % quoted_key if "WITHOUT ROWID" in text else "rowid"
             for column, kinds in types.items():
                 wrong = "typeof(%s) NOT IN (%s)" % (column, ", ".join("'%s'" % names[kind] for kind in kinds))
                 if int in kinds:

@@ -5351,7 +5351,8 @@ class Queue:
                         table, plain(where if isinstance(where, bytes) else str(where)), column, quoted(value)),
                         *self._mending(table, column, kinds, key, where)))
         found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
-                  for key, value in self._read("SELECT key, value FROM config") if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
+                  for key, value in self._read("SELECT key, value FROM config")
+                  if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
         found += [("the counter of %s ids stands at %d, and leaves none" % row, "UPDATE sqlite_sequence SET seq=("
                    "SELECT coalesce(max(id), 0) FROM %s) WHERE name='%s'" % (row[0], row[0]), ()) for row in self._counters()]
         found += [("job %d is %s and yet has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._read(

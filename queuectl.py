@@ -70,6 +70,7 @@ TRANSITIONS = {
 # What keeps a waiting job from being claimed; if several things do, Queue._gate_of says which counts.  A claim reads only
 # READY (or, for `run`, OWN), so a blocked job costs it nothing.
 READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
+CANCEL, SPARE = 1, 2  # what may be asked for a job that runs: see the column cancel
 
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x71756575  # "queu": tells a queue from any other SQLite database
@@ -77,11 +78,14 @@ CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
 MISSING_S = 10.0             # how long the lock file of a worker may be missing that can't be seen otherwise
+GIVE_UP_S = 2.0              # how long a worker that is to end now tries to write what its job came to
+END_NOW_S = 8.0              # how long after kill_grace a worker that was told to end now is killed
 MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
 NEVER = 10.0**11              # the next time of a schedule that has none: @reboot, or one that is broken
 OVERLAPS = ("allow", "skip", "queue", "replace")  # what a schedule does at its time while an earlier job of it is unfinished
 CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: schedules go by the new one
 NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
+RECORD_LINE = 300            # bytes of each line of a lock file: what runs, the wait of its process, an end not yet recorded
 JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is moved aside
 TERMINAL_ROWS = 50           # rows that `list` shows unless told
 STDIN_LIMIT = 2**20          # bytes of input that are kept with a job
@@ -120,7 +124,7 @@ CREATE TABLE job(
   schedule TEXT,
   hook TEXT,                                 -- on_dead or on_idle: the setting whose command it is
   worker INTEGER,
-  cancel INTEGER NOT NULL DEFAULT 0,         -- asked for while it ran
+  cancel INTEGER NOT NULL DEFAULT 0,         -- asked for while it ran: 1 to cancel it, 2 to let it end though its worker is stopped
   exit_code INTEGER, error TEXT,
   created_at REAL NOT NULL, started_at REAL, finished_at REAL, duration REAL);
 CREATE INDEX job_ready ON job(queue, priority DESC, id) WHERE gate=0;
@@ -163,7 +167,7 @@ CREATE TABLE supervisor(
   jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '');
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
-  started_at REAL NOT NULL, note TEXT,
+  started_at REAL NOT NULL, note TEXT,                -- unused: a wait stands in the lock file
   born REAL,                                 -- when it registered, on the clock of Process.born
   place TEXT);                               -- device:inode:path of the database as it saw it; a copy differs
 CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -1286,6 +1290,10 @@ def flush_file(path: str, flush) -> None:
         os.close(fd)
 
 
+def record_line(text: str) -> bytes:
+    return text.encode("utf-8", "replace")[:RECORD_LINE - 1].ljust(RECORD_LINE - 1) + b"\n"
+
+
 # What a supervisor or worker leaves as it is: faults, and the signals by which shells stop and continue a program.
 KEPT_SIGNALS = "KILL STOP CHLD CONT TSTP TTIN TTOU SEGV BUS ILL FPE ABRT TRAP SYS EMT".split()
 
@@ -1653,9 +1661,9 @@ class Posix(PosixOwners):
             os.close(fd)
         return fd is None
 
-    def write_record(self, fd: int, text: str) -> None:
-        """Puts one line of at most 200 characters at the start of a lock file."""
-        os.pwrite(fd, text.ljust(200).encode() + b"\n", 0)
+    def write_record(self, fd: int, line: int, text: str) -> None:
+        """Write one line of a lock file.  Its place is its own, so that it is overwritten even while the disk is full."""
+        os.pwrite(fd, record_line(text), line * RECORD_LINE)
 
     # -- which machine, boot and process this is --
 
@@ -1960,10 +1968,10 @@ class Posix(PosixOwners):
         return PosixCrew(self.forks)
 
     def signal_worker(self, pid: int, word: str) -> None:
-        """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
+        """Tell a worker to `look` at the database, `stop` after its job, or stop `now`; or `kill` it.  A supervisor heeds `now` too."""
         import signal
         try:
-            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGVTALRM}[word])
+            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGVTALRM, "kill": signal.SIGKILL}[word])
         except (ProcessLookupError, PermissionError):
             pass  # it has ended
 
@@ -2695,10 +2703,10 @@ class Windows:
         """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
         return None
 
-    def write_record(self, fd: int, text: str) -> None:
-        """Puts one line of at most 200 characters at the start of a lock file."""
-        os.lseek(fd, 0, os.SEEK_SET)
-        os.write(fd, text.ljust(200).encode() + b"\n")
+    def write_record(self, fd: int, line: int, text: str) -> None:
+        """Write one line of a lock file."""
+        os.lseek(fd, line * RECORD_LINE, os.SEEK_SET)
+        os.write(fd, record_line(text))
 
     # -- which machine and process this is --
 
@@ -2919,14 +2927,16 @@ class Windows:
         return self.call("CreateSemaphoreW", None, 0, 2**30, "Global\\%s-%s" % (PROGRAM, token))
 
     def signal_worker(self, pid: int, word: str) -> None:
-        """Tells a worker to `look` at the database, `stop` after its job, or stop `now`."""
+        """Tell a worker to `look` at the database, `stop` after its job, or stop `now`; or `kill` it."""
         import _winapi
         try:
+            if word == "kill":
+                return os.kill(pid, 15)  # TerminateProcess
             event = self.event(pid, word)
             self.call("SetEvent", event)
             _winapi.CloseHandle(event)
-        except PermissionError:
-            pass  # another user's
+        except OSError:
+            pass  # it has ended, or is another user's
 
     def boot(self) -> str:
         """Name the last start of this machine; "" if that can't be told."""
@@ -3256,11 +3266,14 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
 Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
 SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
-WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at note born place job")
+WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place job")
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
+
+
+WAIT_FOR_LOCK = "waits for the database, which another program has locked"
 
 
 def is_busy(error) -> bool:
@@ -3773,6 +3786,7 @@ class Queue:
         self._inside = False  # whether the gate is locked by us
         self._undo = Undo(self)
         self.sync = sync
+        self.on_wait = None   # told what a call waits for, once that takes a second; None when it goes on
         self._env = (None, b"")  # id and data of the environment read last
         self._worker = None   # the worker that was registered here
         self._db = None
@@ -3976,7 +3990,10 @@ class Queue:
         limit = None  # not asked for, like all that follows, while nobody is in the way
         while True:
             try:
-                return action()
+                result = action()
+                if limit is not None and check_at is None and self.on_wait is not None:
+                    self.on_wait(None)
+                return result
             except sqlite3.OperationalError as error:
                 if not is_busy(error):
                     raise
@@ -3987,6 +4004,8 @@ class Queue:
                 elif check_at is not None and now > check_at:
                     check_at = None
                     self._check_locks()
+                    if self.on_wait is not None:
+                        self.on_wait(WAIT_FOR_LOCK)
                 elif now > limit:
                     before, seen, turns = seen, self._version_of_data(), turns + 1
                     if seen == before or turns > 20:
@@ -4372,7 +4391,7 @@ class Queue:
         """Sends a running job to wait again, keeping its key; returns as _move."""
         gate = DUE if run_at > now else READY if job.pool is None else OWN
         self._tell(0 if gate == DUE else 1)
-        return self._move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, **changes)
+        return self._move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, cancel=0, **changes)
 
     def _record_failure(self, job, kind: str, now: float, end: dict):
         """(outcome, state) of an attempt that failed: a snooze, a retry, or the dead letter queue."""
@@ -4463,9 +4482,15 @@ class Queue:
         rows = self._read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.stdin,))
         return rows[0][0] if rows else b""
 
-    def cancel_asked(self, job) -> bool:
+    def cancel_asked(self, job) -> int:
+        """CANCEL or SPARE if that was asked for while the job runs, else 0."""
         rows = self._read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
-        return bool(rows and rows[0][0])
+        return rows[0][0] if rows else 0
+
+    def spare(self, job) -> None:
+        """Let a running job end by itself though its worker is told to end now: it is the job that asked for the stop."""
+        with self._undo, Transaction(self):
+            self._db.execute("UPDATE job SET cancel=2 WHERE id=? AND attempt=? AND state='processing' AND cancel=0", (job.id, job.attempt))
 
     # -- workers and supervisors --
 
@@ -4542,9 +4567,39 @@ class Queue:
 
     def workers(self) -> list:
         rows = self._listed(
-            "worker", "id, supervisor, pid, machine, started_at, note, born, place, (SELECT job.id FROM job INDEXED BY job_running "
+            "worker", "id, supervisor, pid, machine, started_at, born, place, (SELECT job.id FROM job INDEXED BY job_running "
             "WHERE state='processing' AND job.worker=worker.id)", "worker ORDER BY id")
         return [WorkerRow._make(os.fsdecode(value) if isinstance(value, bytes) else value for value in row) for row in rows]
+
+    def unanswered(self) -> dict:
+        """Ask every living supervisor for a sign of life; return, for each that gives none, when it last did.
+
+        The question is the access time of its lock file, the answer the modification time: nobody writes while nobody asks.
+        """
+        asked = {}
+        for supervisor in self.supervisors():
+            path = self.files.lock("s%d" % supervisor.id)
+            try:
+                if OS.is_held(path) and os.stat(path).st_size:  # that of an older version is empty: it can't answer
+                    os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
+                    asked[supervisor.id] = path, os.stat(path).st_atime_ns
+            except OSError:
+                pass  # another user's, or just gone: it can't be asked
+        if asked:
+            self._send(self._listeners(), 0)
+        limit = time.monotonic() + LOOK_S + 0.5
+        while True:
+            silent = {}
+            for number, (path, moment) in asked.items():
+                try:
+                    answered = os.stat(path).st_mtime_ns
+                except OSError:
+                    continue  # it has ended
+                if answered < moment:
+                    silent[number] = answered / 1e9
+            if not silent or time.monotonic() > limit:
+                return silent
+            time.sleep(0.005)
 
     def ask_stop(self, supervisor: int, level: int) -> None:
         with self._undo, Transaction(self):
@@ -4573,11 +4628,6 @@ class Queue:
     def job_of_worker(self, worker: int):
         rows = self._read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
         return Job.of(rows[0]) if rows else None
-
-    def note_worker(self, worker: int, note) -> None:
-        """Says in the database why a worker takes no job, or what the rescue of a dead one waits for."""
-        with self._undo, Transaction(self):
-            self._db.execute("UPDATE worker SET note=? WHERE id=? AND note IS NOT ?", (note, worker, note))
 
     def release_dead(self, worker: int, outcome) -> None:
         """Takes the job of a worker that is surely dead from it, and the worker off the list."""
@@ -5460,6 +5510,7 @@ class Runner:
         self._env = (None, {})   # the environment parsed last: jobs mostly share one
         self._path = files.output(worker)
         self._dropped = 0
+        self.kept = True         # whether the last output is where its log should be
 
     def run(self, job, env: bytes):
         """Runs one attempt to its end; returns its Outcome.  Trouble of the machine is waited out."""
@@ -5507,7 +5558,7 @@ class Runner:
             self._bell.pause(pause)
             if self._bell.look:
                 self._bell.look = False
-                if self._asked(job):
+                if self._asked(job) == CANCEL:
                     return None
             pause = min(pause * 2, 5.0)
         return None
@@ -5580,8 +5631,10 @@ class Runner:
             if ending is None:
                 ending = self._reason(job, deadline, now, look)
                 if ending:
+                    grace = self._setting("kill_grace")
+                    self._say("waits", why="ends job %d (%s); KILL follows TERM after %s" % (job.id, ending, seconds_text(grace)))
                     OS.signal_group(pid, hard=False)
-                    deadline, kill_at = never, now + self._setting("kill_grace")
+                    deadline, kill_at = never, now + grace
             elif now >= kill_at:
                 OS.signal_group(pid, hard=True)
                 kill_at = never
@@ -5592,10 +5645,12 @@ class Runner:
 
     def _reason(self, job, deadline: float, now: float, look: bool):
         """Why a running attempt shall end now, or None."""
-        if self._bell.level >= 2:
-            return "released"
-        if (look or self._bell.orphaned()) and self._asked(job):  # nobody rings for an orphan
+        now_asked = self._bell.level >= 2
+        asked = self._asked(job) if look or now_asked or self._bell.orphaned() else 0  # nobody rings for an orphan
+        if asked == CANCEL:
             return "cancelled"
+        if now_asked and asked != SPARE:
+            return "released"
         return "timeout" if now >= deadline else None
 
     def _clear(self, group: int) -> None:
@@ -5645,14 +5700,16 @@ class Runner:
         stranger's later output must not get into another job's log.  What a successful attempt left
         behind is spared; of another nothing may meet the next attempt, even what left its group.
         """
-        pause = 0.05
+        pause, self.kept = 0.05, False
         while True:
             try:
-                return self._try_to_keep(job, spare)
-            except OSError as error:
-                self._say("trouble", why="can't keep the output of a job yet: %s" % OS.refusal(error, self._files.root))
-            if self._bell.level >= 2:
+                self._try_to_keep(job, spare)
+                self.kept = True
                 return
+            except OSError as error:
+                self._say("trouble", why="can't keep the output of job %d yet: %s" % (job.id, OS.refusal(error, self._files.root)))
+            if self._bell.level >= 2:
+                return  # a rescuer keeps it, and records the end
             self._bell.pause(pause)
             pause = min(pause * 2, 5.0)
 
@@ -5697,7 +5754,7 @@ class Runner:
         if self._output is not None:
             os.close(self._output)
             self._output = None
-        for suffix in ("", ".cmd", ".tail", ".new"):
+        for suffix in ("", ".cmd", ".tail", ".new") if self.kept else (".cmd", ".new"):
             remove(self._path + suffix)
 
 
@@ -5720,15 +5777,19 @@ def is_damage(error) -> bool:
     return "malformed" in str(error) or "not a database" in str(error) or "no such table" in str(error)
 
 
-Record = namedtuple("Record", "pid job attempt group born done machine")
+# What a worker or supervisor wrote into its lock file.  note, since: what it waits for; end: see end_text.
+Record = namedtuple("Record", "pid job attempt group born done machine since note end")
 
 
 def read_record(path: str):
-    """What a worker wrote into its lock file; None where there is nothing to read."""
+    """What a worker or supervisor wrote into its lock file; None if there is nothing to read."""
     try:
         with open(path, "rb", opener=no_link) as file:
-            words = file.read(200).decode("ascii", "replace").split()
-        return Record(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "")
+            runs, wait, end = [file.read(RECORD_LINE).decode("utf-8", "replace").strip("\0 \n") for _ in range(3)]
+        since, _, note = wait.partition(" ")
+        words = runs.split() or ["0"] * 6  # a rescuer had to make the file again, and noted its wait there
+        return Record(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "",
+                      float(since or 0), note, end)
     except (OSError, ValueError, IndexError):
         return None
 
@@ -5743,6 +5804,41 @@ def keep_lock(path: str, lock: int) -> int:
     return fresh
 
 
+def write_note(lock: int, why) -> None:
+    """Note in a lock file what its process waits for, and since now; None: it goes on."""
+    try:
+        OS.write_record(lock, 1, "%.3f %s" % (time.time(), plain(why)) if why else "")
+    except OSError:
+        pass  # nobody can be told: not even this file can be written
+
+
+def end_text(outcome) -> str:
+    """An Outcome as a line of a lock file, from which a rescuer records it if its worker can't."""
+    job = outcome.job
+    return "%d %d %s %s %s %.6f %.6f %s" % (job.id, job.attempt, outcome.kind, optional(outcome.exit_code), optional(outcome.pid),
+                                            outcome.started_at, outcome.duration, plain(outcome.error or ""))
+
+
+def optional(number) -> str:
+    return "-" if number is None else "%d" % number
+
+
+def recorded_end(record, job):
+    """The Outcome of a job that a dead worker knew and could not write to the database, or None."""
+    words = (record.end if record else "").split(" ", 7)
+    try:
+        if (int(words[0]), int(words[1])) != (job.id, job.attempt) or words[2] not in ENDS:
+            return None
+        code, pid = [None if word == "-" else int(word) for word in words[3:5]]
+        return Outcome(job, words[2], code, words[7] if len(words) > 7 else None, pid, float(words[5]), float(words[6]))
+    except (ValueError, IndexError):
+        return None
+
+
+LEFT_TO_RESCUER = ()  # what an exchange gives that was given up: the end of the job is in the lock file
+ENDS = ("completed", "failed", "timeout", "released", "cancelled")
+
+
 class Worker:
     """One worker process.  `say(event, **facts)` takes what it has to tell."""
 
@@ -5750,8 +5846,10 @@ class Worker:
         self._post = post
         self._bell = bell
         self._tell = say
+        self._lock = None
         self._queue = Queue(post.database, patience=5.0, sync=False, create=False)
         self._queue.sync = self._queue.setting("sync") == "full"
+        self._queue.on_wait = self._on_wait
         self.id, self._lock = self._queue.add_worker(post.supervisor)
         self._lock_path = self._queue.files.lock(self.id)
         self._done = 0
@@ -5759,7 +5857,7 @@ class Worker:
         self._kept_at = 0.0  # when the lock file was last seen to be there
         self._machine = OS.machine()
         self._write_record(0, 0, 0, 0.0)
-        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say_of_job, self._record,
+        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record,
                               self._read, self._keep_lock)
 
     def work(self) -> None:
@@ -5768,10 +5866,10 @@ class Worker:
         while True:
             claim = not self._stopping() and not self._overloaded()
             taken = self._exchange(outcome, claim)
-            if outcome is not None:
+            if outcome is not None and taken is not LEFT_TO_RESCUER:
                 self._report(outcome, more=taken is not None)
-                outcome = None
-            if taken is not None:
+            outcome = None
+            if taken:
                 job, env = taken
                 self._keep_lock()
                 self._say("running", job=job)
@@ -5803,7 +5901,7 @@ class Worker:
         return self._post.load is not None and OS.load() > self._post.load
 
     def _rest(self) -> None:
-        """Waits for work, or for the machine's load to fall."""
+        """Wait for work, or for the machine's load to fall."""
         self._write_record(0, 0, 0, 0.0)
         self._kept_at = 0.0  # it may be long until the next look
         self._keep_lock()
@@ -5817,28 +5915,27 @@ class Worker:
             self._tell("reopen")
         self._bell.look = False
 
-    def _note(self, text) -> None:
-        if text != self._noted:
-            self._queue.note_worker(self.id, text)
-            self._noted = text
+    def _on_wait(self, why) -> None:
+        if self._noted in (None, WAIT_FOR_LOCK):  # else it is part of another wait
+            self._note(why)
 
-    def _try_to_note(self, text) -> None:
-        try:
-            self._note(text)
-        except (sqlite3.Error, OSError):
-            pass  # then only the log says it
-
-    def _say_of_job(self, event: str, **facts) -> None:
-        """What keeps a job from its start or its end is in the database too, for `explain`."""
-        self._say(event, **facts)
-        if event == "trouble":
-            self._try_to_note(facts["why"])
+    def _note(self, why) -> None:
+        """Note in the lock file, where others see it, what this worker waits for; None: it goes on."""
+        if why != self._noted and self._lock is not None:
+            self._noted = why
+            write_note(self._lock, why)
 
     def _exchange(self, outcome, claim: bool):
-        """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure."""
-        pause, again = 0.05, False
+        """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure.
+
+        An end that can't be written is kept in the lock file: whatever becomes of this worker, a rescuer records it.
+        Told to end now, the worker leaves it at that after a moment.
+        """
+        pause, again, limit = 0.05, False, None
         while True:
             try:
+                if outcome is not None and not self._runner.kept:
+                    raise OSError("the job's output has no place")
                 return self._queue.exchange(self.id, outcome, claim, self._post.queues,
                                             self._post.supervisor if self._post.own else None, again)
             except WrongValue:
@@ -5846,17 +5943,35 @@ class Worker:
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
-                self._say("trouble", why="can't write to the database yet: %s" % error)
-                if outcome is None and self._bell.level:
+                self._say("trouble", why="%scan't write to the database yet: %s" % (self._keep_end(outcome), error))
+                if self._bell.level >= 2:
+                    self._queue.patience = 1.0
+                    limit = limit or time.monotonic() + GIVE_UP_S
+                if self._bell.level and outcome is None:
                     return None
+                if limit and (time.monotonic() > limit or not self._runner.kept):
+                    return LEFT_TO_RESCUER
             self._bell.pause(pause)
             pause, again = min(pause * 2, 2.0), True
             claim = claim and not self._stopping()
 
     def _mend(self) -> None:
         """Has values taken away that somebody else has put into the database: one row must not stop the others."""
-        for fault in self._queue.mend_values():
-            self._say("trouble", why=fault)
+        try:
+            for fault in self._queue.mend_values():
+                self._say("trouble", why=fault)
+        except (sqlite3.Error, OSError) as error:
+            self._say("trouble", why="can't write to the database yet: %s" % error)
+
+    def _keep_end(self, outcome) -> str:
+        """Write an end into the lock file; return what to say of it."""
+        if outcome is None:
+            return ""
+        try:
+            OS.write_record(self._lock, 2, end_text(outcome))
+        except OSError:
+            pass  # it is kept in memory alone
+        return "job %d has ended (%s), but " % (outcome.job.id, outcome.error or outcome.kind)
 
     def _keep_lock(self) -> None:
         """Take the lock again where someone has deleted its file; look once a second."""
@@ -5869,14 +5984,15 @@ class Worker:
             if lock != self._lock:
                 self._lock = lock
                 self._write_record(*self._written)
+                write_note(lock, self._noted)
         except OSError as error:
             self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._queue.files.root))
 
-    def _asked(self, job) -> bool:
+    def _asked(self, job) -> int:
         try:
             return self._queue.cancel_asked(job)
         except sqlite3.Error:
-            return False  # asked again when the supervisor repeats it
+            return 0  # asked again when the supervisor repeats it
 
     def _read(self, job) -> bytes:
         try:
@@ -5891,14 +6007,14 @@ class Worker:
             return SETTINGS[key].default
 
     def _record(self, job, pid: int, born: float) -> None:
-        self._try_to_note(None)
         self._write_record(job.id, job.attempt, pid, born)
+        self._note(None)
 
     def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
         """What a rescuer needs: whose group to end, and what not to take for it."""
         self._written = job, attempt, group, born
         try:
-            OS.write_record(self._lock, "%d %d %d %d %.2f %d %s" % (
+            OS.write_record(self._lock, 0, "%d %d %d %d %.2f %d %s" % (
                 os.getpid(), job, attempt, group, born, self._done, self._machine))
         except OSError:
             pass  # without it a rescuer signals nobody, and waits for the attempt's lock
@@ -5906,7 +6022,6 @@ class Worker:
     def _report(self, outcome, more: bool) -> None:
         """Tells how an attempt ended; `more`: the next that is told follows at once."""
         job = outcome.job
-        self._try_to_note(None)
         if outcome.kind in ("failed", "timeout"):
             after = self._find(job.id)
             if after is not None and after.attempt == job.attempt and after.state == "failed":
@@ -5925,11 +6040,14 @@ class Worker:
             return None  # only the log line has less to say
 
     def _say(self, event: str, **facts) -> None:
-        """Tells what happens; the same trouble once, however long it lasts."""
-        trouble = facts.get("why") if event == "trouble" else None
-        if trouble is None or trouble != self._trouble:
+        """Tell what happens: the same trouble once, however long it lasts; what is merely waited for is noted, not told."""
+        why = facts["why"] if event in ("trouble", "waits") else None
+        self._note(why)
+        if event == "waits":
+            return
+        if why is None or why != self._trouble:
             self._tell(event, worker=self.id, **facts)
-        self._trouble = trouble
+        self._trouble = why
 
 
 # == Supervisor ========================================================================
@@ -5966,14 +6084,20 @@ def rescue(queue, worker, say) -> bool:
             return True
         record = read_record(files.lock(worker.id))
         group = record.group if record and (record.job, record.attempt) == (job.id, job.attempt) else 0
-        if not end_attempt(queue, files, worker, job, record, group):
-            return False
+        outcome = recorded_end(record, job)
+        if outcome is None:
+            left = end_attempt(queue, files, worker, job, record, group)
+            if left is not None:
+                write_note(lock, "worker %d died; what its attempt left behind must end first%s" % (
+                    worker.id, ": process %s" % ", ".join(map(str, left)) if left else ""))
+                return False
+            duration = max(0.0, time.time() - job.started_at)
+            outcome = Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration)
         files.keep(worker.id, job.id, job.attempt)
-        duration = max(0.0, time.time() - job.started_at)
-        queue.release_dead(worker.id, Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration))
+        queue.release_dead(worker.id, outcome)
         released = True
         remove(files.output(worker.id))
-        say("crashed", job=job, worker=worker.id)
+        say("crashed" if outcome.kind == "crashed" else "recorded", job=job, worker=worker.id, why=outcome.error)
         return True
     finally:
         os.close(lock)
@@ -6004,17 +6128,15 @@ def take_from_dead(queue, worker, path: str):
         return None  # another process is about to release it
 
 
-def end_attempt(queue, files, worker, job, record, group: int) -> bool:
-    """Ends what is left of a dead worker's attempt; False, with a note, while something of it lives."""
+def end_attempt(queue, files, worker, job, record, group: int):
+    """End what is left of a dead worker's attempt; return the pids of what lives on, as far as they are known, or None."""
     marks = ["%s=%s" % pair for pair in job_variables(job, queue.home(worker)).items()]
     here = record is not None and record.machine == OS.machine() and record.machine != "" and queue.is_at_home(worker)
     for path in (files.output(worker.id), files.log(job.id, job.attempt)):
         left = OS.end_orphans(group, record.born, path, marks) if here else []
         if OS.is_held(path):
-            queue.note_worker(worker.id, "worker %d died; what its attempt left behind must end first%s" % (
-                worker.id, ": process %s" % ", ".join(map(str, left)) if left else ""))
-            return False
-    return True
+            return left
+    return None
 
 
 class Supervisor:
@@ -6035,7 +6157,7 @@ class Supervisor:
         self._say = say
         self._argv = list(argv)   # starts a worker as a new program, where processes don't fork
         self.database = database
-        self.queue = self._connect()
+        self._queue = self._connect()
         fault = OS.foreign_files(self.queue.files)
         if fault:
             raise UserError(fault)
@@ -6046,8 +6168,16 @@ class Supervisor:
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, self._lock = self._mending(lambda: self.queue.add_supervisor(
             kind, self._port, self._token, count, queues, max_jobs, arguments))
+        self._record()
         self._crew = OS.crew(self._token)
         self._trouble = ""
+        self._noted = None        # the wait that our lock file shows
+        self._wrong = None        # what failed in this turn
+        self._locked = False      # whether that is a locked database, for which one wait a turn is enough
+        self._news = False        # whether a hint has come that has not been acted on
+        self._signed = None       # what was seen of the database when we last gave a sign of life
+        self._rescue_at = 0.0     # when to look for dead workers: at once when one of ours has ended
+        self._kill_at = 0.0       # when to kill workers that were told to end now
         self._begun = False       # whether the first workers have been started
         self._told = self._relayed = 0
         self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
@@ -6061,6 +6191,29 @@ class Supervisor:
 
     def _connect(self, create: bool = True):
         return Queue(self.database, patience=5.0, create=create)
+
+    @property
+    def queue(self):
+        """The database, opened again after a fork."""
+        if self._queue is None:
+            try:
+                self._queue = self._connect(create=False)
+            except UserError as error:  # others may write to it now
+                raise OSError("can't open the database yet: %s" % error) from None
+            self._queue.on_wait = self._on_wait
+            self._seen = None  # a new connection counts changes anew
+        return self._queue
+
+    def _on_wait(self, why) -> None:
+        if self._noted in (None, WAIT_FOR_LOCK):  # else it is part of another wait
+            self._note(why)
+
+    def _record(self) -> None:
+        """What others look for in our lock file: who we are, and on which machine."""
+        try:
+            OS.write_record(self._lock, 0, "%d 0 0 0 0.00 0 %s" % (os.getpid(), OS.machine()))
+        except OSError:
+            pass  # without it a command asks through the database alone
 
     def _listen(self) -> None:
         """Opens the port for hints, and the pair by which signals end a wait."""
@@ -6100,14 +6253,16 @@ class Supervisor:
     def start(self) -> None:
         """Releases what dead ones left, starts the workers, returns when they are ready to take jobs."""
         self._mending(self.queue.mend_clock)
-        self._mending(self._rescue_strangers)
+        self._mending(self._rescue)
         self.queue.sweep()
         if self.kind != "run":
             self.queue.fire_at_boot(OS.boot())
         OS.before_forks()
         limit = time.monotonic() + 30
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
-            self._replace_dead()
+            self._reap()
+            self._replace()
+            self._note("waits for %d workers to start" % self.count)
             self._wait(0.05)
             self._drain_signals()
             self._drain_hints()
@@ -6119,15 +6274,9 @@ class Supervisor:
     def run(self, each=None) -> None:
         """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
         while True:
-            try:
-                self._mending(self._turn)
-            except (sqlite3.OperationalError, OSError) as error:
-                if is_damage(error):
-                    raise
-                self._say_once("%s; trying again" % error)
-                self._wait(1.0)
+            self._turn()
             if each is not None:
-                each()
+                self._try(each)
             if self.level and not self._crew.pids():
                 break
             self._wait(self._pause(each))
@@ -6141,6 +6290,24 @@ class Supervisor:
                 self._say("trouble", why=fault)
             return action()
 
+    def _try(self, step, *values):
+        """Take a step of a turn, and return what it gives; None if the database or the machine refused.
+
+        What it was to do is due still, and the other steps are taken all the same: nothing that was learnt once
+        may be forgotten because something else failed.  Only a locked database is waited for once a turn.
+        """
+        if self._locked:
+            return None
+        try:
+            return self._mending(lambda: step(*values))
+        except (sqlite3.OperationalError, OSError, WrongValue) as error:
+            if is_damage(error):
+                raise
+            self._locked = is_busy(error)
+            self._wrong = self._wrong or "%s; trying again" % error
+            self._say_once(self._wrong)
+            return None
+
     def _say_once(self, why: str) -> None:
         """Tells a trouble, but not the same one again and again."""
         if why != self._trouble:
@@ -6148,11 +6315,14 @@ class Supervisor:
             self._say("trouble", why=why)
 
     def _pause(self, each) -> float:
-        pause = self._look_at - time.monotonic()
+        now = time.monotonic()
+        pause = min(self._look_at, self._rescue_at) - now
         if self._next is not None:
             pause = min(pause, self._next - time.time())
-        if self._dead:
-            pause = min(pause, 0.25)
+        if self._news:
+            pause = 0.0
+        if self._wrong:
+            pause = 1.0
         if each is not None:
             pause = min(pause, 0.1)
         return max(0.0, pause)
@@ -6161,18 +6331,73 @@ class Supervisor:
         self._select([self._hints, self._rung], [], [], min(seconds, OS.longest_wait))
 
     def _turn(self) -> None:
+        """Do what is due: first what only reads, then what writes, which a locked database or a full disk may refuse."""
+        self._wrong, self._locked = None, False
         self._drain_signals()
         count, news = self._drain_hints()
-        self._replace_dead()
+        self._news = self._news or news
+        self._reap()
         self._relay()
         now = time.monotonic()
         if count and not self.level:
             self._crew.wake(count)
-        due = self._next is not None and time.time() >= self._next
-        if due:
-            self.queue.tick()
-        if news or due or now >= self._look_at:
-            self._look(now, news or due)
+        if now >= self._look_at:
+            self._look_at = now + (0.1 if self._drain else LOOK_S)
+            self._relayed = 0  # said again: a worker that was just starting may have missed it
+            self._try(self._check_file)
+            self._try(self._keep_lock)
+            self._try(self._cancel)  # again, in case it was not heard
+            self._heed(now)
+            self._answer()
+            self._try(self._check_clock)
+            self._try(self._tidy, now)
+        elif self._news:
+            self._heed(now)
+            self._answer()
+        if now >= self._rescue_at:
+            self._try(self._rescue)
+        self._replace()
+        if self._next is not None and time.time() >= self._next:
+            self._news = True
+            self._try(self._tick)
+        if self._wrong is None and now >= self._start_at:
+            self._trouble = ""  # told again when it comes again
+        self._note(self._waits())
+
+    def _answer(self) -> None:
+        """Give a sign of life when asked for it (see Queue.unanswered), and when there was work; an idle supervisor writes nothing."""
+        path = Files(self.database).lock("s%d" % self.id)
+        try:
+            stat = os.stat(path)
+            if stat.st_atime_ns > stat.st_mtime_ns or self._seen != self._signed:
+                now = max(time.time_ns(), stat.st_atime_ns)
+                os.utime(path, ns=(now, now))
+                self._signed = self._seen
+        except OSError:
+            pass  # its directory was deleted: nobody can ask there
+
+    def _tick(self) -> None:
+        self.queue.tick()
+
+    def _check_file(self) -> None:
+        self.queue.check_file()
+
+    def _waits(self):
+        """What this supervisor waits for, in words; None: for work alone."""
+        if self._wrong:
+            return self._wrong
+        if self.level and self._crew.pids():
+            return "is stopping%s: waits for %d workers to end" % (" now" if self.level > 1 else "", len(self._crew.pids()))
+        if self._dead:
+            return "waits for what dead workers left behind to end: worker %s" % ", ".join(map(str, sorted(self._dead)))
+        if time.monotonic() < self._start_at:
+            return "waits before it starts a worker again: the last one did not live"
+        return None
+
+    def _note(self, why) -> None:
+        if why != self._noted:
+            self._noted = why
+            write_note(self._lock, why)
 
     def _drain_signals(self) -> None:
         """Empty the wake-up descriptor, as far as a flood lets us; the handlers have taken note of what came."""
@@ -6202,23 +6427,16 @@ class Supervisor:
                 news = news or not int(count) or self._drain
         return total, news
 
-    def _look(self, now: float, news: bool) -> None:
-        """Looks at the database: once a second if it has changed, and when a hint says so."""
-        seconds = now >= self._look_at
-        if seconds:
-            self._look_at = now + (0.1 if self._drain else LOOK_S)
-            self._relayed = 0  # said again: a worker that was just starting may have missed it
-            self.queue.check_file()
-            self._keep_lock()
-            self._check_clock()
-            self._rescue_strangers()
-            self._tidy(now)
-            self._cancel()  # again, in case it was not heard
+    def _heed(self, now: float) -> None:
+        """Act on what is new in the database, if anything is; what fails is new still."""
+        if self._try(self._act, now):
+            self._news = False
+
+    def _act(self, now: float) -> bool:
         changes = self.queue.changes()
         self._check_idle(now)
-        if not news and changes == self._seen and not self._drain:
-            return
-        self._seen = changes
+        if not self._news and changes == self._seen and not self._drain:
+            return True
         stop, wanted, may_take = self.queue.orders(self.id)
         self.level = max(self.level, stop, 0 if may_take else 1)
         self._scale(wanted)
@@ -6229,6 +6447,8 @@ class Supervisor:
             if self._drain and not self.queue.unfinished(self._queues, self._own(), self.within):
                 self.level = 1
         self._relay()
+        self._seen = changes
+        return True
 
     def _keep_lock(self) -> None:
         """Take the lock again where someone has deleted its file, and have the workers do so."""
@@ -6239,6 +6459,8 @@ class Supervisor:
             return
         if lock != self._lock:
             self._lock = lock
+            self._record()
+            write_note(lock, self._noted)
             for pid in self._crew.pids():
                 OS.signal_worker(pid, "look")
 
@@ -6288,22 +6510,10 @@ class Supervisor:
 
     def _start_worker(self) -> None:
         self.queue.check_file()
-        self.queue.close()  # a connection must not cross a fork
+        self._queue.close()  # a connection must not cross a fork
+        self._queue = None
         post = Post(self.database, self.id, self._queues, self.kind == "run", self._load)
-        try:
-            self._crew.start(lambda where: self._become_worker(post, where), self._argv + post.words())
-        finally:
-            self._reconnect()
-
-    def _reconnect(self) -> None:
-        while True:
-            try:
-                self.queue = self._connect(create=False)
-                self._seen = None  # a new connection counts changes anew
-                return
-            except (sqlite3.OperationalError, OSError, UserError) as error:  # UserError: others may write to it now
-                self._say_once("can't open the database yet: %s" % error)
-                self._wait(1.0)
+        self._crew.start(lambda where: self._become_worker(post, where), self._argv + post.words())
 
     def _become_worker(self, post, where: str) -> None:
         """In the forked child: let go of all that is the supervisor's, and work."""
@@ -6313,61 +6523,80 @@ class Supervisor:
         self._ring.close()
         work(post, OS.bell(where), self._say)
 
-    def _replace_dead(self) -> None:
-        ended = self._crew.reap()
-        if ended or self._dead:
-            self._rescue_own()
-        if self.level:
-            return
+    def _reap(self) -> None:
+        """Take note of workers that have ended: what they left is looked for at once, and until it has been found."""
         now = time.monotonic()
-        for lived in ended:  # no hot loop of workers that die as soon as they start
+        for lived in self._crew.reap():  # no hot loop of workers that die as soon as they start
+            self._rescue_at = 0.0
             self._delay = 0.0 if lived > 5 else min(5.0, self._delay * 2 + 0.05)
             self._start_at = now + (self._delay if lived < 1 else 0.0)
+
+    def _replace(self) -> None:
+        """Start workers, as many as are wanted."""
         self._retiring.intersection_update(self._crew.pids())
-        while len(self._crew.pids()) - len(self._retiring) < self.count and now >= self._start_at:
+        while not self.level and len(self._crew.pids()) - len(self._retiring) < self.count and time.monotonic() >= self._start_at:
             try:
                 self._start_worker()
                 if self._begun:
                     self._say("replaced")
-            except (OSError, MemoryError) as error:
-                self._say_once("can't start a worker yet: %s" % error)
-                self._start_at = now + 1.0
+            except (sqlite3.OperationalError, OSError, MemoryError) as error:
+                if is_damage(error):
+                    raise
+                self._wrong = "can't start a worker yet: %s" % error
+                self._say_once(self._wrong)
+                self._start_at = time.monotonic() + 1.0
 
     def _relay(self) -> None:
         """Passes on what this process was told: stop after the job, or now."""
         if self.level > self._told:
             self._say("stopping" if self.level == 1 else "stopping now")
             self._told = self.level
+            self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
+        if self._told == 2 and time.monotonic() >= self._kill_at:
+            for pid in self._crew.pids():
+                OS.signal_worker(pid, "kill")  # stopped, or stuck in the kernel: what it held is rescued
         if self.level > self._relayed:
             for pid in self._crew.pids():
                 OS.signal_worker(pid, "stop" if self.level == 1 else "now")
             self._relayed = self.level
 
+    def _kill_grace(self) -> float:
+        return self.queue.setting("kill_grace")
+
     # -- rescue --
 
-    def _rescue_own(self) -> None:
-        living = self._crew.pids()
-        self._dead = {worker.id for worker in self.queue.workers() if worker.supervisor == self.id
-                      and not rescue(self.queue, worker, self._say) and worker.pid not in living}
+    def _rescue(self) -> None:
+        """Release what dead workers left, whosever they were, and take dead supervisors off the list once theirs have ended.
 
-    def _rescue_strangers(self) -> None:
-        """Takes over from supervisors that have died: releases their workers' jobs, or waits for the workers to end."""
-        lock = self.queue.files.lock
-        listed = [supervisor.id for supervisor in self.queue.supervisors()]
+        The locks say who is dead, once a second: so nobody is forgotten because an earlier try failed, or because
+        the supervisor that should have done it is stopped.
+        """
+        lock, pids = self.queue.files.lock, self._crew.pids()
+        listed = {supervisor.id for supervisor in self.queue.supervisors()}
         living = {number for number in listed if number == self.id or OS.is_held(lock("s%d" % number))}
-        waiting = {worker.supervisor for worker in self.queue.workers()
-                   if worker.supervisor not in living and not rescue(self.queue, worker, self._say)}
-        for supervisor in set(listed) - living - waiting:
+        left = [worker for worker in self.queue.workers() if not self._try(rescue, self.queue, worker, self._say)]
+        self._dead = {worker.id for worker in left if worker.supervisor == self.id and worker.pid not in pids}
+        for supervisor in listed - living - {worker.supervisor for worker in left}:
             self.queue.remove_supervisor(supervisor)
+        self._rescue_at = time.monotonic() + (0.25 if self._dead else LOOK_S)
 
     def close(self) -> None:
-        """Takes this supervisor off the list; what its workers left is released first."""
-        self._rescue_own()
-        self.queue.remove_supervisor(self.id)
-        self.queue.close()
+        """Take this supervisor off the list; what its workers left is released first.  Else that is left to the next."""
+        for _ in range(3):
+            self._wrong, self._locked = None, False
+            self._try(self._rescue)
+            if self._wrong is None and self._try(self._leave):
+                break
+            self._wait(1.0)
+        if self._queue is not None:
+            self._queue.close()
         os.close(self._lock)
-        remove(self.queue.files.lock("s%d" % self.id))  # again: Windows removes no open file
+        remove(Files(self.database).lock("s%d" % self.id))  # again: Windows removes no open file
         self._say("ended")
+
+    def _leave(self) -> bool:
+        self.queue.remove_supervisor(self.id)
+        return True
 
 
 # == Views =============================================================================
@@ -6698,7 +6927,8 @@ def print_tree(jobs: list, parents: dict) -> None:
 LOG_WORDS = {  # event -> colour and text
     "started": ("bold", "started"), "running": ("blue", "running"), "completed": ("green", "completed"),
     "retry": ("yellow", "failed"), "dead": ("red", "dead"), "cancelled": ("yellow", "cancelled"),
-    "released": ("yellow", "given back"), "crashed": ("red", "worker died"), "snoozed": ("yellow", "snoozed"),
+    "released": ("yellow", "given back"), "crashed": ("red", "worker died"),
+    "recorded": ("yellow", "recorded for a dead worker the end of"), "snoozed": ("yellow", "snoozed"),
     "stopping": ("bold", "stopping: each worker finishes its job"), "stopping now": ("bold", "stopping now: jobs are given back"),
     "stopped": ("dim", "stopped"), "replaced": ("dim", "starting one more worker"),
     "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
@@ -6913,8 +7143,14 @@ def safe_for_terminal(text: str, colour: bool) -> str:
                    for i, part in enumerate(parts))
 
 
+def wait_facts(record) -> dict:
+    """What a process waits for by its lock file, as `note`, and since when."""
+    since = record.since if record and 0 < record.since < FOREVER_S else None
+    return {"note": record.note or None if record else None, "since": utc(since) if record and record.note else None}
+
+
 def worker_facts(queue) -> list:
-    """Every worker listed, with what its lock file adds: alive or not, and jobs done."""
+    """Every worker listed, with what its lock file adds: alive or not, jobs done, and what it waits for."""
     now = time.time()
     stops = {supervisor.id: supervisor for supervisor in queue.supervisors()}
     facts = []
@@ -6929,12 +7165,35 @@ def worker_facts(queue) -> list:
             state = "stopping"
         facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
                       "done": record.done if record else 0, "started_at": utc(worker.started_at),
-                      "uptime": round(max(0.0, now - worker.started_at), 3), "note": worker.note})
+                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_facts(record)})
     return facts
 
 
+def supervisor_facts(queue, silent) -> list:
+    """Every supervisor listed: alive or not, what it waits for, or since when it is `silent` (see Queue.unanswered)."""
+    facts = []
+    for supervisor in queue.supervisors():
+        path = queue.files.lock("s%d" % supervisor.id)
+        state = "stopping" if supervisor.stop else "working"
+        wait = wait_facts(read_record(path))
+        if supervisor.id in silent:
+            state, wait = "silent", {"note": "has not answered: is its process stopped?", "since": utc(silent[supervisor.id])}
+        elif not OS.is_held(path):
+            state, wait = "dead", {"note": "is dead: the next `worker start` releases what it left", "since": None}
+        facts.append({"id": supervisor.id, "pid": supervisor.pid, "kind": supervisor.kind, "state": state, "count": supervisor.slots,
+                      "started_at": utc(supervisor.started_at), **wait})
+    return facts
+
+
+def waits(workers, supervisors=()) -> list:
+    """(what process, what it waits for and since when) of each that waits for something but work."""
+    return [("%s %d" % (word, fact["id"]), fact["note"] + (", since %s" % fact["since"] if fact["since"] else ""))
+            for word, facts in (("supervisor", supervisors), ("worker", workers)) for fact in facts if fact["note"]]
+
+
 def print_workers(facts) -> None:
-    rows = [(f["id"], f["state"], f["pid"], f["job"] or "-", f["done"], span(f["uptime"]), f["note"] or "") for f in facts]
+    rows = [(f["id"], f["state"], f["pid"], f["job"] or "-", f["done"], span(f["uptime"]), dict(waits([f])).get("worker %d" % f["id"], ""))
+            for f in facts]
     print_table(("ID", "STATE", "PID", "JOB", "DONE", "UPTIME", "NOTE"), rows, ("NOTE",),
                 {"busy": "blue", "idle": "green", "dead": "red", "stopping": "yellow"})
 
@@ -6945,7 +7204,15 @@ def print_workers(facts) -> None:
 
 def open_queue(args):
     refuse_strange_wal(find_database(args.db))
-    return Queue(args.db)
+    queue = Queue(args.db)
+    if is_terminal(sys.stderr):
+        queue.on_wait = tell_wait
+    return queue
+
+
+def tell_wait(why) -> None:
+    if why:
+        talk("%s: %s (Ctrl-C ends this)" % (PROGRAM, why))
 
 
 def args_none(parser) -> None:
@@ -7441,37 +7708,94 @@ def args_worker_stop(parser) -> None:
 
 
 def cmd_worker_stop(args) -> int:
-    level = 2 if args.now else 1
     with open_queue(args) as queue:
         wanted = {s.id for s in queue.supervisors() if s.kind == "start"}
         workers = [w.id for w in queue.workers() if w.supervisor in wanted]
-        within = stop_supervisors(queue, wanted, level)
-    if within is not None and wanted:
-        verdict("Asked %s to stop" % plural(len(workers), "worker"))
-    elif wanted:
-        verdict("Stopped %s" % plural(len(workers), "worker"))
-    else:
+        gone = stop_supervisors(queue, wanted, 2 if args.now else 1)
+    if not wanted:
         out("No workers are running")
-    return 0
+    elif gone is False:
+        verdict("What dead workers held can't be released yet: the next `worker start` does so", False)
+    else:
+        verdict("%s%s" % ("Stopped " if gone else "Asked ", plural(len(workers), "worker") + ("" if gone else " to stop")))
+    return 1 if gone is False else 0
 
 
 def stop_supervisors(queue, wanted: set, level: int):
-    """Stop supervisors and wait until they have ended; in a job of this queue only ask.  Return that job, or None."""
+    """Stop these supervisors and wait for their end; None if that is only asked for, False if something could not be released.
+
+    Told to stop now, they have kill_grace and some seconds; then they are killed.
+    """
     within = this_job(queue)
     own = {worker.supervisor for worker in queue.workers() if within is not None and worker.id == within.worker}
+    if level == 2:
+        queue.patience = 2.0
+        if own & wanted:
+            queue.spare(within)
     for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may end us at once
-        queue.ask_stop(supervisor, level)
+        ask_stop(queue, supervisor, level)
     if within is not None:
         talk("job %d runs this command, which therefore does not wait until the workers have stopped" % within.id)
-        return within
-    begun, told = time.monotonic(), False
-    while wanted_left(queue, wanted, level):
+        return None
+    tell_at = time.monotonic() + 1.0
+    kill_at = tell_at + queue.setting("kill_grace") + END_NOW_S + 3.0 if level == 2 else float("inf")
+    end_at = kill_at + 4.0
+    while True:
+        try:
+            if not wanted_left(queue, wanted, level):
+                return True
+        except (sqlite3.OperationalError, OSError) as error:  # what dead ones held can't be written
+            if is_damage(error):
+                raise
+            end_at = min(end_at, time.monotonic() + 4.0)
+        now = time.monotonic()
+        if now >= end_at:
+            return False
+        if now >= kill_at:
+            kill_at = float("inf")
+            kill_supervisors(queue, wanted)
+        if now >= tell_at:
+            tell_at = float("inf")
+            tell_why_not_stopped(queue, wanted, level)
         time.sleep(0.01)
-        running = [str(w.job) for w in queue.workers() if w.supervisor in wanted and w.job]
-        if running and not told and time.monotonic() - begun > 1:
-            told = True
-            talk("waiting for job %s to end; `%s worker stop --now` gives it back" % (", ".join(running[:5]), invoked()))
-    return None
+
+
+def ask_stop(queue, supervisor: int, level: int) -> None:
+    """Ask in the database; while nobody can write there, `now` is told by a signal."""
+    try:
+        queue.ask_stop(supervisor, level)
+    except (sqlite3.OperationalError, OSError) as error:
+        record = read_record(queue.files.lock("s%d" % supervisor))
+        if level < 2 or not is_here(record):
+            raise
+        talk("can't write to the database (%s): the supervisor is told by a signal" % plain(str(error)))
+        OS.signal_worker(record.pid, "now")
+
+
+def is_here(record) -> bool:
+    """Whether the process that wrote a lock file is one of this machine, to which a signal may be sent."""
+    return record is not None and record.machine == OS.machine() != "" and record.pid > 1
+
+
+def kill_supervisors(queue, wanted: set) -> None:
+    """Kill what did not end now: a process that is stopped, or stuck.  What it held is rescued."""
+    names = [w.id for w in queue.workers() if w.supervisor in wanted] + ["s%d" % number for number in wanted]
+    for path in map(queue.files.lock, names):
+        record = read_record(path)
+        if is_here(record) and OS.is_held(path):
+            OS.signal_worker(record.pid, "kill")
+
+
+def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
+    """Say what a stop waits for: jobs that run, and what their workers and supervisors wait for."""
+    workers = [fact for fact in worker_facts(queue) if fact["supervisor"] in wanted]
+    supervisors = [fact for fact in supervisor_facts(queue, queue.unanswered()) if fact["id"] in wanted]
+    running = [str(fact["job"]) for fact in workers if fact["job"] and not fact["note"]]
+    if running:
+        talk("waiting for job %s to end%s" % (", ".join(running[:5]), (
+            "; `%s worker stop --now` gives it back" % invoked() if level < 2 else "")))
+    for wait in waits(workers, supervisors)[:10]:
+        talk("waiting for %s: %s" % wait)
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
@@ -7518,20 +7842,23 @@ def cmd_worker_restart(args) -> int:
             raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
         for supervisor in old:
             launch(queue.path, supervisor.slots, supervisor.arguments.split("\n") if supervisor.arguments else [])
-        within = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
-    verdict("%s %s" % ("Restarted" if within is None else "Started new ones in place of",
+        gone = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
+    verdict("%s %s" % ("Restarted" if gone is not None else "Started new ones in place of",
                        plural(sum(supervisor.slots for supervisor in old), "worker")))
     return 0
 
 
 def cmd_worker_list(args) -> int:
     with open_queue(args) as queue:
-        facts = worker_facts(queue)
+        facts, supervisors = worker_facts(queue), supervisor_facts(queue, queue.unanswered())
     if args.json:
         out_json(facts)
-    elif facts:
+        return 0
+    if facts:
         print_workers(facts)
-    else:
+    for who, wait in waits((), supervisors):
+        out("%s %s" % (who, wait))
+    if not facts and not supervisors:
         talk("No workers are running: start some with `%s worker start`" % invoked())
     return 0
 
@@ -7653,9 +7980,11 @@ def print_json_pages(pages, limit: int, total) -> int:
 def cmd_status(args) -> int:
     with open_queue(args) as queue:
         counts, workers, oldest = queue.counts(), worker_facts(queue), queue.oldest_waiting()
+        supervisors = supervisor_facts(queue, queue.unanswered())
         path = queue.path
     if args.json:
-        out_json({"jobs": counts, "workers": workers, "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
+        out_json({"jobs": counts, "workers": workers, "supervisors": supervisors,
+                  "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
         return 0
     width = max(len(str(n)) for n in counts.values())
     for state in STATES:
@@ -7663,6 +7992,8 @@ def cmd_status(args) -> int:
                         str(counts[state]).rjust(width)))
     busy = sum(worker["state"] == "busy" for worker in workers)
     out("workers     %s" % ("%d, %d busy" % (len(workers), busy) if workers else "none"))
+    for who, wait in waits(workers, supervisors)[:20]:
+        out("waits       %s: %s" % (who, wait))
     if oldest:
         line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), plain(oldest.command))
         out(fit(line, terminal_width(sys.stdout) or 100))
@@ -7685,17 +8016,17 @@ def cmd_show(args) -> int:
         job = one_job(queue, args.id)
         attempts = queue.history(job.id)
         history = [history_row(queue, job, attempt) for attempt in attempts]
-        note = [worker.note for worker in queue.workers() if worker.id == job.worker and worker.note]
+        wait = wait_facts(read_record(queue.files.lock(job.worker)) if job.state == "processing" else None)
     if args.json:
-        out_json(dict(job.to_dict(), history=history, note=note[0] if note else None))
+        out_json(dict(job.to_dict(), history=history, **wait))
         return 0
     facts = job.to_dict()
     facts.update((key, local(getattr(job, key))) for key in facts if key.endswith("_at") and facts[key])
     for key, value in facts.items():
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
-    for line in note:
-        out("%-13s %s" % ("waits for", plain(line)))
+    if wait["note"]:
+        out("%-13s %s" % ("waits for", waits([dict(wait, id=job.worker)])[0][1]))
     if history:
         out("")
         print_table(("ATTEMPT", "OUTCOME", "WORKER", "PID", "STARTED", "DURATION", "ERROR"),
@@ -7805,6 +8136,16 @@ class TerminalWriter:
         return "\r%s\033[J" % ("\033[%dA" % rows if rows > 0 else "")
 
 
+def running(queue, job, attempt: int) -> bool:
+    """Whether an attempt writes still: one whose end can't be recorded yet has its log already."""
+    return job.state == "processing" and job.attempt == attempt and not os.path.exists(queue.files.log(job.id, attempt))
+
+
+def output_of(queue, job, attempt: int) -> str:
+    """The file that holds the output of an attempt."""
+    return queue.files.output(job.worker) if running(queue, job, attempt) else queue.files.log(job.id, attempt)
+
+
 class LogReader:
     """Reads the output of one attempt, running or ended; with `onward`, then that of the next ones.
 
@@ -7826,15 +8167,18 @@ class LogReader:
         job = self._queue.find(self._job)
         if job is None:
             return False
-        if job.state == "processing" and job.attempt == self._attempt:
+        log = self._queue.files.log(self._job, self._attempt)
+        if running(self._queue, job, self._attempt):
+            place = self._offset, self._cut
             data = self._part(self._queue.files.output(job.worker))
             again = self._queue.find(self._job)
-            if again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
+            if os.path.exists(log):
+                self._offset, self._cut = place  # it ended meanwhile
+            elif again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
                 self._pass(data, write)  # the file was this attempt's, before and after it was read
                 if not data and not follow:
                     self._flush(write)
                 return follow or bool(data)
-        log = self._queue.files.log(self._job, self._attempt)
         if self._cut:  # places in the log are not those of the output that was followed: only its tail is news
             self._offset, self._cut = self._tail_of(log), False
         data = self._part(log)
@@ -7854,8 +8198,7 @@ class LogReader:
         job = self._queue.find(self._job)
         if lines is None or job is None:
             return
-        running = job.state == "processing" and job.attempt == self._attempt
-        path = self._queue.files.output(job.worker) if running else self._queue.files.log(self._job, self._attempt)
+        path = output_of(self._queue, job, self._attempt)
         try:
             with open(path, "rb", opener=no_link) as file:
                 place, found = file.seek(0, os.SEEK_END), 0
@@ -8118,8 +8461,7 @@ class Top:
         job = self._queue.find(self._log)
         if job is None:
             return ["the job is gone"]
-        running = job.state == "processing"
-        path = self._queue.files.output(job.worker) if running else self._queue.files.log(job.id, job.attempt)
+        path = output_of(self._queue, job, job.attempt)
         lines = [fit("log of job %d, attempt %d, %s   (any key: back)" % (job.id, job.attempt, job.state), width)]
         return lines + [fit(line, width) for line in last_lines(path, height - 2)]
 
@@ -8424,18 +8766,15 @@ def cmd_explain(args) -> int:
     with open_queue(args) as queue:
         job = one_job(queue, args.id)
         reasons = queue.why_waiting(job) if job.state in WAITING else []
-        if job.state in WAITING and not serving(queue, job):
-            reasons.append(("no worker", job.queue))
-        note = [worker.note for worker in queue.workers() if worker.note and (worker.id == job.worker or job.state in WAITING)]
-        reasons.extend(("worker", text) for text in set(note) if job.state in WAITING)
+        reasons += why_workers_wait(queue, job)
         dead = any(worker.id == job.worker and queue.is_alive(worker) is False for worker in queue.workers())
     if args.json:
         out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
-    elif dead and not note:
+    elif dead and not reasons:
         out("job %d no longer runs: worker %d is dead, and the next `%s worker start` gives it back" % (job.id, job.worker, invoked()))
     elif job.state == "processing":
-        out("job %d runs%s" % (job.id, ": " + plain(note[0]) if note else " on worker %d, for %s" % (
-            job.worker, span(time.time() - job.started_at))))
+        out("job %d runs on worker %d, for %s%s" % (job.id, job.worker, span(time.time() - job.started_at),
+                                                    "".join("; " + reason_text(job, *reason) for reason in reasons)))
     elif job.state in FINAL:
         out("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
     else:
@@ -8444,9 +8783,26 @@ def cmd_explain(args) -> int:
     return 0
 
 
-def serving(queue, job) -> bool:
-    """Whether a living supervisor has workers for a job's queue."""
-    return any(serves(queue, supervisor, job) for supervisor in queue.supervisors())
+def why_workers_wait(queue, job) -> list:
+    """(reason, detail) of what keeps the workers that have a job, or could take it."""
+    if job.state in FINAL:
+        return []
+    serve = serving(queue, job)
+    if job.state in WAITING and not serve:
+        return [("no worker", job.queue)]
+    silent = queue.unanswered()
+    supervisors = [fact for fact in supervisor_facts(queue, silent) if fact["id"] in serve]
+    workers = [fact for fact in worker_facts(queue) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
+    if job.state == "processing":
+        supervisors = []
+    elif not set(serve) <= set(silent):
+        supervisors = [fact for fact in supervisors if fact["id"] not in silent]  # another takes it
+    return [("worker", "%s %s" % wait) for wait in waits(workers, supervisors)]
+
+
+def serving(queue, job) -> list:
+    """The ids of the living supervisors that have workers for a job."""
+    return [supervisor.id for supervisor in queue.supervisors() if serves(queue, supervisor, job)]
 
 
 def serves(queue, supervisor, job) -> bool:
@@ -8475,7 +8831,7 @@ REASONS = {
     "paused": "queue %(queue)s is paused: `%(me)s queue resume %(pasted)s`",
     "limit": "the limit of queue %(queue)s (%(detail)d at once) is reached",
     "rate": "the rate of queue %(queue)s allows the next at %(time)s",
-    "worker": "a worker %(detail)s",
+    "worker": "%(detail)s",
     "no worker": "no worker serves queue %(queue)s: `%(me)s worker start`",
 }
 
@@ -9036,7 +9392,7 @@ def examine_workers(queue, fix: bool) -> list:
             mended = fix and rescue_in_time(queue, worker)
             found.append(("fixed" if mended else "warn", "workers", "worker %d is dead%s%s" % (
                 worker.id, ", its job %d is not released yet" % worker.job if worker.job else "",
-                "; " + worker.note if worker.note else "")))
+                "".join("; " + wait for _, wait in waits([dict(wait_facts(read_record(queue.files.lock(worker.id))), id=worker.id)])))))
     listed = {worker.supervisor for worker in queue.workers()}
     for supervisor in queue.supervisors():
         if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
@@ -9044,6 +9400,8 @@ def examine_workers(queue, fix: bool) -> list:
                 queue.remove_supervisor(supervisor.id)
             found.append(("fixed" if fix and supervisor.id not in listed else "warn", "workers",
                           "supervisor %d is dead: the next `worker start` releases what it left" % supervisor.id))
+    for number, since in queue.unanswered().items():
+        found.append(("warn", "workers", "supervisor %d has not answered since %s: is its process stopped?" % (number, local(since))))
     known = {str(w.id) for w in queue.workers()} | {"s%d" % s.id for s in queue.supervisors()}
     for name in sorted(os.listdir(queue.files.workers) if os.path.isdir(queue.files.workers) else ()):
         path = os.path.join(queue.files.workers, name)

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import Background, linux_only, posix_only, wait_until
-from faults import Bench, kill
+from faults import Bench, Tmpfs, alive, check, kill, limit_process, within
 
 pytestmark = posix_only("signals")
 
@@ -220,3 +222,341 @@ def test_more_hints_than_can_be_read_keep_no_supervisor_from_its_work(queue):
     queue.wait_for(queue.enqueue("exit 0"), "completed")
     queue.stop()
     assert foreground.ends() == 0
+
+
+# ---- what was learnt once survives a failure of what was to follow -----------------------------------
+
+# In the supervisor each place that comes to the database fails when it is first reached after `arm` is there.
+# FAULT: where the call of Transaction fails, at its "begin" or at its "commit"; "read": the SELECTs outside of one.
+FAULTY = """
+FAULT = %r
+boss, failed = os.getpid(), set()
+def fails():
+    if os.getpid() != boss or not os.path.exists(%r):
+        return False
+    frame, place = sys._getframe(2), []
+    while frame is not None and frame.f_code.co_name not in ("run", "close", "start"):
+        place.append((frame.f_code.co_name, frame.f_lineno))
+        frame = frame.f_back
+    if frame is None or tuple(place) in failed:
+        return False
+    failed.add(tuple(place))
+    with open(%r, "a") as file:
+        file.write("%%s\\n" %% " < ".join("%%s:%%d" %% step for step in place[:6]))
+    return True
+full = queuectl.sqlite3.OperationalError("database or disk is full")
+enter, leave, read = queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Queue._read
+def faulty_enter(self):
+    if FAULT == "begin" and fails():
+        raise full
+    return enter(self)
+def faulty_exit(self, kind, *rest):
+    if FAULT == "commit" and kind is None and fails():
+        leave(self, ValueError, None, None)
+        raise full
+    return leave(self, kind, *rest)
+def faulty_read(self, *rest):
+    if FAULT == "read" and not self._db.in_transaction and fails():
+        raise full
+    return read(self, *rest)
+queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Queue._read = faulty_enter, faulty_exit, faulty_read
+"""
+
+
+@pytest.mark.parametrize("fault", ["begin", "commit", "read"])
+def test_no_failure_at_any_database_call_of_the_supervisor_makes_it_forget(queue, fault):
+    bench = Bench(queue)
+    queue.cli("config", "set", "kill_grace", "0.3")
+    arm, places = queue.dir / "arm", queue.dir / "places"
+    foreground = bench.patched_beside(FAULTY % (fault, str(arm), str(places)), "worker", "start", "--foreground", "--count", 2)
+    killed = bench.enqueue("hang=2", options=["--max-retries", 0])
+    cancelled = bench.enqueue("until=never")
+    wait_until(lambda: bench.started(killed) and bench.started(cancelled), message="both jobs run")
+    due = bench.enqueue("exit=0", options=["--delay", "1.5s"])
+    expired = bench.enqueue("exit=0", options=["--ttl", "1.5s", "--delay", "1h"])
+    queue.cli("cron", "add", "each", "--every", "2s", "exit 0")
+    arm.touch()
+    kill(bench.worker_of(killed))
+    queue.cli("worker", "scale", 3)
+    queue.wait_for(killed, "completed", timeout=30)
+    queue.cli("cancel", cancelled)
+    queue.wait_for(cancelled, "cancelled")
+    queue.wait_for(due, "completed")
+    queue.wait_for(expired, "cancelled")
+    wait_until(lambda: queue.sql("SELECT 1 FROM job WHERE schedule='each' AND state='completed'"), message="the schedule's job")
+    wait_until(lambda: len(bench.workers()) == 3, message="three workers")
+    queue.cli("cron", "rm", "each")
+    wait_until(lambda: not queue.sql("SELECT 1 FROM job WHERE schedule='each' AND state IN ('pending','processing')"))
+    wanted = ({"supervisors", "workers", "changes", "orders", "to_cancel", "next_time", "ready", "job_of_worker"}
+              if fault == "read" else {"release_dead", "tick"})
+
+    def failed():
+        queue.cli("queue", "resume", "default")  # one more thing to look at
+        return {step.split(":")[0] for line in places.read_text().splitlines() for step in line.split(" < ")[:2]}
+
+    wait_until(lambda: failed() >= wanted, message="each call has failed once", interval=0.2)
+    queue.stop(timeout=30)
+    assert foreground.ends() == 0, foreground.text()
+    assert "remove_supervisor" in failed() or fault == "read"
+    jobs = {job: "completed" for job, in queue.sql("SELECT id FROM job")}
+    check(bench, {**jobs, cancelled: "cancelled", expired: "cancelled"})
+
+
+# ---- an end that can't be written, and waits that can be seen ----------------------------------------
+
+def only(rows):
+    [row] = rows
+    return row
+
+
+@pytest.fixture
+def stuck(queue):
+    """A job that has ended while its worker can't write to the database: stuck(count) gives (job, worker's pid)."""
+    bench, limited = Bench(queue), []
+    queue.cli("config", "set", "kill_grace", "0.3")
+
+    def make(text="the output", count=1, code=0):
+        go = queue.dir / "go"
+        queue.start(count)
+        job = queue.enqueue("--max-retries", 0, *queue.script(
+            "import os, sys, time\nprint(sys.argv[2], flush=True)\nopen(sys.argv[1] + '.runs', 'a').write('x')\n"
+            "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\nsys.exit(int(sys.argv[3]))", go, text, code))
+        wait_until(go.with_name("go.runs").exists, message="the job runs")
+        pid = bench.worker_of(job)
+        limited.append((pid, limit_process(pid, "RLIMIT_FSIZE", 2048)))
+        go.touch()
+        wait_until(lambda: queue.json("show", job)["note"], message="the wait is noted")
+        return job, pid
+
+    yield make
+    for pid, before in limited:
+        if alive(pid):
+            limit_process(pid, "RLIMIT_FSIZE", before)
+
+
+@linux_only("prlimit")
+def test_a_worker_that_cannot_record_an_end_says_so_everywhere(queue, stuck):
+    job, pid = stuck()
+    worker = only(queue.json("worker", "list"))
+    assert "job %d has ended (completed)" % job in worker["note"] and "can't write to the database" in worker["note"]
+    assert worker["since"].endswith("Z")
+    assert "has ended (completed)" in queue.json("status")["workers"][0]["note"]
+    for words in (["status"], ["worker", "list"], ["explain", job], ["show", job]):
+        text = queue.out(*words)
+        assert "has ended (completed)" in text and "since 20" in text, (words, text)
+    reason = only(queue.json("explain", job)["reasons"])
+    assert reason["reason"] == "worker" and "has ended (completed)" in reason["detail"]
+    assert queue.out("logs", job) == "the output" and queue.out("logs", "-n", 1, job) == "the output"
+    limit_process(pid, "RLIMIT_FSIZE", -1)
+    queue.wait_for(job, "completed")
+    wait_until(lambda: only(queue.json("worker", "list"))["note"] is None, message="the wait is over")
+    assert queue.job(job).attempt == 1
+
+
+@linux_only("prlimit")
+@pytest.mark.parametrize("code", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_stop_now_ends_while_a_worker_cannot_write_and_a_rescuer_records_the_end(queue, stuck, code):
+    job, _ = stuck(code=code)
+    before = time.monotonic()
+    done = queue.stop("--now")
+    assert time.monotonic() - before < within(12) and "stop --now" not in done.stderr
+    assert queue.json("worker", "list") == [] and queue.processes() == {}
+    shown = queue.json("show", job)
+    assert (shown["state"], shown["attempt"], shown["exit_code"]) == ("dead" if code else "completed", 1, code)
+    assert [(a["outcome"], a["exit_code"]) for a in shown["history"]] == [("failed" if code else "completed", code)]
+    assert (queue.dir / "go.runs").read_text() == "x" and queue.out("logs", job) == "the output"
+
+
+@linux_only("prlimit")
+def test_a_worker_killed_with_an_end_in_hand_does_not_run_its_job_again(queue, stuck):
+    job, pid = stuck(count=2)
+    kill(pid)
+    queue.wait_for(job, "completed")
+    assert [a["outcome"] for a in queue.json("show", job)["history"]] == ["completed"]
+    assert (queue.dir / "go.runs").read_text() == "x"
+    assert "recorded for a dead worker" in (queue.files / "workers.log").read_text()
+
+
+@linux_only("prlimit")
+def test_an_end_of_another_attempt_in_a_lock_file_is_not_taken(queue, stuck):
+    job, pid = stuck()
+    lock = queue.files / "workers" / ("%d.lock" % only(queue.json("worker", "list"))["id"])
+    text = lock.read_bytes()
+    assert b"%d 1 completed" % job in text
+    lock.write_bytes(text.replace(b"%d 1 completed" % job, b"%d 7 completed" % job))
+    kill(pid)
+    queue.wait_for(job, "completed")
+    assert [a["outcome"] for a in queue.json("show", job)["history"]] == ["crashed", "completed"]
+
+
+def test_a_full_disk_is_told_and_stop_now_ends_on_it(queue, tmp_path):
+    if not hasattr(os, "geteuid") or os.geteuid() or not sys.platform.startswith("linux"):
+        pytest.skip("needs root on Linux, to mount a small file system")
+    disk = Tmpfs(tmp_path / "disk", "4m")
+    try:
+        queue.db, queue.files = disk.path / "queue.db", disk.path / "queue.db.d"
+        queue.cli("config", "set", "kill_grace", "0.3")
+        queue.start(1)
+        go, runs = queue.dir / "go", queue.dir / "runs"
+        job = queue.enqueue(*queue.script("import os, sys, time\nopen(sys.argv[2], 'a').write('x')\n"
+                                          "while not os.path.exists(sys.argv[1]): time.sleep(0.01)", go, runs))
+        wait_until(runs.exists, message="the job runs")
+        disk.fill()
+        go.touch()
+        text = wait_until(lambda: (lambda t: t if "since" in t else None)(queue.out("worker", "list")), message="the wait")
+        assert "has ended (completed)" in text and "full" in text, text
+        before = time.monotonic()
+        done = queue.stop("--now", check=False)
+        assert time.monotonic() - before < within(20), done
+        assert done.returncode == 1 and "the next `worker start`" in done.stdout, done
+        assert queue.processes() == {}
+        disk.free()
+        queue.start(1)
+        queue.wait_for(job, "completed")
+        assert runs.read_text() == "x"
+        queue.stop()
+    finally:
+        disk.close()
+
+
+def test_a_worker_that_ends_a_job_says_so(queue):
+    queue.cli("config", "set", "kill_grace", "1m")
+    queue.start(1)
+    job = queue.enqueue("trap '' TERM; echo begun; while :; do sleep 0.05; done")
+    queue.wait_for(job, "processing")
+    wait_until(lambda: queue.out("logs", job) == "begun")
+    queue.cli("cancel", "--no-wait", job)
+    wait_until(lambda: "ends job %d (cancelled)" % job in (queue.json("show", job)["note"] or ""), message="the wait")
+    queue.cli("config", "set", "kill_grace", "0s")
+    os.killpg(only(queue.json("show", job)["history"])["pid"], signal.SIGKILL)
+    queue.wait_for(job, "cancelled")
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_told_by_those_who_wait_for_it(queue):
+    import sqlite3
+    queue.start(1)
+    queue.wait_for(queue.enqueue("exit 0"), "completed")
+    job, hold = held_job(queue)
+    queue.wait_for(job, "processing")
+    wait_until(hold.exists)
+    other = sqlite3.connect(str(queue.db), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    hold.unlink()
+    wait_until(lambda: "locked" in (only(queue.json("worker", "list"))["note"] or ""), message="the worker's wait")
+    other.execute("ROLLBACK")
+    queue.wait_for(job, "completed")
+    wait_until(lambda: only(queue.json("worker", "list"))["note"] is None, message="it goes on")
+    other.close()
+
+
+# ---- stopped processes -----------------------------------------------------------------------------
+
+def test_a_supervisor_that_is_stopped_is_told_and_another_takes_over(queue):
+    queue.start(2)
+    first = supervisor_pid(queue)
+    job, hold = held_job(queue)
+    queue.wait_for(job, "processing")
+    os.kill(first, signal.SIGSTOP)
+    try:
+        waiting = queue.enqueue("exit 0")
+        supervisor = only(queue.json("status")["supervisors"])
+        assert supervisor["state"] == "silent" and supervisor["since"].endswith("Z") and supervisor["pid"] == first
+        for words in (["status"], ["worker", "list"], ["explain", waiting], ["doctor"]):
+            assert "has not answered" in queue.out(*words), words
+        assert only(queue.json("explain", waiting)["reasons"])["reason"] == "worker"
+        busy = next(worker["pid"] for worker in queue.json("worker", "list") if worker["job"] == job)
+        queue.start(1)
+        queue.wait_for(waiting, "completed")
+        assert "has not answered" not in queue.out("explain", queue.enqueue("--delay", "1h", "exit 0"))
+        kill(busy)  # whose supervisor does not hear of it
+        hold.unlink()
+        wait_until(lambda: queue.job(job).attempt == 2, message="it was rescued")
+        wait_until(lambda: hold.exists() and hold.unlink() is None, message="it runs again")
+        queue.wait_for(job, "completed")
+        assert queue.job(job).crashes == 1
+    finally:
+        os.kill(first, signal.SIGCONT)
+    wait_until(lambda: {s["state"] for s in queue.json("status")["supervisors"]} == {"working"}, message="it answers again")
+    queue.stop()
+
+
+def test_an_idle_supervisor_answers_and_writes_nothing_while_nobody_asks(queue):
+    queue.start(1)
+    queue.wait_for(queue.enqueue("exit 0"), "completed")
+    lock = queue.files / "workers" / "s1.lock"
+    for _ in range(3):
+        assert only(queue.json("status")["supervisors"])["state"] == "working"
+    seen, since = [lock.stat().st_mtime_ns], [time.monotonic()]
+
+    def settled():
+        if lock.stat().st_mtime_ns != seen[0]:
+            seen[0], since[0] = lock.stat().st_mtime_ns, time.monotonic()
+        return time.monotonic() - since[0] > 3  # three looks at the database
+
+    wait_until(settled, message="nothing is written any more", interval=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["supervisor", "worker", "both"])
+def test_stop_now_ends_what_is_stopped(queue, who):
+    queue.cli("config", "set", "kill_grace", "0.3")
+    queue.start(1)
+    job, _ = held_job(queue)
+    queue.wait_for(job, "processing")
+    pids = {"supervisor": [supervisor_pid(queue)], "worker": [only(queue.json("worker", "list"))["pid"]]}
+    for pid in pids.get(who, sum(pids.values(), [])):
+        os.kill(pid, signal.SIGSTOP)
+    before = time.monotonic()
+    done = queue.stop("--now")
+    assert time.monotonic() - before < within(25)
+    assert "waiting for" in done.stderr
+    assert queue.json("worker", "list") == [] and queue.job(job).state == "pending"
+    wait_until(lambda: queue.processes() == {}, message="nothing is left")
+
+
+# ---- a job that stops its own workers ----------------------------------------------------------------
+
+@pytest.mark.parametrize("options", [[], ["--now"]])
+def test_a_job_may_stop_its_own_workers_and_ends_once(queue, options):
+    queue.cli("config", "set", "kill_grace", "1s")
+    queue.start(2)
+    other, hold = held_job(queue)
+    queue.wait_for(other, "processing")
+    wait_until(hold.exists)
+    stop = queue.script("import subprocess, sys\nsubprocess.run(['sh', '-c', sys.argv[1]], check=True)\nprint('after')",
+                        shlex.join(queue.command("worker", "stop", *options)))
+    job = queue.enqueue("--max-retries", 0, *stop)
+    if not options:
+        wait_until(lambda: queue.sql("SELECT 1 FROM supervisor WHERE stop=1"), message="the stop is asked for")
+        hold.unlink()
+    queue.wait_for(job, "completed")
+    assert "job %d runs this command" % job in queue.out("logs", job) and "after" in queue.out("logs", job)
+    wait_until(lambda: queue.json("worker", "list") == [] and not queue.processes(), message="the workers end")
+    assert (queue.job(other).state, queue.job(other).attempts) == (("pending", 0) if options else ("completed", 1))
+    if options:
+        queue.cli("cancel", other)
+    queue.start(1)
+    queue.wait_for(queue.enqueue("exit 0"), "completed")
+    assert len(queue.json("worker", "list")) == 1, "a later start is not stopped again"
+    assert queue.job(job).attempt == 1
+
+
+def test_a_job_of_another_queue_stops_workers_and_waits(queue, tmp_path):
+    other = tmp_path / "other.db"
+    queue.start(1)
+    elsewhere = [*queue.program, "--db", str(other)]
+    queue.run([*elsewhere, "worker", "start"])
+    job = queue.enqueue(*elsewhere, "worker", "stop", "--now")
+    queue.wait_for(job, "completed")
+    assert "Stopped 1 worker" in queue.out("logs", job)
+
+
+def test_a_job_may_restart_its_own_workers(queue):
+    queue.start(1)
+    before = supervisor_pid(queue)
+    job = queue.enqueue(*queue.command("worker", "restart"))
+    queue.wait_for(job, "completed")
+    assert queue.job(job).attempt == 1
+    wait_until(lambda: len(queue.sql("SELECT pid FROM supervisor")) == 1 and supervisor_pid(queue) != before, message="the old ones end")
+    queue.wait_for(queue.enqueue("exit 0"), "completed")

@@ -3826,7 +3826,8 @@ class Queue:
         self._db.execute("PRAGMA trusted_schema=OFF")  # no function with side effects runs from a schema (SQLite 3.31)
         if version != SCHEMA_VERSION:
             self._migrate(version)
-        self._check_owner()  # of what SQLite has opened beside it, where another user may have been first
+        if os.stat(os.path.dirname(self.path)).st_mode & S_ISVTX:
+            self._check_owner()  # of what SQLite has opened beside it: in /tmp another user may have been first
         self._patiently(self._check_schema)
         self._db.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
         self._db.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs what shall be

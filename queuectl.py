@@ -5015,12 +5015,15 @@ class Queue:
     def add_schedule(self, name: str, spec, every, options: dict, tz=None, misfire: str = "once", no_overlap: bool = False,
                      overlap: str = "", replace: bool = False) -> float:
         """Store a schedule by a cron line or by seconds between runs; return the time of its first run."""
-        return self.add_schedules([self.plan_schedule(name, spec, every, options, tz, misfire, no_overlap, overlap)], replace)[0]
+        return self.add_schedules([self.plan_schedule(name, spec, every, options, tz, misfire, no_overlap, overlap, replace)], replace)[0]
 
-    def plan_schedule(self, name: str, spec, every, options: dict, tz=None, misfire="once", no_overlap=False, overlap="") -> dict:
-        """Return the row of a schedule, checked, for add_schedules."""
+    def plan_schedule(self, name: str, spec, every, options: dict, tz=None, misfire="once", no_overlap=False, overlap="",
+                      replace=False) -> dict:
+        """Return the row of a schedule, checked, for add_schedules.  What is replaced keeps its zone unless another is given."""
         import json
         now, rule = self._clock(), None
+        if tz is None and replace:
+            tz = next((schedule.tz for schedule in self.schedules() if schedule.name == name), None)
         if "at" in options and len(str(options["at"]).strip()) != 5:
             options = dict(options, at=utc(parse_when(options["at"], "at")))
         if spec or "at" in options:
@@ -9008,7 +9011,7 @@ def cmd_cron_load(args) -> int:
         rows = []
         for number, name, spec, tz, job in entries:
             try:
-                rows.append(queue.plan_schedule(name, spec, None, job, tz))
+                rows.append(queue.plan_schedule(name, spec, None, job, tz, replace=args.replace))
             except UserError as error:
                 raise UserError("line %d: %s" % (number, error)) from None
         queue.add_schedules(rows, args.replace)

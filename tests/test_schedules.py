@@ -127,6 +127,17 @@ def test_an_export_carries_the_zone_and_a_queue_of_1_0_gets_the_one_its_adder_ha
         assert (store.schedule("a").tz, store.schedule("a").rule) == ("Asia/Tokyo", "JST-9")
 
 
+@needs_zones
+def test_what_replaces_a_schedule_keeps_its_zone_unless_it_is_told_another(queue):
+    queue.cli("cron", "add", "s", "30 0 * * *", "exit 0", env={"TZ": "Asia/Tokyo"})
+    queue.cli("cron", "add", "s", "45 0 * * *", "--replace", "exit 0", env={"TZ": "America/New_York"})
+    assert (schedules(queue)["s"]["tz"], schedules(queue)["s"]["next_at"][11:16]) == ("Asia/Tokyo", "15:45")
+    queue.cli("cron", "load", "-", "--replace", stdin="# name: s\n50 0 * * * exit 0\n", env={"TZ": "UTC"})
+    assert (schedules(queue)["s"]["tz"], schedules(queue)["s"]["next_at"][11:16]) == ("Asia/Tokyo", "15:50")
+    queue.cli("cron", "add", "s", "45 0 * * *", "--replace", "--tz", "UTC", "exit 0", env={"TZ": "Asia/Tokyo"})
+    assert schedules(queue)["s"]["tz"] == "UTC"
+
+
 # ---- names and the command line -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("words", [

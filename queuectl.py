@@ -1828,7 +1828,8 @@ class Posix(PosixOwners):
         if name in self.SHELL_WORDS or "=" in name or name[:1] in ("", "%"):
             return None
         name = raw(name)
-        if any(function % name in env for function in (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")):
+        functions = (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")  # as bash exports them; others run none
+        if any(form % name in env for form in functions) and not os.path.realpath("/bin/sh").endswith(("dash", "busybox")):
             return None
         return name if b"/" in name else self._find(name, env)
 

@@ -54,6 +54,26 @@ def test_an_exported_function_is_there_for_the_bash_that_a_job_runs(queue):
     assert queue.out("logs", job) == "hello you"
 
 
+def test_an_exported_function_of_a_programs_name_is_run_where_sh_would_run_it_and_arrives_where_not(queue):
+    function = {"BASH_FUNC_env%%": "() {  echo the function\n}"}
+    would = queue.run(["sh", "-c", "env"], env=function).stdout == "the function\n"
+    job = queue.enqueue("env", env=function)
+    drained(queue)
+    assert queue.job(job).state == "completed"
+    assert (queue.out("logs", job) == "the function") == would
+    assert would or "BASH_FUNC_env%%=() {  echo the function" in queue.out("logs", job)
+
+
+def test_odd_names_given_by_an_option_or_json_arrive_too(queue):
+    by_option = queue.enqueue("--env", "spring.db=a=b", "--env", "x y=", "env", "-0")
+    queue.cli("enqueue", "--file", "-", stdin='{"command": "env -0\\n", "env": {"a-b": "c\\nd", "ä": "ü"}}')
+    drained(queue)
+    found = environment_of(queue, by_option)
+    assert (found["spring.db"], found["x y"]) == ("a=b", "")
+    found = environment_of(queue, by_option + 1)
+    assert (found["a-b"], found["ä"]) == ("c\nd", "ü")
+
+
 def test_a_job_gets_no_locale_that_only_python_had(queue):
     bare = {name: None for name in ("LANG", "LC_ALL", "LC_CTYPE")}
     plain, own = queue.enqueue("env", "-0", env=bare), queue.enqueue("env", "-0", env=dict(bare, LC_CTYPE="C.UTF-8"))

@@ -126,8 +126,8 @@ def test_a_wait_for_a_job_behind_the_limit_that_its_own_job_takes_up_is_refused(
 
 def test_a_stop_does_not_wait_for_ever_for_a_job_that_waits_for_one_that_no_worker_takes_any_more(queue):
     queue.enqueue("--backoff-base", 0.1, line(queue, "wait", 2))
-    queue.enqueue("--delay", "2s", "exit 0")
-    queue.start(2)
+    queue.enqueue("--queue", "slow", "exit 0")
+    queue.start(2, "--queue", "default")
     wait_until(lambda: queue.sql("SELECT 1 FROM waiting"), message="it waits")
     queue.stop(timeout=30)
     assert queue.job(1).state == "failed" and "the workers are stopping" in log(queue, 1)

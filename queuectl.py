@@ -7810,7 +7810,7 @@ def wanted_left(queue, wanted: set, level: int) -> bool:
         if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
             orphans = [worker for worker in queue.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
-                alive = queue.is_alive(worker)
+                alive = OS.is_held(queue.files.lock(worker.id)) or worker.place and queue.is_alive(worker)  # else it may be a copy's
                 if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
             if not orphans:

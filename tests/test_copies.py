@@ -421,3 +421,22 @@ def test_a_backup_that_is_put_back_beside_the_log_of_the_original_is_refused_and
     shutil.copy(str(queue.db), str(tmp_path / "new.db"))  # as the line says
     there = another(queue, tmp_path / "new.db")
     assert len(there.json("list", "--limit", "0")) == 30 and there.cli("doctor").returncode == 0
+
+
+def test_a_copy_that_an_earlier_release_made_signals_no_worker_of_the_original(queue, tmp_path):
+    """Its rows do not say where their worker saw the database: that may be the living one with this pid, in the original."""
+    queue.start(1)
+    job = runs_until(queue, "notes")
+    by_sqlite(queue, tmp_path / "copy.db")
+    connection = sqlite3.connect(str(tmp_path / "copy.db"))
+    connection.execute("UPDATE worker SET place=NULL, born=NULL")
+    connection.commit()
+    connection.close()
+    there = another(queue, tmp_path / "copy.db")
+    stop = there.beside("worker", "stop", "--now")
+    wait_until(lambda: "job %d" % job in stop.text(), message="it says what it waits for")
+    assert queue.job(job).state == "processing" and queue.json("worker", "list")[0]["state"] == "busy"
+    (queue.dir / "notes.go").touch()
+    queue.wait_for(job, "completed")
+    queue.stop()
+    assert stop.ends() == 0 and there.job(job).state == "pending"

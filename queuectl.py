@@ -294,7 +294,7 @@ def encodable(text: str, what: str):
         text.encode("utf-8")
         return text
     except UnicodeEncodeError:
-        pass
+        pass  # it has bytes that are no UTF-8, or surrogates
     try:
         data = text.encode("utf-8", "surrogateescape")
         text_of(data)  # refused on Windows, whose names are characters
@@ -2374,7 +2374,7 @@ class PosixCrew:
         try:
             os.write(self._token, b"w" * max(0, min(count, len(self._children)) - waiting))
         except BlockingIOError:
-            pass
+            pass  # the pipe is full: there is a byte for each worker already
 
     def pids(self) -> list:
         return list(self._children)
@@ -2467,7 +2467,7 @@ class PosixBell:
             finally:
                 self._idle = False
         except Rung:
-            pass
+            pass  # a signal has ended the wait: it has set what is to be looked at
 
     def wait_for_exit(self, pid: int, timeout: float):
         """The exit code of a child (negative: its signal), or None at the timeout or when rung."""
@@ -2490,7 +2490,7 @@ class PosixBell:
             while len(os.read(self._rung, 512)) == 512:
                 pass
         except BlockingIOError:
-            pass
+            pass  # it is empty
         return True
 
 
@@ -2689,7 +2689,7 @@ class Windows:
         except PermissionError:
             return True
         except FileNotFoundError:
-            pass
+            pass  # who has no file holds none
         return False
 
     def lock_trouble(self, path: str) -> str:
@@ -4078,7 +4078,7 @@ class Queue:
             try:
                 self._socket.sendto(b"%s %d" % (token.encode(), count), ("127.0.0.1", port))
             except OSError:
-                pass
+                pass  # it looks by itself within a second
 
     # -- settings --
 
@@ -5732,7 +5732,7 @@ class Runner:
                     self._output = OS.open_output(self._path)
                     return
                 except BlockingIOError:
-                    pass
+                    pass  # something left behind writes to it: it becomes this attempt's log
         self._files.keep(self._worker, job.id, job.attempt, even_empty=True)
 
     def _join_tail(self) -> None:
@@ -6977,7 +6977,7 @@ class Log:
             if not more:
                 sys.stdout.flush()
         except (OSError, ValueError):
-            pass
+            pass  # nobody reads it any more
 
     def _is_ours(self, path: str) -> bool:
         try:

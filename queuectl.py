@@ -3723,7 +3723,12 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
     @property
     def key(self) -> bytes:
         """Its name as the bytes that it is stored in."""
-        return self.name if isinstance(self.name, bytes) else str(self.name).encode("utf-8", "surrogateescape")
+        return str(self.name).encode("utf-8", "surrogateescape")
+
+    @property
+    def coming(self):
+        """When it runs next, or None: it is paused, waits for a boot, or is broken."""
+        return None if self.paused or self.next_at is None or self.next_at >= NEVER else self.next_at
 
     def following(self, now: float) -> float:
         """The first of its times after `now`, however many were missed: never a burst."""
@@ -3757,7 +3762,7 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
             self.following(now)
             Plan([dict(self.job(now), shell=None)], base=b"")  # what finds the shell is the environment, which isn't here
         except Exception as error:
-            return row_fault(error)
+            return self.error or row_fault(error)
         return self.error
 
 
@@ -5084,9 +5089,17 @@ class Queue:
         return self._schedules("")
 
     def _schedules(self, where: str, values=()) -> list:
-        """Schedules, those too that hold text which is not valid: one must not hide the others."""
-        return [Schedule._make(row) for row in self._read(
-            "SELECT " + ", ".join(Schedule._fields) + " FROM schedule " + where + " ORDER BY name", values)]
+        """Schedules, those too that hold a wrong value, without it and with that as their error: one must not hide the others."""
+        columns, found = ", ".join(Schedule._fields), []
+        for row in self._read("SELECT " + columns + " FROM schedule " + where + " ORDER BY name", values):
+            schedule = Schedule._make(row)
+            wrong = [column for column in examined("schedule", columns, tuple(map(type, row)))[0] if column != "name"]
+            if wrong:
+                schedule = schedule._replace(**dict(dict.fromkeys(wrong), error="has a wrong value in " + ", ".join(wrong)))
+            if isinstance(schedule.name, bytes):
+                schedule = schedule._replace(name=as_text(schedule.name))
+            found.append(schedule)
+        return found
 
     def _set_schedule(self, schedule, **changes) -> None:
         """Change the row of a schedule, whatever bytes its name is made of: one that stayed due would be tried without end."""
@@ -8997,7 +9010,7 @@ def next_text(schedule) -> str:
     """What a person is told who has added or resumed a schedule."""
     if schedule.paused:
         return "schedule %s stays paused" % plain(schedule.name)
-    if schedule.next_at >= NEVER:
+    if schedule.coming is None:
         return "schedule %s runs when workers start after the next boot" % plain(schedule.name)
     return "schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
 
@@ -9149,7 +9162,7 @@ def crontab_line(schedule, job: dict) -> tuple:
         stdin = "%" + (stdin[:-1] if stdin[-1] == "\n" else stdin).replace("%", "\\%").replace("\n", "%")
     env = parse_env(job.get("env", {}))
     command = "".join("export %s; " % OS.quote(["%s=%s" % pair]) for pair in sorted(env.items())) + command
-    folder = job.get("cwd", schedule.cwd)
+    folder = job.get("cwd") or schedule.cwd or ""
     folder = folder.decode("utf-8", "surrogateescape") if isinstance(folder, bytes) else folder
     if folder != os.path.expanduser("~"):
         command = "cd %s && %s" % (OS.quote([folder]), command)
@@ -9170,12 +9183,12 @@ def cmd_cron_list(args) -> int:
     if args.json:
         out_json([dict(job, name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
                        no_overlap=overlap_of(row) == "skip", overlap=overlap_of(row), paused=bool(row.paused),
-                       next_at=None if row.paused or row.next_at >= NEVER else utc(row.next_at),
+                       next_at=utc(row.coming),
                        last_at=utc(row.last_at), last_job=row.last_job, error=error) for row, job, error in rows])
     elif rows:
         print_table(("NAME", "STATE", "WHEN", "NEXT", "LAST JOB", "COMMAND", "ERROR"), [
             (row.name, "paused" if row.paused else "open", when_of(row),
-             "-" if row.paused or row.next_at >= NEVER else local(row.next_at), row.last_job or "-",
+             local(row.coming), row.last_job or "-",
              command_text(job["command"]), error or "")
             for row, job, error in rows], ("COMMAND", "NAME", "ERROR"), {"paused": "yellow", "open": "green"})
     else:
@@ -9199,7 +9212,7 @@ def when_of(schedule) -> str:
     """The times of a schedule, with its zone if that is not the reader's."""
     if schedule.spec is None:
         return "every " + duration_text(schedule.every)
-    here = schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.next_at >= NEVER
+    here = schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.spec.strip().lower() == "@reboot"
     return schedule.spec if here else "%s %s" % (schedule.spec, schedule.tz)
 
 

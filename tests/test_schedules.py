@@ -195,6 +195,8 @@ BROKEN = {  # columns that somebody wrote: words that `cron list` and `doctor` m
     "at": ("options='{\"command\": \"x\", \"at\": \"9:x00\"}'", ""), "parent": ("options='{\"command\": \"x\", \"after\": \"77\"}'", "77"),
     "bytes": ("options=CAST(x'7b22ff22' AS TEXT)", "JSON"), "odd": ("tz=CAST(x'ff41' AS TEXT), rule=CAST(x'fe' AS TEXT)", "time zone"),
     "folder": ("cwd=CAST(x'2fff' AS TEXT), spec=CAST(x'ff' AS TEXT)", "five fields"),
+    "types": ("next_at='x', last_at=x'ff', last_job='odd', paused=0.5, no_overlap='x', tz=x'00', created_at='z'", "wrong value in tz, no_overlap"),
+    "texts": ("spec=x'00', every='x', options=x'7b', cwd=5, misfire=x'ff', error=x'ff'", "wrong value in spec, every"),
     "big": ("options='{\"command\": \"x\", \"priority\": 1e300}'", "priority")}
 
 
@@ -235,6 +237,7 @@ def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
                 assert found[name]["next_at"] is None, "its time alone can't be told"
     done = queue.cli("cron", "run", "options", check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert queue.cli("cron", "list", "--crontab").stdout.count("# name: ") == len(BROKEN) + 1
     queue.cli("cron", "pause", *BROKEN)
     assert queue.cli("cron", "resume", "zone", check=False).returncode == 2
     assert found["fine"]["error"] is None

@@ -3224,8 +3224,9 @@ def checked(table: str, columns: str, row):
     if not is_valid("".join([value for value in row if value.__class__ is str])):
         raise WrongValue("%s %s holds text that is not valid" % (table, quoted(row[0])))
     if wrong or max(numbers) > LARGEST or min(numbers) < -LARGEST:
-        raise WrongValue("%s %s has a value of a wrong type%s" % (
-            table, quoted(row[0]), " in " + ", ".join(wrong) if wrong else ", or one that is too large"))
+        large = [column.rpartition(".")[2] for column, value in zip(columns.split(", "), row)
+                 if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST]
+        raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong + large)))
     return row
 
 

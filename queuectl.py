@@ -661,6 +661,8 @@ SETTINGS = {
     "sync": Setting("normal", one_of("normal", "full"), str,
                     "`full`: workers sync each result to the disk too"),
 }
+# A job takes these with it when it is enqueued; the others are read when they are used, by running workers too.
+FIXED_SETTINGS = ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell")
 
 
 def setting_key(raw) -> str:
@@ -5994,11 +5996,12 @@ class Worker:
         return "job %d has ended (%s), but " % (outcome.job.id, outcome.error or outcome.kind)
 
     def _keep_lock(self) -> None:
-        """Take the lock again where someone has deleted its file; look once a second."""
+        """Once a second: take the lock again where someone has deleted its file, and see whether `sync` was changed."""
         now = time.monotonic()
         if now < self._kept_at + LOOK_S:
             return
         self._kept_at = now
+        self._queue.sync = self._setting("sync") == "full"
         try:
             lock = keep_lock(self._lock_path, self._lock)
             if lock != self._lock:
@@ -9268,8 +9271,9 @@ def cmd_config_list(args) -> int:
     if args.json:
         out_json(values)
         return 0
-    print_table(("KEY", "VALUE", "DEFAULT", "MEANING"),
-                [(key, setting.text(values[key]), setting.text(setting.default), setting.meaning)
+    print_table(("KEY", "VALUE", "DEFAULT", "HOLDS", "MEANING"),
+                [(key, setting.text(values[key]), setting.text(setting.default),
+                  "from enqueue" if key in FIXED_SETTINGS else "at once", setting.meaning)
                  for key, setting in SETTINGS.items()], ("MEANING",))
     return 0
 
@@ -9761,7 +9765,7 @@ COMMAND_GROUPS = (
     ("settings and keeping", (
         command("config list", cmd_config_list, add_json, "show all settings", "config list", shows=True),
         command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries", shows=True),
-        command("config set", cmd_config_set, args_config_set, "change a setting, for jobs enqueued from then on",
+        command("config set", cmd_config_set, args_config_set, "change a setting",
                 "config set max_retries 5"),
         command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
         command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),

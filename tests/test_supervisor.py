@@ -560,3 +560,71 @@ def test_a_job_may_restart_its_own_workers(queue):
     assert queue.job(job).attempt == 1
     wait_until(lambda: len(queue.sql("SELECT pid FROM supervisor")) == 1 and supervisor_pid(queue) != before, message="the old ones end")
     queue.wait_for(queue.enqueue("exit 0"), "completed")
+
+
+# ---- settings reach running workers ------------------------------------------------------------------
+
+SYNCS = """
+sync = queuectl.Queue.sync_wal
+def told(self):
+    open(%r, "a").write("%%d\\n" %% os.getpid())
+    return sync(self)
+queuectl.Queue.sync_wal = told
+"""
+
+
+def test_sync_full_reaches_workers_that_are_running(queue):
+    bench, syncs = Bench(queue), queue.dir / "syncs"
+    bench.patched_beside(SYNCS % str(syncs), "worker", "start", "--foreground")
+    [pid] = wait_until(lambda: queue.db.exists() and queue.json("worker", "list") and list(bench.workers().values()))
+
+    def synced():
+        queue.wait_for(queue.enqueue("exit 0"), "completed")
+        return syncs.exists() and str(pid) in syncs.read_text().split()
+
+    assert not synced() and not synced()
+    queue.cli("config", "set", "sync", "full")
+    wait_until(synced, message="the worker syncs its results")
+    queue.cli("config", "set", "sync", "normal")
+
+    def quiet():
+        before = syncs.read_text().split().count(str(pid))
+        synced()
+        return syncs.read_text().split().count(str(pid)) == before
+
+    wait_until(quiet, message="the worker no longer does so")
+
+
+@pytest.mark.slow
+def test_settings_that_are_read_when_used_reach_running_workers(queue):
+    queue.start(1)
+    queue.wait_for(queue.enqueue("exit 0"), "completed")
+    queue.cli("config", "set", "max_crashes", "1")
+    queue.cli("config", "set", "kill_grace", "0s")
+    deaf = queue.enqueue("trap '' TERM; echo begun; while :; do sleep 0.05; done")
+    wait_until(lambda: queue.out("logs", deaf) == "begun")
+    before = time.monotonic()
+    queue.cli("cancel", deaf)
+    queue.wait_for(deaf, "cancelled")
+    assert time.monotonic() - before < within(4), "kill_grace was 5s"
+    queue.cli("config", "set", "log_limit", "10k")
+    loud = queue.enqueue(*queue.script("import sys, time\nfor _ in range(30): sys.stdout.write('x' * 4096); sys.stdout.flush(); time.sleep(0.02)"))
+    queue.wait_for(loud, "completed")
+    assert len(queue.out("logs", loud)) < 12000
+    queue.cli("config", "set", "on_dead", "echo told")
+    queue.cli("config", "set", "max_snoozes", "0")
+    snoozer = queue.enqueue("--max-retries", 0, "--snooze-on", 75, "exit 75")
+    queue.wait_for(snoozer, "dead")
+    wait_until(lambda: queue.sql("SELECT 1 FROM job WHERE hook='on_dead' AND state='completed'"), message="on_dead")
+    crasher = queue.enqueue("kill -9 $PPID; sleep 9")
+    queue.wait_for(crasher, "dead")
+    queue.cli("config", "set", "keep_finished", "0.5s")
+    wait_until(lambda: not queue.sql("SELECT 1 FROM job WHERE state='completed'"), 45, "retention")
+
+
+def test_config_list_says_when_a_setting_holds(queue):
+    import queuectl
+    rows = [line.split() for line in queue.out("config", "list").splitlines()]
+    assert len(rows) == 1 + len(queuectl.SETTINGS)
+    fixed = {row[0] for row in rows if "from enqueue" in " ".join(row)}
+    assert fixed == {"max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell"}

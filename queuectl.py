@@ -168,7 +168,7 @@ CREATE TABLE supervisor(
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
   started_at REAL NOT NULL, note TEXT,                -- unused: a wait stands in the lock file
-  born REAL,                                 -- when it registered, on the clock of Process.born
+  born REAL,                                 -- when it registered, on the clock of OS.born
   place TEXT);                               -- device:inode:path of the database as it saw it; a copy differs
 CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE schedule(
@@ -1339,7 +1339,11 @@ def open_own(path: str, flags: int) -> int:
     raise OSError(0, "is not a plain file, again and again", path)
 
 
-Process = namedtuple("Process", "pid group born")  # a process as another may find it: see System.born
+ProcessEntry = namedtuple("ProcessEntry", "pid group born")  # a line of the process table; born: on the clock of `OS.born`
+
+# What `OS.spawn` starts.  script: where a long command may be written; shell: None for the system's own; stdin: a descriptor,
+# or None for nothing to read; umask: None for ours; scheduling: what `OS.defer_to_jobs` returned.
+ProcessSpec = namedtuple("ProcessSpec", "command env output script shell stdin umask scheduling", defaults=(None, None, None, {}))
 
 
 class PosixOwners:
@@ -1490,7 +1494,6 @@ class Posix(PosixOwners):
     job_faults = (7,)        # errno of a spawn that is the job's own fault: E2BIG
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
-    _spawn_options = {}      # what posix_spawn is told of the scheduling of jobs
 
     # What sh runs without a program, or reads as syntax: dash, bash, ksh, busybox.
     SHELL_WORDS = frozenset(
@@ -1563,11 +1566,17 @@ class Posix(PosixOwners):
         except AttributeError:
             return os.cpu_count() or 1
 
-    def load(self) -> float:
-        return os.getloadavg()[0]
+    def loads(self):
+        """Yield, each time, the load of the machine: how many processes run or wait for a core."""
+        while True:
+            yield os.getloadavg()[0]
 
     def be_nice(self, niceness: int) -> None:
         os.nice(niceness)
+
+    def defer_to_jobs(self) -> dict:
+        """Let jobs go before this worker, if the system can; return what keeps their own scheduling (see ProcessSpec)."""
+        return {}
 
     def network_disk(self, path: str) -> str:
         """The kind of network file system that `path` is on; "" where it is none or can't be told."""
@@ -1579,9 +1588,12 @@ class Posix(PosixOwners):
 
     # -- locks that the kernel drops with their last holder --
 
-    def hold(self, path: str, flags: int = 0) -> int:
-        """Makes `path` and locks it for as long as the descriptor, or one inherited from it, is open."""
-        fd = open_own(path, os.O_RDWR | flags)
+    def hold(self, path: str) -> int:
+        """Make `path` and lock it for as long as the descriptor, or one inherited from it, is open."""
+        return self._hold(path, os.O_RDWR)
+
+    def _hold(self, path: str, flags: int) -> int:
+        fd = open_own(path, flags)
         if not self.try_lock(fd):
             os.close(fd)
             raise BlockingIOError(0, "is locked by another process", path)
@@ -1678,7 +1690,7 @@ class Posix(PosixOwners):
         return ""
 
     def born(self) -> float:
-        """Now, on the clock that Process.born is told in."""
+        """Return the time, on the clock that `processes` uses."""
         return time.time()
 
     def birth_slack(self) -> float:
@@ -1696,7 +1708,7 @@ class Posix(PosixOwners):
             try:
                 born = time.mktime(time.strptime(" ".join(words[3:8]), "%a %b %d %H:%M:%S %Y"))
                 if words[2][:1] != "Z":
-                    rows.append(Process(int(words[0]), int(words[1]), born))
+                    rows.append(ProcessEntry(int(words[0]), int(words[1]), born))
             except (ValueError, IndexError):
                 continue
         return rows
@@ -1768,17 +1780,18 @@ class Posix(PosixOwners):
 
     # -- running a job --
 
-    def spawn(self, command: str, env: dict, output: int, script: str, shell=None, stdin=None, umask=None):
-        """Starts `command` in a session and group of its own; returns its pid, which is its group too.
+    def spawn(self, spec):
+        """Start a ProcessSpec in a session and group of its own; return its PosixProcess.
 
-        A line that sh would only take apart is run without sh, as GNU make does: nearly twice as many short jobs,
-        and variables arrive whose names are no identifiers, which dash drops.  Where that fails, sh says why.
+        A line that sh would only split into words is run without sh, as GNU make does: nearly twice as many short jobs,
+        and sh (dash) cannot drop variables whose names are not identifiers.  If that fails, sh says why.
         """
+        command, env, shell = spec.command, spec.env, spec.shell
         words = self._words(command) if shell is None else None
         program = self._program(words[0], env) if words else None
         if program:
             try:
-                return self._start(program, words, {**env, b"PWD": self._directory(env)}, output, stdin, umask)
+                return self._start(program, words, {**env, b"PWD": self._directory(env)}, spec)
             except OSError:
                 pass  # no program, no #!, no permission, no memory...
         words = ["/bin/sh"] if shell is None else self.find_shell(shell, env)
@@ -1786,10 +1799,10 @@ class Posix(PosixOwners):
             raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(shell))
         argv = shell_arguments(words, command)
         if len(raw(command)) > SCRIPT_FROM and argv[-2] == "-c":
-            with create(script) as file:
+            with create(spec.script) as file:
                 file.write(raw(command) + b"\n")
-            argv[-2:] = [given(script)]
-        return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, output, stdin, umask)
+            argv[-2:] = [given(spec.script)]
+        return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, spec)
 
     def find_shell(self, shell: str, env: dict) -> list:
         """The program (a path, or a name on the PATH of `env`) and options that `shell` gives; [] if there is no such program."""
@@ -1856,28 +1869,28 @@ class Posix(PosixOwners):
             pass  # it leads nowhere
         return os.getcwdb()
 
-    def _start(self, program: bytes, argv: list, env: dict, output: int, stdin, umask) -> int:
-        """Starts a program as a job; `stdin` None: nothing to read; `umask` None: ours.
+    def _start(self, program: bytes, argv: list, env: dict, spec):
+        """Start a program as a job.
 
-        posix_spawn keeps to one fork (or vfork) and exec on every Python and system; descriptors of
-        Python are closed by exec (PEP 446), but `output`, which the job keeps as one more holder of its lock.
+        posix_spawn does one fork (or vfork) and exec on every Python and system.  exec closes Python's descriptors
+        (PEP 446), except `output`: the job keeps it, as one more holder of its lock.
         """
         argv = list(map(raw, argv))
-        before = os.umask(umask & 0o777) if umask is not None else None
+        before = os.umask(spec.umask & 0o777) if spec.umask is not None else None
         try:
             if not hasattr(os, "posix_spawn"):
-                return self._popen(program, argv, env, output, stdin)
-            actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-            if stdin is not None:
-                actions.append((os.POSIX_SPAWN_DUP2, stdin, 0))
-            return os.posix_spawn(program, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                  setsigdef=self._default_signals(), **self._spawn_options)
+                return PosixProcess(self._popen(program, argv, env, spec))
+            actions = [(os.POSIX_SPAWN_DUP2, spec.output, 1), (os.POSIX_SPAWN_DUP2, spec.output, 2)]
+            if spec.stdin is not None:
+                actions.append((os.POSIX_SPAWN_DUP2, spec.stdin, 0))
+            return PosixProcess(os.posix_spawn(program, argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                                               setsigdef=self._default_signals(), **spec.scheduling))
         finally:
             if before is not None:
                 os.umask(before)
 
-    def _popen(self, program: bytes, argv: list, env: dict, output: int, stdin) -> int:
-        """_start on PyPy, which has no posix_spawn."""
+    def _popen(self, program: bytes, argv: list, env: dict, spec) -> int:
+        """Return the pid of a job; used on PyPy, which has no posix_spawn."""
         import signal
         import subprocess
 
@@ -1885,9 +1898,9 @@ class Posix(PosixOwners):
             for number in self._default_signals():
                 signal.signal(number, signal.SIG_DFL)
 
-        process = subprocess.Popen(argv, executable=program, env=env, stdin=stdin, stdout=output, stderr=output, pass_fds=(output,),
-                                   start_new_session=True, preexec_fn=restore)
-        process.returncode = 0  # reaped by the bell
+        process = subprocess.Popen(argv, executable=program, env=env, stdin=spec.stdin, stdout=spec.output, stderr=spec.output,
+                                   pass_fds=(spec.output,), start_new_session=True, preexec_fn=restore)
+        process.returncode = 0  # reaped by PosixProcess.wait
         return process.pid
 
     @lru_cache(maxsize=None)
@@ -1898,47 +1911,10 @@ class Posix(PosixOwners):
     def open_output(self, path: str) -> int:
         """The locked file that a job writes to: inheritable, and numbered past what shells redirect by digit."""
         import fcntl
-        first = self.hold(path, os.O_APPEND)
+        first = self._hold(path, os.O_RDWR | os.O_APPEND)
         fd = fcntl.fcntl(first, fcntl.F_DUPFD, 10)
         os.close(first)
         return fd
-
-    def signal_group(self, group: int, hard: bool) -> bool:
-        """TERM or KILL to all of a job; False when nothing of it is left."""
-        import signal
-        try:
-            os.killpg(group, signal.SIGKILL if hard else signal.SIGTERM)
-            return True
-        except (ProcessLookupError, PermissionError):  # PermissionError: only zombies are left, on macOS
-            return False
-
-    def stop_group(self, group: int, stop: bool) -> None:
-        """Stops all of a job for a moment, or has it go on; group 0: nothing is left to stop."""
-        import signal
-        if group:
-            try:
-                os.killpg(group, signal.SIGSTOP if stop else signal.SIGCONT)
-            except OSError:
-                pass  # it has just ended
-
-    def group_alive(self, group: int) -> bool:
-        """Whether a process of the group lives; zombies don't, which a container without an init keeps for ever."""
-        try:
-            os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
-            return False
-        alive = self.processes()
-        return not alive or any(process.group == group for process in alive)  # none at all: there is no ps, no /proc
-
-    def failure_text(self, code: int) -> str:
-        """An exit code (negative: the signal, as subprocess has it) in words."""
-        if code >= 0:
-            return "exit %d" % code
-        import signal
-        try:
-            return "signal %d (%s)" % (-code, signal.Signals(-code).name)
-        except ValueError:
-            return "signal %d" % -code
 
     # -- the supervisor's side --
 
@@ -2065,15 +2041,15 @@ class Linux(Posix):
         if hasattr(gc, "freeze"):  # not on PyPy
             gc.freeze()
 
-    def bell(self, where: str):
-        """A worker that wakes pushes no job off its core: of short ones 3 % more get done.  Its jobs are scheduled as ever."""
+    def defer_to_jobs(self) -> dict:
+        """A worker scheduled as a batch process does not preempt a job when it wakes: 3 % more short jobs get done."""
         try:
             if os.sched_getscheduler(0) == os.SCHED_OTHER and hasattr(os, "posix_spawn"):
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-                self._spawn_options = {"scheduler": (os.SCHED_OTHER, os.sched_param(0))}
+                return {"scheduler": (os.SCHED_OTHER, os.sched_param(0))}
         except OSError:
             pass  # musl has none of this
-        return super().bell(where)
+        return {}
 
     def umask(self):
         try:
@@ -2119,7 +2095,7 @@ class Linux(Posix):
                 except OSError:
                     continue
                 if words[0] not in (b"Z", b"X"):
-                    rows.append(Process(int(name), int(words[2]), int(words[19]) / tick))
+                    rows.append(ProcessEntry(int(name), int(words[2]), int(words[19]) / tick))
         return rows
 
     def has_marks(self, pid: int, marks):
@@ -2177,6 +2153,69 @@ class Linux(Posix):
         except (OSError, IndexError):
             return ""
         return kind if kind.startswith(("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs", "lustre")) else ""
+
+
+class PosixProcess:
+    """One attempt of a job: a process, and the group that it leads."""
+
+    def __init__(self, pid: int):
+        self.pid = pid
+
+    def wait(self, signals, timeout: float):
+        """Return the exit code (negative: the signal), or None at the timeout or when `signals` brings something to do."""
+        level, limit = signals.level, time.monotonic() + timeout
+        while not signals.look and signals.level == level:
+            woken = signals.pause(limit - time.monotonic())  # at once if SIGCHLD came before
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+            if not woken:
+                break
+        return None
+
+    def failure_text(self, code: int) -> str:
+        """An exit code in words."""
+        if code >= 0:
+            return "exit %d" % code
+        import signal
+        try:
+            return "signal %d (%s)" % (-code, signal.Signals(-code).name)
+        except ValueError:
+            return "signal %d" % -code
+
+    def terminate(self) -> bool:
+        """Ask the whole group to end; False if nothing of it is left."""
+        return self._signal("SIGTERM")
+
+    def kill(self) -> bool:
+        """Kill the whole group; False if nothing of it is left."""
+        return self._signal("SIGKILL")
+
+    def suspend(self) -> None:
+        """Stop the whole group for a moment."""
+        self._signal("SIGSTOP")
+
+    def resume(self) -> None:
+        self._signal("SIGCONT")
+
+    def alive(self) -> bool:
+        """Whether a process of the group lives.  Zombies do not count: a container without an init never reaps them."""
+        if not self._signal(None):
+            return False
+        alive = OS.processes()
+        return not alive or any(process.group == self.pid for process in alive)  # none at all: there is no ps, no /proc
+
+    def _signal(self, name) -> bool:
+        """Send a signal to the group (None: only look for it); False if nothing of it is left."""
+        import signal
+        try:
+            os.killpg(self.pid, getattr(signal, name) if name else 0)
+            return True
+        except (ProcessLookupError, PermissionError):  # PermissionError: only zombies are left, on macOS
+            return False
+
+    def close(self) -> None:
+        """Do nothing: a pid takes no descriptor."""
 
 
 class PosixGate:
@@ -2471,19 +2510,6 @@ class PosixBell:
         except Rung:
             pass  # a signal has ended the wait: it has set what is to be looked at
 
-    def wait_for_exit(self, pid: int, timeout: float):
-        """The exit code of a child (negative: its signal), or None at the timeout or when rung."""
-        level = self.level
-        limit = time.monotonic() + timeout
-        while not self.look and self.level == level:
-            rung = self.pause(limit - time.monotonic())  # an end that came before has rung already
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-            if not rung:
-                break
-        return None
-
     def pause(self, seconds: float) -> bool:
         """Waits until a signal or the time; whether it was a signal."""
         if not self._poll.poll(max(0, seconds) * 1000 + 0.999):
@@ -2512,6 +2538,51 @@ def minutes_text(minutes: int) -> str:
     return "%s%d:%02d" % ("-" if minutes < 0 else "", *divmod(abs(minutes), 60))
 
 
+# The functions of kernel32 that we call: the result, then the arguments.  h: handle or pointer, t: text, n: number,
+# b: true or false.  A false or invalid result is raised; a number may be anything.
+KERNEL32 = {
+    "CreateFileW": "htnnhnnh", "GetDriveTypeW": "nt", "GetConsoleMode": "bhh", "SetConsoleMode": "bhn",
+    "CreateEventW": "hhnnt", "SetEvent": "bh", "CreateSemaphoreW": "hhnnt", "ReleaseSemaphore": "bhnh",
+    "CreateJobObjectW": "hht", "SetInformationJobObject": "bhnhn", "QueryInformationJobObject": "bhnhnh",
+    "AssignProcessToJobObject": "bhh", "TerminateJobObject": "bhn", "ResumeThread": "nh", "SetErrorMode": "nn",
+    "GetProcessAffinityMask": "bhhh", "GetSystemTimes": "bhhh", "SetPriorityClass": "bhn",
+    "GetTimeZoneInformation": "nh"}
+
+
+@lru_cache(maxsize=None)
+def kernel32(name: str):
+    """Return a function of kernel32 (see KERNEL32) with its types set."""
+    import ctypes
+    types = {"h": ctypes.c_void_p, "t": ctypes.c_wchar_p, "n": ctypes.c_uint32, "b": ctypes.c_int}
+    function = getattr(ctypes.WinDLL("kernel32", use_last_error=True), name)
+    function.restype, *function.argtypes = [types[letter] for letter in KERNEL32[name]]
+    return function
+
+
+def call(name: str, *arguments):
+    """Call a function of kernel32; raise OSError if it fails."""
+    import ctypes
+    result = kernel32(name)(*arguments)
+    if KERNEL32[name][0] != "n" and result in (None, 0, ctypes.c_void_p(-1).value):
+        raise ctypes.WinError(ctypes.get_last_error())
+    return result
+
+
+def without_venv(argv: list) -> list:
+    """Return an argument list with the real Python: a venv's python.exe starts that, which then has another pid."""
+    return [getattr(sys, "_base_executable", None) or argv[0]] + argv[1:]
+
+
+def worker_event(pid: int, word: str):
+    """Return the event that tells a worker this word; Global: it works from any of the user's sessions."""
+    return call("CreateEventW", None, word != "look", False, "Global\\%s-%d-%s" % (PROGRAM, pid, word))
+
+
+def hint_semaphore(token: str):
+    """Return the semaphore that wakes one idle worker per count."""
+    return call("CreateSemaphoreW", None, 0, 2**30, "Global\\%s-%s" % (PROGRAM, token))
+
+
 class Windows:
     """Windows.  A lock is the open file itself: who opens it for writing lets others only read.
 
@@ -2525,39 +2596,7 @@ class Windows:
     longest_wait = 0.2     # select waits for sockets only, not for the end of a process
     stream_options = {"encoding": "utf-8"}  # a pipe's own is the code page, which has no check mark
 
-    STOPPED = 0xC000013A   # STATUS_CONTROL_C_EXIT: what Ctrl-C and Ctrl-Break end with, and we
-    CRASHES = {0xC0000005: "access violation", 0xC00000FD: "stack overflow", 0xC0000374: "heap corruption",
-               0xC0000409: "aborted", 0xC0000135: "a DLL is missing", 0xC0000142: "a DLL failed to start"}
     SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@+:./\\-_"
-    # What is called of kernel32: the result, then the arguments.  h: handle or pointer, t: text, n: number, b: true or
-    # false.  A false or invalid result is raised; a number may be anything.
-    CALLS = {
-        "CreateFileW": "htnnhnnh", "GetDriveTypeW": "nt", "GetConsoleMode": "bhh", "SetConsoleMode": "bhn",
-        "CreateEventW": "hhnnt", "SetEvent": "bh", "CreateSemaphoreW": "hhnnt", "ReleaseSemaphore": "bhnh",
-        "CreateJobObjectW": "hht", "SetInformationJobObject": "bhnhn", "QueryInformationJobObject": "bhnhnh",
-        "AssignProcessToJobObject": "bhh", "TerminateJobObject": "bhn", "ResumeThread": "nh", "SetErrorMode": "nn",
-        "GetProcessAffinityMask": "bhhh", "GetSystemTimes": "bhhh", "SetPriorityClass": "bhn",
-        "GetTimeZoneInformation": "nh"}
-
-    def __init__(self):
-        self._kernel = None
-        self._attempt = None           # (pid, process, Job Object) of the attempt that was started last
-        self._sample = (0.0, 0, 0)     # when the load was measured; the cores' idle and whole time until then
-        self._load = 0.0
-
-    def call(self, name: str, *arguments):
-        """Calls a function of kernel32 (see CALLS)."""
-        import ctypes
-        if self._kernel is None:
-            self._kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        types = {"h": ctypes.c_void_p, "t": ctypes.c_wchar_p, "n": ctypes.c_uint32, "b": ctypes.c_int}
-        function = getattr(self._kernel, name)
-        function.restype, *function.argtypes = [types[letter] for letter in self.CALLS[name]]
-        result = function(*arguments)
-        if self.CALLS[name][0] != "n" and result in (None, 0, ctypes.c_void_p(-1).value):
-            raise ctypes.WinError(ctypes.get_last_error())
-        return result
-
     # -- places and words --
 
     def state_dir(self) -> str:
@@ -2610,32 +2649,34 @@ class Windows:
         import _winapi
         import ctypes
         mine, system = ctypes.c_size_t(), ctypes.c_size_t()
-        self.call("GetProcessAffinityMask", _winapi.GetCurrentProcess(), ctypes.byref(mine), ctypes.byref(system))
+        call("GetProcessAffinityMask", _winapi.GetCurrentProcess(), ctypes.byref(mine), ctypes.byref(system))
         return bin(mine.value).count("1") or os.cpu_count() or 1  # 0: we are in several groups of 64 cores
 
-    def load(self) -> float:
-        """How many cores were busy, over a second or more: Windows keeps no average."""
+    def defer_to_jobs(self) -> dict:
+        return {}
+
+    def loads(self):
+        """Yield, each time, how many cores were busy over the last second or more: Windows keeps no average."""
         import ctypes
-        at, idle_before, total_before = self._sample
-        if time.monotonic() - at >= 1.0:
-            idle, kernel, user = ctypes.c_uint64(), ctypes.c_uint64(), ctypes.c_uint64()
-            self.call("GetSystemTimes", ctypes.byref(idle), ctypes.byref(kernel), ctypes.byref(user))
-            total = kernel.value + user.value  # the kernel's holds the idle time
-            if at:
-                busy = 1 - (idle.value - idle_before) / max(1, total - total_before)
-                self._load = busy * (os.cpu_count() or 1)
-            self._sample = (time.monotonic(), idle.value, total)
-        return self._load
+        at, idle, total, load = 0.0, 0, 0, 0.0
+        while True:
+            if time.monotonic() - at >= 1.0:
+                before, times = (at, idle, total), [ctypes.c_uint64() for _ in range(3)]
+                call("GetSystemTimes", *map(ctypes.byref, times))
+                at, idle, total = time.monotonic(), times[0].value, times[1].value + times[2].value  # the kernel's holds the idle time
+                if before[0]:
+                    load = (1 - (idle - before[1]) / max(1, total - before[2])) * (os.cpu_count() or 1)
+            yield load
 
     def be_nice(self, niceness: int) -> None:
         import _winapi
         if niceness:  # below normal or idle; jobs inherit it
-            self.call("SetPriorityClass", _winapi.GetCurrentProcess(), 0x4000 if niceness < 10 else 0x40)
+            call("SetPriorityClass", _winapi.GetCurrentProcess(), 0x4000 if niceness < 10 else 0x40)
 
     def network_disk(self, path: str) -> str:
         drive = os.path.splitdrive(os.path.realpath(path))[0]
         share = drive.startswith("\\\\") and drive[:4] != "\\\\?\\"
-        return "a share" if share or self.call("GetDriveTypeW", drive + "\\") == 4 else ""  # DRIVE_REMOTE
+        return "a share" if share or call("GetDriveTypeW", drive + "\\") == 4 else ""  # DRIVE_REMOTE
 
     def is_mount(self, path: str) -> bool:
         """False: only folders can be mounted here."""
@@ -2663,7 +2704,7 @@ class Windows:
     def _open(self, path: str, sharing: int, how: int, flags: int = 0) -> int:
         import msvcrt
         try:
-            handle = self.call("CreateFileW", path, 0xC0000000, sharing, None, how, 0x80, None)  # to read and write
+            handle = call("CreateFileW", path, 0xC0000000, sharing, None, how, 0x80, None)  # to read and write
         except PermissionError as error:
             if error.winerror != 32:  # ERROR_SHARING_VIOLATION
                 raise
@@ -2743,15 +2784,16 @@ class Windows:
                 return [path] + words[1:]
         return []
 
-    def _line(self, command: str, env: dict, script: str, shell, home: str) -> tuple:
+    def _line(self, spec, home: str) -> tuple:
         """(program, command line) of a job."""
         import subprocess
+        command, shell = spec.command, spec.shell
         if shell is None:
             if max(map(len, command.split("\n"))) > 8191:
                 raise OSError(7, "cmd.exe takes no line of more than 8191 characters")
             return os.path.join(home, "cmd.exe"), 'cmd.exe /d /s /c "%s"' % (
-                '"%s"' % self._script(command, script) if "\n" in command else command)
-        words = self.find_shell(shell, env)
+                '"%s"' % self._script(command, spec.script) if "\n" in command else command)
+        words = self.find_shell(shell, spec.env)
         line = subprocess.list2cmdline(shell_arguments(words, command)) if words else ""
         if not words:
             raise OSError(7, "there is no shell %s any more" % plain(shell))
@@ -2759,42 +2801,42 @@ class Windows:
             raise OSError(7, "Windows takes no line of more than 32766 characters")
         return words[0], line
 
-    def spawn(self, command: str, env: dict, output: int, script: str, shell=None, stdin=None, umask=None):
-        """Starts `command` by cmd.exe, or another shell, in a hidden console of its own; returns its pid, which names its Job Object too.
+    def spawn(self, spec):
+        """Start a ProcessSpec by cmd.exe, or another shell, in a hidden console of its own; return its WindowsProcess.
 
-        It starts suspended, so that nothing of it runs outside of the Job Object.  Its handle of the output can only
-        append, to whatever length the file is cut.  Then the directory is left: the current one can't be deleted.
+        The process starts suspended, so that nothing of it runs outside its Job Object.  Its handle of the output can
+        only append, even after the file is cut.  Then we leave the directory, since nobody can delete the current one.
         """
         import _winapi
         import msvcrt
         import subprocess
-        self._forget()
         home = os.path.join(os.environ.get("SYSTEMROOT", "C:\\Windows"), "System32")
-        program, line = self._line(command, env, script, shell, home)
+        program, line = self._line(spec, home)
         me, null = _winapi.GetCurrentProcess(), os.open(os.devnull, os.O_RDONLY)
-        stdin = msvcrt.get_osfhandle(null if stdin is None else stdin)
+        stdin = msvcrt.get_osfhandle(null if spec.stdin is None else spec.stdin)
         os.set_handle_inheritable(stdin, True)
         append = 0x120084  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, READ_CONTROL, SYNCHRONIZE
-        stdout = _winapi.DuplicateHandle(me, msvcrt.get_osfhandle(output), me, append, True, 0)
+        stdout = _winapi.DuplicateHandle(me, msvcrt.get_osfhandle(spec.output), me, append, True, 0)
         start = subprocess.STARTUPINFO(dwFlags=subprocess.STARTF_USESTDHANDLES, hStdInput=stdin, hStdOutput=stdout,
                                        hStdError=stdout, lpAttributeList={"handle_list": [stdin, stdout]})
         flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP | 0x4  # CREATE_SUSPENDED
         try:
             process, thread, pid, _ = _winapi.CreateProcess(
-                program, line, None, None, True, flags, env, None, start)
+                program, line, None, None, True, flags, spec.env, None, start)
         finally:
             os.close(null)
             _winapi.CloseHandle(stdout)
             os.chdir(home)
         try:
-            self._attempt = pid, process, self._job_object(process)
-            self.call("ResumeThread", thread)
+            attempt = WindowsProcess(pid, process)
+            call("ResumeThread", thread)
+            return attempt
         except OSError:
-            _winapi.TerminateProcess(process, self.STOPPED)
+            _winapi.TerminateProcess(process, 1)
+            _winapi.CloseHandle(process)
             raise
         finally:
             _winapi.CloseHandle(thread)
-        return pid
 
     def _script(self, command: str, path: str) -> str:
         """A batch file of a command of several lines; of a command line cmd.exe would take the first alone."""
@@ -2807,39 +2849,6 @@ class Windows:
             file.write(data)
         return path
 
-    def _job_object(self, process):
-        job = self.call("CreateJobObjectW", None, None)
-        self._limit(job, 0x2400)  # KILL_ON_JOB_CLOSE, DIE_ON_UNHANDLED_EXCEPTION: nobody could answer its window
-        self.call("AssignProcessToJobObject", job, process)
-        return job
-
-    def _limit(self, job, flags: int) -> None:
-        import ctypes
-        words = (ctypes.c_uint32 * (36 if sys.maxsize > 2**32 else 28))()  # JOBOBJECT_EXTENDED_LIMIT_INFORMATION
-        words[4] = flags
-        self.call("SetInformationJobObject", job, 9, words, ctypes.sizeof(words))
-
-    def _forget(self) -> None:
-        import _winapi
-        for handle in (self._attempt or ())[1:]:
-            _winapi.CloseHandle(handle)
-        self._attempt = None
-
-    def process_of(self, pid: int):
-        """The handle of an attempt's main process."""
-        return self._attempt[1]
-
-    def exit_code(self, pid: int) -> int:
-        """Of an attempt whose main process has ended; -1: stopped, by us or by Ctrl-C.
-
-        What a job leaves behind that went well lives on, as on POSIX: its Job Object must end nothing any more.
-        """
-        import _winapi
-        code = _winapi.GetExitCodeProcess(self._attempt[1])
-        if not code:
-            self._limit(self._attempt[2], 0)
-        return -1 if code == self.STOPPED else code
-
     def open_output(self, path: str) -> int:
         """The file that a job writes to, and so locks; it may be renamed or deleted for all that."""
         for _ in range(20):
@@ -2849,52 +2858,7 @@ class Windows:
                 time.sleep(0.005)  # a process that has ended may keep its handles for a moment (seen on Wine)
         return self._open(path, 1 | 4, 4, os.O_APPEND)
 
-    def signal_group(self, group: int, hard: bool) -> bool:
-        """Ends all of a job, hard or not: Windows has no TERM.  (Ctrl-Break reaches programs of the same console only,
-        and few of them heed it.)  False when nothing of it is left."""
-        if not self.group_alive(group):
-            return False
-        self.call("TerminateJobObject", self._attempt[2], self.STOPPED)
-        return True
-
-    def stop_group(self, group: int, stop: bool) -> None:
-        """Stops all of a job for a moment, or has it go on; group 0: nothing is left to stop."""
-        import _winapi
-        import ctypes
-        if not self.group_alive(group):
-            return
-        words = (ctypes.c_size_t * 1025)()  # JOBOBJECT_BASIC_PROCESS_ID_LIST: two numbers of 32 bits, then the pids
-        try:
-            self.call("QueryInformationJobObject", self._attempt[2], 3, words, ctypes.sizeof(words), None)
-        except OSError:
-            pass  # more than fit: these are in it all the same
-        for pid in words[8 // ctypes.sizeof(ctypes.c_size_t):]:
-            try:
-                process = pid and _winapi.OpenProcess(0x800, False, pid)  # PROCESS_SUSPEND_RESUME
-            except OSError:
-                continue  # it has just ended
-            if process:
-                ctypes.WinDLL("ntdll")["NtSuspendProcess" if stop else "NtResumeProcess"](ctypes.c_void_p(process))
-                _winapi.CloseHandle(process)
-
-    def group_alive(self, group: int) -> bool:
-        import ctypes
-        if self._attempt is None or self._attempt[0] != group:
-            return False
-        words = (ctypes.c_uint32 * 12)()  # JOBOBJECT_BASIC_ACCOUNTING_INFORMATION; 10: ActiveProcesses
-        self.call("QueryInformationJobObject", self._attempt[2], 1, words, ctypes.sizeof(words), None)
-        return words[10] > 0
-
-    def failure_text(self, code: int) -> str:
-        if code < 0:
-            return "stopped by Ctrl-C"
-        return "exit %d" % code + (" (%s)" % self.CRASHES[code] if code in self.CRASHES else "")
-
     # -- the supervisor's side --
-
-    def argv(self, argv: list) -> list:
-        """A venv's python.exe starts the real one, which then has another pid; we need nothing of the venv."""
-        return [getattr(sys, "_base_executable", None) or argv[0]] + argv[1:]
 
     def detach(self, argv: list, log: str):
         """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
@@ -2903,9 +2867,9 @@ class Windows:
         with open(log, "ab") as file:
             options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": file, "cwd": os.path.dirname(sys.executable)}
             try:  # out of the Job Object of a terminal or a CI runner, which ends with it
-                process = subprocess.Popen(self.argv(argv), creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB, **options)
+                process = subprocess.Popen(without_venv(argv), creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB, **options)
             except PermissionError:  # it lets nobody go
-                process = subprocess.Popen(self.argv(argv), creationflags=flags, **options)
+                process = subprocess.Popen(without_venv(argv), creationflags=flags, **options)
         process.returncode = 0  # it is not ours to wait for
         return process.pid, process.stdout
 
@@ -2916,18 +2880,10 @@ class Windows:
         """Nothing to do where workers are not forked."""
 
     def crew(self, token: str):
-        return WindowsCrew(self, token)
+        return WindowsCrew(token)
 
     def bell(self, where: str):
-        return WindowsBell(self, where)
-
-    def event(self, pid: int, word: str):
-        """The event by which a worker is told; Global: from any of the user's sessions."""
-        return self.call("CreateEventW", None, word != "look", False, "Global\\%s-%d-%s" % (PROGRAM, pid, word))
-
-    def semaphore(self, token: str):
-        """What wakes one idle worker a count."""
-        return self.call("CreateSemaphoreW", None, 0, 2**30, "Global\\%s-%s" % (PROGRAM, token))
+        return WindowsBell(where)
 
     def signal_worker(self, pid: int, word: str) -> None:
         """Tell a worker to `look` at the database, `stop` after its job, or stop `now`; or `kill` it."""
@@ -2935,8 +2891,8 @@ class Windows:
         try:
             if word == "kill":
                 return os.kill(pid, 15)  # TerminateProcess
-            event = self.event(pid, word)
-            self.call("SetEvent", event)
+            event = worker_event(pid, word)
+            call("SetEvent", event)
             _winapi.CloseHandle(event)
         except OSError:
             pass  # it has ended, or is another user's
@@ -2957,7 +2913,7 @@ class Windows:
         if tz:
             return tz.lstrip(":")
         facts = ctypes.create_string_buffer(172)
-        self.call("GetTimeZoneInformation", facts)
+        call("GetTimeZoneInformation", facts)
         return windows_rule(facts.raw)
 
     def install_dir(self) -> str:
@@ -2967,7 +2923,7 @@ class Windows:
         """(file name, text) of the command that `install` makes."""
         literal = "'%s'" % path.encode("unicode_escape").decode("ascii").replace("'", "\\x27")
         code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(launching(literal)))
-        line = '@"%s" -IS -c "%s" ' % (self.argv([sys.executable])[0], code)
+        line = '@"%s" -IS -c "%s" ' % (without_venv([sys.executable])[0], code)
         page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # else it is read in the console's code page
         return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
 
@@ -2996,10 +2952,97 @@ class Windows:
         mode = ctypes.c_uint32()
         try:
             handle = msvcrt.get_osfhandle(stream.fileno())
-            self.call("GetConsoleMode", handle, ctypes.byref(mode))
-            return bool(mode.value & 4 or self.call("SetConsoleMode", handle, mode.value | 4))
+            call("GetConsoleMode", handle, ctypes.byref(mode))
+            return bool(mode.value & 4 or call("SetConsoleMode", handle, mode.value | 4))
         except (OSError, ValueError, AttributeError):
             return False  # a pipe, NUL, none at all, or an older console
+
+
+class WindowsProcess:
+    """One attempt of a job: a process, and the Job Object that holds all that it starts."""
+
+    STOPPED = 0xC000013A   # STATUS_CONTROL_C_EXIT: what Ctrl-C and Ctrl-Break end with, and we
+    CRASHES = {0xC0000005: "access violation", 0xC00000FD: "stack overflow", 0xC0000374: "heap corruption",
+               0xC0000409: "aborted", 0xC0000135: "a DLL is missing", 0xC0000142: "a DLL failed to start"}
+
+    def __init__(self, pid: int, process):
+        self.pid = pid
+        self._process = process
+        self._job = call("CreateJobObjectW", None, None)
+        self._limit(0x2400)  # KILL_ON_JOB_CLOSE, DIE_ON_UNHANDLED_EXCEPTION: nobody could answer its window
+        call("AssignProcessToJobObject", self._job, process)
+
+    def _limit(self, flags: int) -> None:
+        import ctypes
+        words = (ctypes.c_uint32 * (36 if sys.maxsize > 2**32 else 28))()  # JOBOBJECT_EXTENDED_LIMIT_INFORMATION
+        words[4] = flags
+        call("SetInformationJobObject", self._job, 9, words, ctypes.sizeof(words))
+
+    def wait(self, signals, timeout: float):
+        """Return the exit code (-1: stopped, by us or by Ctrl-C), or None at the timeout or when `signals` brings something to do.
+
+        What a successful job leaves behind lives on, as on POSIX: closing its Job Object must not end it.
+        """
+        import _winapi
+        if signals.look or not signals.wait_any([self._process], timeout):
+            return None
+        code = _winapi.GetExitCodeProcess(self._process)
+        if not code:
+            self._limit(0)
+        return -1 if code == self.STOPPED else code
+
+    def failure_text(self, code: int) -> str:
+        """An exit code in words."""
+        if code < 0:
+            return "stopped by Ctrl-C"
+        return "exit %d" % code + (" (%s)" % self.CRASHES[code] if code in self.CRASHES else "")
+
+    def kill(self) -> bool:
+        """End the whole Job Object; False if nothing of it is left."""
+        alive = self.alive()
+        if alive:
+            call("TerminateJobObject", self._job, self.STOPPED)
+        return alive
+
+    terminate = kill  # Windows has no TERM: Ctrl-Break reaches programs of the same console only, and few of them heed it
+
+    def suspend(self) -> None:
+        """Stop all processes of the Job Object for a moment."""
+        self._each("NtSuspendProcess")
+
+    def resume(self) -> None:
+        self._each("NtResumeProcess")
+
+    def _each(self, name: str) -> None:
+        """Call a function of ntdll for each process of the Job Object."""
+        import _winapi
+        import ctypes
+        words = (ctypes.c_size_t * 1025)()  # JOBOBJECT_BASIC_PROCESS_ID_LIST: two numbers of 32 bits, then the pids
+        try:
+            call("QueryInformationJobObject", self._job, 3, words, ctypes.sizeof(words), None)
+        except OSError:
+            pass  # more than fit: these are in it all the same
+        for pid in words[8 // ctypes.sizeof(ctypes.c_size_t):]:
+            try:
+                process = pid and _winapi.OpenProcess(0x800, False, pid)  # PROCESS_SUSPEND_RESUME
+            except OSError:
+                continue  # it has just ended
+            if process:
+                ctypes.WinDLL("ntdll")[name](ctypes.c_void_p(process))
+                _winapi.CloseHandle(process)
+
+    def alive(self) -> bool:
+        """Whether a process of the Job Object lives."""
+        import ctypes
+        words = (ctypes.c_uint32 * 12)()  # JOBOBJECT_BASIC_ACCOUNTING_INFORMATION; 10: ActiveProcesses
+        call("QueryInformationJobObject", self._job, 1, words, ctypes.sizeof(words), None)
+        return words[10] > 0
+
+    def close(self) -> None:
+        """Close the handles; that ends what a job left behind, unless it succeeded."""
+        import _winapi
+        _winapi.CloseHandle(self._process)
+        _winapi.CloseHandle(self._job)
 
 
 class WindowsKeys:
@@ -3028,21 +3071,20 @@ class WindowsKeys:
 class WindowsCrew:
     """The supervisor's end of its workers: a semaphore that wakes one of them a count, and events for each."""
 
-    def __init__(self, system, token: str):
-        self._system = system
+    def __init__(self, token: str):
         self._token = token
-        self._wake = system.semaphore(token)
+        self._wake = hint_semaphore(token)
         self._children = {}  # pid -> (process, when it was started, its events: kept until it has opened them too)
 
     def start(self, work, argv: list) -> int:
         """Starts one worker, as a new program; it shares a terminal's console to write to it, but not its Ctrl-C."""
         import subprocess
         flags = subprocess.CREATE_NEW_PROCESS_GROUP
-        if not self._system.terminal_colours(sys.stdout) and not self._system.terminal_colours(sys.stderr):
+        if not OS.terminal_colours(sys.stdout) and not OS.terminal_colours(sys.stderr):
             flags |= subprocess.DETACHED_PROCESS
-        child = subprocess.Popen(self._system.argv(argv) + ["%s.%d" % (self._token, os.getpid())], stdin=subprocess.DEVNULL,
+        child = subprocess.Popen(without_venv(argv) + ["%s.%d" % (self._token, os.getpid())], stdin=subprocess.DEVNULL,
                                  stdout=sys.stdout, stderr=sys.stderr, creationflags=flags, cwd=os.path.dirname(sys.executable))
-        events = [self._system.event(child.pid, word) for word in ("now", "stop", "look")]
+        events = [worker_event(child.pid, word) for word in ("now", "stop", "look")]
         self._children[child.pid] = child, time.monotonic(), events
         return child.pid
 
@@ -3054,7 +3096,7 @@ class WindowsCrew:
             waiting += 1
         count = max(waiting, min(count, len(self._children)))
         if count:
-            self._system.call("ReleaseSemaphore", self._wake, count, None)
+            call("ReleaseSemaphore", self._wake, count, None)
 
     def pids(self) -> list:
         return list(self._children)
@@ -3078,55 +3120,46 @@ class WindowsBell:
     An order is noticed by the next wait, at the latest by that for the end of the job.
     """
 
-    def __init__(self, system, where: str):
+    def __init__(self, where: str):
         import _winapi
         import signal
         token, _, boss = where.partition(".")
         self.level = 0
         self.look = False
-        self._system = system
-        self._orders = {word: system.event(os.getpid(), word) for word in ("now", "stop", "look")}
-        self._wake = system.semaphore(token)
+        self._orders = {word: worker_event(os.getpid(), word) for word in ("now", "stop", "look")}
+        self._wake = hint_semaphore(token)
         try:
             self._boss = _winapi.OpenProcess(0x100000, False, int(boss))  # SYNCHRONIZE
         except OSError:
             self._boss = None  # gone already
         for name in ("SIGINT", "SIGBREAK"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-        system.call("SetErrorMode", 0x8003)  # of ours and of our jobs: no window asks what to do about an error
+        call("SetErrorMode", 0x8003)  # of ours and of our jobs: no window asks what to do about an error
 
     def orphaned(self) -> bool:
         import _winapi
         return self._boss is None or _winapi.WaitForSingleObject(self._boss, 0) == 0
 
-    def _wait(self, handles: list, seconds):
-        """Waits for one of `handles`, an order, or the time (None: for ever); returns the handle that it was, or None."""
+    def wait_any(self, handles: list, seconds) -> bool:
+        """Wait for one of `handles`, an order, or the time (None: for ever); return whether it was one of `handles`."""
         import _winapi
         words = [word for word, level in (("now", 2), ("stop", 1), ("look", 3)) if level > self.level]
         waited = [self._orders[word] for word in words] + handles
         limit = _winapi.INFINITE if seconds is None else min(int(max(0, seconds) * 1000 + 0.999), 2**31)
         found = _winapi.WaitForMultipleObjects(waited, False, limit)
-        if len(words) <= found < len(waited):
-            return waited[found]
         if found < len(words):
             self.look = self.look or words[found] == "look"
             self.level = max(self.level, {"now": 2, "stop": 1, "look": 0}[words[found]])
-        return None
+        return len(words) <= found < len(waited)
 
     def wait_for_work(self) -> None:
         """Returns when there may be a job, or something to look at, or the supervisor is gone."""
         if not self.level and not self.look and not self.orphaned():
-            self._wait([self._boss, self._wake], None)
-
-    def wait_for_exit(self, pid: int, timeout: float):
-        """The exit code of a job, or None at the timeout or when rung."""
-        if not self.look and self._wait([self._system.process_of(pid)], timeout) is not None:
-            return self._system.exit_code(pid)
-        return None
+            self.wait_any([self._boss, self._wake], None)
 
     def pause(self, seconds: float) -> None:
         """Waits until an order or the time."""
-        self._wait([], seconds)
+        self.wait_any([], seconds)
 
 
 OS = Windows() if os.name == "nt" else Linux() if sys.platform.startswith("linux") and not os.environ.get("QUEUECTL_FALLBACKS") else Posix()
@@ -5531,6 +5564,7 @@ class Runner:
         self._output = None
         self._env = (None, {})   # the environment parsed last: jobs mostly share one
         self._path = files.output(worker)
+        self._scheduling = OS.defer_to_jobs()
         self._dropped = 0
         self.kept = True         # whether the last output is where its log should be
 
@@ -5540,33 +5574,31 @@ class Runner:
         begun = time.monotonic()
         self._dropped = 0
         try:
-            pid = self._start(job, env)
+            process = self._start(job, env)
         except JobFailure as failure:
             return Outcome(job, "failed", None, str(failure), None, started, time.monotonic() - begun)
-        if pid is None:
+        if process is None:
             return Outcome(job, "released", None, "stopped before it could start", None, started, 0.0)
-        code, ending = self._watch(job, pid, begun)
+        code, ending = self._watch(job, process, begun)
         duration = time.monotonic() - begun
         if code or ending:
-            self._clear(pid)
+            self._clear(process)
+        process.close()
         self._keep_output(job, spare=not (code or ending))
-        return self._judge(job, pid, code, ending, started, duration)
-
-    def _judge(self, job, pid: int, code: int, ending, started: float, duration: float):
         if ending == "timeout":
             kind, error = "timeout", "timeout after %s" % seconds_text(job.timeout)
         elif ending:
             kind, error = ending, {"released": "stopped by a shutdown", "cancelled": "cancelled"}[ending]
         else:
-            kind, error = ("failed", OS.failure_text(code)) if code else ("completed", None)
-        return Outcome(job, kind, code if code >= 0 else None, error, pid, started, duration)
+            kind, error = ("failed", process.failure_text(code)) if code else ("completed", None)
+        return Outcome(job, kind, code if code >= 0 else None, error, process.pid, started, duration)
 
     # -- start --
 
     def _start(self, job, env: bytes):
-        """The pid of the job's main process; None when the worker shall end now.
+        """Return the job's process; None if the worker should end now.
 
-        No process, memory, descriptor or disk to be had is not the job's failure: wait and try again.
+        If the machine is out of processes, memory, descriptors or disk, wait: the job has not failed.
         """
         pause = 0.05
         while self._bell.level < 2:
@@ -5599,7 +5631,7 @@ class Runner:
         if self._output is None:
             self._output = OS.open_output(self._path)
 
-    def _spawn(self, job, env: bytes) -> int:
+    def _spawn(self, job, env: bytes):
         try:
             os.chdir(raw(job.cwd))
         except OSError as error:
@@ -5610,8 +5642,8 @@ class Runner:
         stdin = self._open_input(job) if job.stdin is not None else None
         born = OS.born()
         try:
-            pid = OS.spawn(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".cmd",
-                           job.shell, stdin, job.umask)
+            process = OS.spawn(ProcessSpec(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".cmd",
+                                           job.shell, stdin, job.umask, self._scheduling))
         except OSError as error:
             if error.errno in OS.job_faults:
                 raise JobFailure("can't be started: %s" % error.strerror) from None
@@ -5619,8 +5651,8 @@ class Runner:
         finally:
             if stdin is not None:
                 os.close(stdin)
-        self._record(job, pid, born)
-        return pid
+        self._record(job, process.pid, born)
+        return process
 
     def _open_input(self, job) -> int:
         """A descriptor of a file with what the job reads, which goes with the last process that has it open."""
@@ -5639,13 +5671,13 @@ class Runner:
 
     # -- watch --
 
-    def _watch(self, job, pid: int, begun: float) -> tuple:
-        """(exit code, why it was ended or None) of a running attempt."""
+    def _watch(self, job, process, begun: float) -> tuple:
+        """Wait for the end of an attempt, or end it; return (exit code, why it was ended or None)."""
         never = float("inf")
         deadline = begun + job.timeout if job.timeout is not None else never
         ending, kill_at, check_at = None, never, begun + self.CHECK_S
         while True:
-            code = self._bell.wait_for_exit(pid, min(deadline, kill_at, check_at) - time.monotonic())
+            code = process.wait(self._bell, min(deadline, kill_at, check_at) - time.monotonic())
             if code is not None:
                 return code, ending
             now = time.monotonic()
@@ -5655,13 +5687,13 @@ class Runner:
                 if ending:
                     grace = self._setting("kill_grace")
                     self._say("waits", why="ends job %d (%s); KILL follows TERM after %s" % (job.id, ending, seconds_text(grace)))
-                    OS.signal_group(pid, hard=False)
+                    process.terminate()
                     deadline, kill_at = never, now + grace
             elif now >= kill_at:
-                OS.signal_group(pid, hard=True)
+                process.kill()
                 kill_at = never
             if now >= check_at:
-                self._limit_output(pid)
+                self._limit_output(process)
                 self._keep()
                 check_at = now + self.CHECK_S
 
@@ -5675,31 +5707,32 @@ class Runner:
             return "released"
         return "timeout" if now >= deadline else None
 
-    def _clear(self, group: int) -> None:
-        """Ends what an attempt that did not succeed has left of its group, so that nothing of it meets the next."""
-        if not OS.signal_group(group, hard=False):
+    def _clear(self, process) -> None:
+        """End what is left of the group of an attempt that did not succeed: nothing of it may meet the next attempt."""
+        if not process.terminate():
             return
         limit = time.monotonic() + self._setting("kill_grace")
-        while OS.group_alive(group) and time.monotonic() < limit and self._bell.level < 2:
+        while process.alive() and time.monotonic() < limit and self._bell.level < 2:
             self._bell.pause(0.01)
         limit = time.monotonic() + 2.0
-        while OS.group_alive(group) and time.monotonic() < limit:
-            OS.signal_group(group, hard=True)
+        while process.alive() and time.monotonic() < limit:
+            process.kill()
             time.sleep(0.01)
 
     # -- output --
 
-    def _limit_output(self, pid: int = 0) -> int:
-        """Keeps a growing output under log_limit: its first half, and a copy of the newest of the rest; returns its size.
+    def _limit_output(self, process=None) -> int:
+        """Keep a growing output under log_limit: its first half, and a copy of the newest of the rest; return its size.
 
-        The job is stopped meanwhile, so that nothing is written between the copy and the cut.
+        A job that runs is suspended meanwhile, so that it writes nothing between the copy and the cut.
         """
         size = os.fstat(self._output).st_size
         try:
             if size <= 4096 or size <= self._setting("log_limit"):
                 return size
             half = self._setting("log_limit") // 2
-            OS.stop_group(pid, True)
+            if process:
+                process.suspend()
             try:
                 with open(self._path, "rb", opener=no_link) as source, create(self._path + ".tail") as tail:
                     source.seek(-half, os.SEEK_END)
@@ -5710,7 +5743,8 @@ class Runner:
                 self._dropped += size - half
                 size = half
             finally:
-                OS.stop_group(pid, False)
+                if process:
+                    process.resume()
         except OSError as error:
             self._say("trouble", why="can't shorten the output: %s" % OS.refusal(error, self._files.root))
         return size
@@ -5878,6 +5912,7 @@ class Worker:
         self._trouble = self._noted = None
         self._kept_at = 0.0  # when the lock file was last seen to be there
         self._machine = OS.machine()
+        self._loads = OS.loads()
         self._write_record(0, 0, 0, 0.0)
         self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record,
                               self._read, self._keep_lock)
@@ -5920,7 +5955,7 @@ class Worker:
         return bool(self._bell.level) or self._bell.orphaned()
 
     def _overloaded(self) -> bool:
-        return self._post.load is not None and OS.load() > self._post.load
+        return self._post.load is not None and next(self._loads) > self._post.load
 
     def _rest(self) -> None:
         """Wait for work, or for the machine's load to fall."""

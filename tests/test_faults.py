@@ -303,11 +303,11 @@ queuectl.Runner._spawn = lambda *args, **more: die() if once("died") else real(*
     "between spawn and the record of its group": """
 spawn = queuectl.OS.spawn
 def spawn_and_die(*args):
-    pid = spawn(*args)
+    process = spawn(*args)
     if once("died"):
         time.sleep(0.2)  # the job has begun
         die()
-    return pid
+    return process
 queuectl.OS.spawn = spawn_and_die""",
     "between the job's end and the keeping of its output": """
 real = queuectl.Runner._keep_output

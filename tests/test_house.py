@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shutil
 import statistics
@@ -265,9 +266,67 @@ def test_a_python_that_is_too_old_gets_one_line(python, queue):
     assert done.stderr.count("\n") == 1 and "3.8" in done.stderr, done.stderr
 
 
-def test_every_system_has_what_the_rooms_below_ask_of_it():
+def parameters(function):
+    """Names, kinds and defaults, without `self`."""
+    found = [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+    return [parameter for parameter in found if parameter[0] != "self"]
+
+
+def public(cls):
+    """Names of the methods that others may call."""
+    return {name for name in dir(cls) if not name.startswith("_") and callable(getattr(cls, name))}
+
+
+def differences(first, second, names):
+    """Which of `names` one of two classes lacks, or has with other parameters."""
+    found = [getattr(cls, "__name__") + " lacks " + name for cls in (first, second) for name in names if not hasattr(cls, name)]
+    for name in names:
+        one, other = getattr(first, name, None), getattr(second, name, None)
+        if callable(one) and callable(other) and parameters(one) != parameters(other):
+            found.append("%s: %s, %s" % (name, parameters(one), parameters(other)))
+    return sorted(found)
+
+
+def test_every_system_has_what_the_rooms_below_ask_of_it_with_the_same_parameters():
     import queuectl
-    asked = set(re.findall(r"\bOS\.(\w+)", SOURCE))
+    below = SOURCE[SOURCE.index("# == Store =="):]
+    asked = set(re.findall(r"\bOS\.(\w+)", below))
     assert len(asked) > 30
-    for system in (queuectl.Posix, queuectl.Linux, queuectl.Windows):
-        assert {name for name in asked if not hasattr(system, name)} == set(), system
+    for system in (queuectl.Posix, queuectl.Linux):
+        assert differences(system, queuectl.Windows, asked) == [], system
+        shared = public(system) & public(queuectl.Windows)
+        assert differences(system, queuectl.Windows, shared) == [], system
+
+
+def test_the_platform_object_holds_no_state(queue):
+    import queuectl
+    assert vars(queuectl.OS) == {}
+
+
+# What a class has for others of its own system.
+OF_ITS_OWN = {"WindowsBell": {"wait_any"}}
+
+
+@pytest.mark.parametrize("kind", ["Process", "Bell", "Crew", "Keys"])
+def test_the_classes_of_the_systems_have_the_same_methods_with_the_same_parameters(kind):
+    import queuectl
+    posix, windows = (getattr(queuectl, system + kind) for system in ("Posix", "Windows"))
+    names = (public(posix) | public(windows)) - OF_ITS_OWN.get(posix.__name__, set()) - OF_ITS_OWN.get(windows.__name__, set())
+    assert names
+    assert differences(posix, windows, names) == []
+    assert parameters(posix.__enter__) == parameters(windows.__enter__) if kind == "Keys" else not hasattr(posix, "__enter__")
+
+
+def test_a_difference_between_systems_is_found():
+    class One:
+        def start(self, pid): pass
+
+    class Other(One):
+        def start(self, pid, hard=False): pass
+
+    class None_:
+        pass
+
+    assert len(differences(One, Other, {"start"})) == 1
+    assert differences(One, One, {"start"}) == []
+    assert differences(One, None_, {"start"}) == ["None_ lacks start"]

@@ -150,8 +150,9 @@ class Folder:
         here = os.getcwd()
         try:
             os.chdir(str(self.path))
-            pid = queuectl.OS.spawn(line, {os.fsencode(k): os.fsencode(v) for k, v in env.items()}, output, str(path) + ".cmd")
-            _, status = os.waitpid(pid, 0)
+            env = {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
+            process = queuectl.OS.spawn(queuectl.ProcessSpec(line, env, output, str(path) + ".cmd"))
+            _, status = os.waitpid(process.pid, 0)
         finally:
             os.chdir(here)
             os.close(output)

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -12,9 +10,11 @@ import sys
 import time
 
 import pytest
-from conftest import SCRIPT, wait_until
+from conftest import SCRIPT, posix_only, wait_until
 
 import queuectl
+
+pytestmark = posix_only("descriptors, and terminals of a POSIX system")
 
 # How each command is called on the queue that `filled` makes; what it changed is told by the state of the queue.
 CALLS = {
@@ -46,6 +46,7 @@ def broken(how, number):
         ours.close()
         return its.detach()
     if how == "terminal":
+        import pty
         ours, its = pty.openpty()
         os.close(ours)
         return its
@@ -221,6 +222,7 @@ def test_a_stream_that_does_not_block_loses_nothing(queue):
 
 def unread(end):
     import array
+    import fcntl
     import termios
     left = array.array("i", [0])
     fcntl.ioctl(end, termios.TIOCOUTQ, left)
@@ -230,6 +232,7 @@ def unread(end):
 def test_a_terminal_that_hangs_up_ends_what_watches_and_no_more(queue):
     queue.enqueue("true")
     queue.cli("cancel", "1")
+    import pty
     for words in (["list", "--watch"], ["events", "--follow", "--after", "0"], ["top"]):
         ours, its = pty.openpty()
         environment = dict(queue.environment(), TERM="xterm")

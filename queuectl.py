@@ -689,48 +689,69 @@ def parse_directory(path, what: str) -> str:
     return text_of(os.path.abspath(os.path.expanduser(raw(path))))
 
 
-# What may be said of a job, by option or by JSON key: how it is read, its metavar (None: a flag), and its meaning.
-Option = namedtuple("Option", "parse metavar meaning")
-JOB_OPTIONS = {
-    "name": Option(parse_name, "NAME", "a unique name, usable wherever an id is (--id is the same)"),
-    "queue": Option(parse_name, "NAME", "the queue to put it in (default)"),
-    "priority": Option(within(-10**9, 10**9), "N", "higher goes first (0)"),
-    "delay": Option(parse_duration, "DURATION", "not before so long from now"),
-    "at": Option(parse_when, "TIME", "not before this time, local unless it names a zone"),
-    "ttl": Option(lambda raw, what: parse_duration(raw, what, 0.001), "DURATION", "cancel it if it has not started by then"),
-    "max_retries": Option(SETTINGS["max_retries"].parse, "N", "runs after the first; 0: one run"),
-    "timeout": Option(parse_optional_duration, "DURATION", "end an attempt that takes longer"),
-    "backoff": Option(SETTINGS["backoff"].parse, "KIND", "exponential, linear or constant"),
-    "backoff_base": Option(SETTINGS["backoff_base"].parse, "SECONDS", "base of the delay before a retry"),
-    "backoff_max": Option(SETTINGS["backoff_max"].parse, "DURATION", "longest delay before a retry"),
-    "retry_on": Option(parse_codes, "CODES", "retry only after these exit codes, as in 1,75,128-159"),
-    "dead_on": Option(parse_codes, "CODES", "no retry after these exit codes"),
-    "snooze_on": Option(parse_codes, "CODES", "try again later after these, without charging the attempt"),
-    "snooze": Option(parse_duration, "DURATION", "how much later (30s)"),
-    "slots": Option(within(1, 10**6), "N", "slots of its pool that it takes up (1)"),
-    "key": Option(parse_text, "KEY", "jobs of one key run one at a time, in order"),
-    "unique": Option(parse_text, "KEY", "while a job with this key is unfinished, give its id instead"),
-    "for": Option(parse_duration, "DURATION", "with --unique: and so long after its end"),
-    "after": Option(parse_refs, "ID", "start when these have completed (repeat, or separate by commas)"),
-    "after_any": Option(parse_refs, "ID", "start when these have ended, however"),
-    "after_batch": Option(parse_refs, "BATCH", "start when all jobs of this batch have ended"),
-    "cwd": Option(parse_directory, "DIR", "directory to run in (this one)"),
-    "env": Option(parse_env, "K=V", "one more environment variable (may be repeated)"),
-    "shell": Option(parse_text, "SHELL", "what runs the command line: bash, pwsh, a path (%s)" % SHELL),
-    "stdin": Option(parse_stdin, "FILE", "what it reads, kept with it: a file of up to 1 MiB (-: standard input)"),
-    "umask": Option(parse_umask, "MASK", "the umask of its files, as in 027 (this one)"),
-    "hold": Option(parse_flag, None, "keep it until `release`"),
-}
-# The options that are stored as they are, each in the column of its name.
-STORED_OPTIONS = ("name", "queue", "priority", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-                  "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "cwd", "umask")
+# The ways to read a job option; `setting`: as the setting of that name is read.
+OPTION_PARSERS = {
+    "name": parse_name, "text": parse_text, "duration": parse_duration, "when": parse_when, "codes": parse_codes, "refs": parse_refs,
+    "dir": parse_directory, "env": parse_env, "stdin": parse_stdin, "umask": parse_umask, "flag": parse_flag,
+    "priority": within(-10**9, 10**9), "slots": within(1, 10**6), "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
+
+
+class Option(namedtuple("Option", "name flags parse metavar column takers meaning")):
+    """An option of a job.  column: of the job table, if it is stored as it is read.  metavar: None for a flag."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, line: str):
+        name, alias, kind, metavar, column, takers, meaning = [None if word == "." else word for word in line.split(None, 6)]
+        return cls(name, ["--" + name.replace("_", "-")] + ([alias] if alias else []),
+                   OPTION_PARSERS.get(kind) or SETTINGS[name].parse, metavar, column, takers or "", meaning)
+
+
+# All that a job may be told: by an option, a JSON key or a Python keyword.  `enqueue` takes each; which others do stands there.
+JOB_OPTIONS = {option.name: option for option in map(Option.of, ("""\
+name         --id name     NAME     name         .             a unique name, usable wherever an id is (--id is the same)
+queue        .    name     NAME     queue        cron          the queue to put it in (default)
+priority     -p   priority N        priority     edit,cron     higher goes first (0)
+delay        .    duration DURATION .            edit,cron     not before so long from now
+at           .    when     TIME     .            edit,cron     not before this time, local unless it names a zone
+ttl          .    ttl      DURATION .            cron          cancel it if it has not started by then
+max_retries  .    setting  N        max_retries  edit,cron,run runs after the first; 0: one run
+timeout      .    setting  DURATION timeout      edit,cron,run end an attempt that takes longer
+backoff      .    setting  KIND     backoff      edit,cron     exponential, linear or constant
+backoff_base .    setting  SECONDS  backoff_base edit,cron,run base of the delay before a retry
+backoff_max  .    setting  DURATION backoff_max  edit,cron     longest delay before a retry
+retry_on     .    codes    CODES    retry_on     edit,cron     retry only after these exit codes, as in 1,75,128-159
+dead_on      .    codes    CODES    dead_on      edit,cron     no retry after these exit codes
+snooze_on    .    codes    CODES    snooze_on    edit,cron     try again later after these, without charging the attempt
+snooze       .    duration DURATION snooze       edit,cron     how much later (30s)
+slots        .    slots    N        slots        edit,cron     slots of its pool that it takes up (1)
+key          .    text     KEY      key          cron          jobs of one key run one at a time, in order
+unique       .    text     KEY      unique_key   cron          while a job with this key is unfinished, give its id instead
+for          .    duration DURATION .            cron          with --unique: and so long after its end
+after        .    refs     ID       .            cron          start when these have completed (repeat, or separate by commas)
+after_any    .    refs     ID       .            cron          start when these have ended, however
+after_batch  .    refs     BATCH    .            cron          start when all jobs of this batch have ended
+cwd          .    dir      DIR      cwd          edit,cron     directory to run in (this one)
+env          .    env      K=V      .            cron          one more environment variable (may be repeated)
+shell        .    text     SHELL    shell        edit,cron,run what runs the command line: bash, pwsh, a path (%s)
+stdin        .    stdin    FILE     .            cron,run      what it reads, kept with it: a file of up to 1 MiB (-: standard input)
+umask        .    umask    MASK     umask        cron          the umask of its files, as in 027 (this one)
+hold         .    flag     .        held         cron          keep it until `release`""" % SHELL).split("\n"))}
+NOT_TAKEN = {"edit": "`edit` can't change %s", "cron": "%s can't be given to every job of a schedule"}
 # Fields of a job as other tools of the family write them; they say nothing that enqueue needs.
 IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
 
 
-def parse_job(raw: dict) -> dict:
-    """The options of one job, checked, by the names of JOB_OPTIONS plus `command`."""
-    job = {}
+class ParsedJob(dict):
+    """The options of a job as parse_job has read them."""
+
+
+def parse_job(raw: dict, common=(), taker="") -> ParsedJob:
+    """The options of one job, checked, by the names of JOB_OPTIONS plus `command`; they beat those of `common`, which are parsed."""
+    if isinstance(raw, ParsedJob):
+        return raw
+    job = ParsedJob()
     for key, value in raw.items():
         name = {"id": "name", "p": "priority"}.get(key, str(key).replace("-", "_"))
         if name in job:
@@ -740,8 +761,11 @@ def parse_job(raw: dict) -> dict:
         elif name in JOB_OPTIONS:
             if value is not None:
                 job[name] = JOB_OPTIONS[name].parse(value, str(key))
+                if taker not in JOB_OPTIONS[name].takers:
+                    raise UserError(NOT_TAKEN[taker] % quoted(key))
         elif name not in IGNORED_KEYS:
             raise UserError("no job has %s%s" % (quoted(key), nearest(name, JOB_OPTIONS)))
+    job = ParsedJob(common, **job)
     if "for" in job and "unique" not in job:
         raise UserError("`for` needs `unique`")
     if "delay" in job and "at" in job:
@@ -3503,10 +3527,70 @@ def need_shell(shell: str, env: bytes) -> None:
         raise UserError("there is no shell %s on the PATH: give the name of a program that is, or a full path" % quoted(shell))
 
 
-class Plan:
-    """Jobs on their way into the database: all that can be checked before the lock is taken, is."""
+def is_list(command) -> bool:
+    return isinstance(command, list) or isinstance(command, tuple) and len(command) > 1
 
-    def __init__(self, items, schedule=None, hook=None, cwd=None, base=None):
+
+def command_line(command, shell) -> str:
+    """The line that a shell (None: the usual one) runs for a command that is a string, or a list of strings."""
+    if isinstance(command, (list, tuple)) and command and all(isinstance(word, str) for word in command):
+        quote = OS.quote if shell in (None, SHELL) else quote_for_sh
+        if shell and is_powershell(shell.split()[0]):
+            def quote(words):
+                return "& " + " ".join("'%s'" % word.replace("'", "''") for word in words)
+        command = quote(command) if is_list(command) else command[0]
+    if not isinstance(command, str) or not command.strip():
+        raise UserError("a command must be a string, or a list of strings, that is not empty")
+    return command
+
+
+def job_columns(options: ParsedJob, base: bytes) -> tuple:
+    """(columns of the job table, options that are none) of a job, or of a change to one, in an environment."""
+    columns, rest = {}, {}
+    for name, value in options.items():
+        column = JOB_OPTIONS[name].column if name != "command" else None
+        if column is None:
+            rest[name] = value
+        else:
+            columns[column] = value
+    if "command" in rest:
+        command = rest.pop("command")
+        columns["command"] = encodable(command_line(command, columns.get("shell")), "the command")
+        if is_list(command):  # the setting is for lines
+            columns.setdefault("shell", None)
+    if "cwd" in columns:
+        columns["cwd"] = encodable(columns["cwd"], "cwd")
+    if "env" in rest:
+        rest["env"] = OS.merge(base, rest["env"])
+    if columns.get("shell") == SHELL:
+        columns["shell"] = None
+    elif columns.get("shell"):
+        need_shell(columns["shell"], rest.get("env", base))
+    return columns, rest
+
+
+def time_columns(options: dict, now: float) -> dict:
+    """The columns that options reckon from now."""
+    columns = {"expires_at": now + options["ttl"]} if "ttl" in options else {}
+    if "delay" in options:
+        columns.update(run_at=now + options["delay"], delay=options["delay"])
+    if "at" in options:
+        columns.update(run_at=options["at"], delay=None)
+    return columns
+
+
+class Plan:
+    """Jobs on their way into the database: all that can be checked before the lock is taken, is.
+
+    `options` hold for all items; an item's own beat them.
+    """
+
+    def __init__(self, items, options=(), taker="", schedule=None, hook=None, cwd=None, base=None):
+        self.given = items
+        self._options = parse_job(dict(options), taker=taker)
+        if self._options.get("queue") == "default":
+            del self._options["queue"]
+        self._taker = taker
         self._schedule = schedule
         self._hook = hook
         self._cwd = cwd
@@ -3521,51 +3605,17 @@ class Plan:
             label = ""
             if isinstance(item, tuple):
                 label, item = "line %s: " % item[0], item[1]
-            if isinstance(item, str) and item.isascii() and "\0" not in item and not item.isspace() and item:
+            if not self._options and isinstance(item, str) and item.isascii() and "\0" not in item and not item.isspace() and item:
                 self.items.append(item)
                 continue
             try:
-                self.items.append((label,) + self._special(item))
+                job = parse_job(item if isinstance(item, dict) else {"command": item}, self._options, self._taker)
+                job.setdefault("command", None)
+                self.items.append((label,) + job_columns(job, self._base))
             except UserError as error:
                 raise UserError(label + str(error)) from None
         if not self.items:
             raise UserError("there is no job to enqueue: give a command")
-
-    def _special(self, item) -> tuple:
-        """(columns, options) of a job that says more than an ASCII command."""
-        options = parse_job(item if isinstance(item, dict) else {"command": item})
-        command, shell = options.pop("command", None), options.pop("shell", None)
-        columns = {"command": encodable(self._command(command, shell), "the command")}
-        if shell is not None or self._is_list(command):  # the setting is for lines
-            columns["shell"] = None if shell == SHELL else shell
-        for option in STORED_OPTIONS:
-            if option in options:
-                columns[option] = options.pop(option)
-        if "cwd" in columns:
-            columns["cwd"] = encodable(columns["cwd"], "cwd")
-        if "hold" in options:
-            columns["held"] = int(options.pop("hold"))
-        if "unique" in options:
-            columns["unique_key"] = options["unique"]
-        if "env" in options:
-            options["env"] = OS.merge(self._base, options["env"])
-        if columns.get("shell"):
-            need_shell(columns["shell"], options.get("env", self._base))
-        return columns, options
-
-    def _is_list(self, command) -> bool:
-        return isinstance(command, list) or isinstance(command, tuple) and len(command) > 1
-
-    def _command(self, command, shell) -> str:
-        if isinstance(command, (list, tuple)) and command and all(isinstance(word, str) for word in command):
-            quote = OS.quote if shell in (None, SHELL) else quote_for_sh
-            if shell and is_powershell(shell.split()[0]):
-                def quote(words):
-                    return "& " + " ".join("'%s'" % word.replace("'", "''") for word in words)
-            command = quote(command) if self._is_list(command) else command[0]
-        if not isinstance(command, str) or not command.strip():
-            raise UserError("a command must be a string, or a list of strings, that is not empty")
-        return command
 
     def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
         """Writes them within a transaction of a queue; returns their ids.  See Queue.enqueue_many."""
@@ -3636,22 +3686,16 @@ class Plan:
         """The id of a job stored, or of its twin where its unique key says that it is superfluous."""
         where, columns, options = item
         queue = self._queue
-        if "unique" in options:
-            twin = queue._twin(options["unique"], options.get("for", 0), now)
+        if "unique_key" in columns:
+            twin = queue._twin(columns["unique_key"], options.get("for", 0), now)
             if twin is not None:
                 self.twins.append((where, twin))
                 return twin
-        columns = dict(common, **columns)
+        columns = {**common, **columns, **time_columns(options, now)}
         columns["env"] = self._env(options.get("env", self._base))
         if "stdin" in options:
             columns["stdin"] = self._env(options["stdin"])
             self._uses[columns["stdin"]] += 1
-        if "delay" in options:
-            columns.update(run_at=now + options["delay"], delay=options["delay"])
-        if "at" in options:
-            columns["run_at"] = options["at"]
-        if "ttl" in options:
-            columns["expires_at"] = now + options["ttl"]
         name = columns.setdefault("queue", "default")
         queue._need_queue(name)
         columns["gate"] = HELD  # until its parents are known: see _link
@@ -4993,23 +5037,14 @@ class Queue:
         return self._each(ids, change)
 
     def edit(self, ids, options: dict) -> list:
-        """(id, result): `edited`, or the state of a job that does not wait.  `options` as for enqueue, checked."""
-        columns = Plan([dict({"command": "true"}, **options)]).items[0][1]
-        if "command" not in options:
-            del columns["command"]
+        """(id, result): `edited`, or the state of a job that does not wait.  `options` are those that `edit` takes, and `command`."""
+        columns, options = job_columns(parse_job(options, taker="edit"), OS.environment())
 
         def change(job, now):
             if job.state not in WAITING:
                 return job.state
-            if "delay" in options or "at" in options:
-                delay = parse_duration(options["delay"]) if "delay" in options else None
-                columns.update(delay=delay, run_at=now + delay if delay is not None else parse_when(options["at"]))
-            if "queue" in columns:
-                self._need_queue(columns["queue"])
-            try:
-                self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=?", (*columns.values(), job.id))
-            except sqlite3.IntegrityError:
-                raise UserError("there is a job named %s already: choose another name" % quoted(columns["name"])) from None
+            columns.update(time_columns(options, now))
+            self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=?", (*columns.values(), job.id))
             self._regate(self._job(job.id), now)
             return "edited"
         return self._each(ids, change)
@@ -5054,31 +5089,35 @@ class Queue:
 
     # -- schedules --
 
-    def add_schedule(self, name: str, spec, every, options: dict, tz=None, misfire: str = "once", no_overlap: bool = False,
+    def add_schedule(self, name: str, spec, every, job, tz=None, misfire: str = "once", no_overlap: bool = False,
                      overlap: str = "", replace: bool = False) -> float:
         """Store a schedule by a cron line or by seconds between runs; return the time of its first run."""
-        return self.add_schedules([self.plan_schedule(name, spec, every, options, tz, misfire, no_overlap, overlap, replace)], replace)[0]
+        return self.add_schedules([self.plan_schedule(name, spec, every, job, tz, misfire, no_overlap, overlap, replace)], replace)[0]
 
-    def plan_schedule(self, name: str, spec, every, options: dict, tz=None, misfire="once", no_overlap=False, overlap="",
+    def plan_schedule(self, name: str, spec, every, job, tz=None, misfire="once", no_overlap=False, overlap="",
                       replace=False) -> dict:
-        """Return the row of a schedule, checked, for add_schedules.  What is replaced keeps its zone unless another is given."""
+        """Return the row of a schedule of `job`, a dict or a Plan of one, for add_schedules.
+
+        What is replaced keeps its zone unless another is given.
+        """
         import json
         now, rule = self._clock(), None
         if tz is None and replace:
             tz = next((schedule.tz for schedule in self.schedules() if schedule.name == name), None)
-        if "at" in options and len(str(options["at"]).strip()) != 5:
-            options = dict(options, at=utc(parse_when(options["at"], "at")))
-        if spec or "at" in options:
+        plan = job if isinstance(job, Plan) else Plan([job], taker="cron")
+        options, (_, columns, parsed) = dict(plan.given[0]), plan.items[0]
+        if "at" in parsed and len(str(options["at"]).strip()) != 5:
+            options["at"] = utc(parsed["at"])
+        if spec or "at" in parsed:
             tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
-        if "cwd" in options:  # from here, not from wherever the supervisor that fires it will be
-            options = dict(options, cwd=parse_directory(options["cwd"], "cwd"))
+        if "cwd" in columns:  # from here, not from wherever the supervisor that fires it will be
+            options["cwd"] = columns["cwd"] if isinstance(columns["cwd"], str) else text_of(columns["cwd"])
         umask = OS.umask()
         if umask is not None:
             options = {"umask": "%04o" % umask, **options}
-        if "stdin" in options:
-            options = dict(options, stdin=parse_stdin(options["stdin"], "stdin").decode("utf-8", "surrogateescape"))
-        [plan] = Plan([options]).items
-        for ref in plan[2].get("after", []) + plan[2].get("after_any", []) if isinstance(plan, tuple) else ():
+        if "stdin" in parsed:
+            options["stdin"] = parsed["stdin"].decode("utf-8", "surrogateescape")
+        for ref in parsed.get("after", []) + parsed.get("after_any", []):
             if ref not in [schedule.name for schedule in self.schedules()]:
                 self.ids(ref)
         return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": misfire, "created_at": now,
@@ -5363,7 +5402,7 @@ class Queue:
         """Refuse in a row from outside what `enqueue`, `config set`, `queue` and `cron add` refuse."""
         number = within(0, LARGEST)
         parsers = {
-            "job": dict({option: JOB_OPTIONS[option].parse for option in STORED_OPTIONS}, unique_key=parse_text,
+            "job": dict({option.column: option.parse for option in JOB_OPTIONS.values() if option.column}, held=within(0, 1),
                         attempt=within(0, 10**9), attempts=within(0, 10**9), crashes=within(0, 10**9), snoozes=within(0, 10**9),
                         umask=within(0, 0o777),
                         cwd=lambda raw, what: isinstance(raw, bytes) or parse_directory(raw, what),
@@ -7293,30 +7332,22 @@ def args_enqueue(parser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="print the bare id on a terminal too")
 
 
-def add_job_options(parser, names=tuple(JOB_OPTIONS)) -> None:
-    for name in names:
-        option = JOB_OPTIONS[name]
-        flags = ["--" + name.replace("_", "-")] + {"name": ["--id"], "priority": ["-p"]}.get(name, [])
-        if option.metavar is None:
-            parser.add_argument(*flags, dest="job_" + name, action="store_true", default=None, help=option.meaning)
-        elif option.parse in (parse_refs, parse_env):
-            parser.add_argument(*flags, dest="job_" + name, action="append", metavar=option.metavar, help=option.meaning)
-        else:
-            parser.add_argument(*flags, dest="job_" + name, metavar=option.metavar, help=option.meaning)
+def add_job_options(parser, taker="") -> None:
+    for name, option in JOB_OPTIONS.items():
+        if taker in option.takers:
+            how = ({"action": "store_true", "default": None} if option.metavar is None else
+                   {"action": "append" if option.parse in (parse_refs, parse_env) else "store", "metavar": option.metavar})
+            parser.add_argument(*option.flags, dest="job_" + name, help=option.meaning, **how)
 
 
 def job_options(args) -> dict:
-    """What the command line says of a job, checked."""
-    raw = {name: getattr(args, "job_" + name, None) for name in JOB_OPTIONS}
-    raw = {name: value for name, value in raw.items() if value is not None}
-    if "queue" in raw and raw["queue"] == "default":
-        del raw["queue"]
-    if "stdin" in raw:
-        if raw["stdin"] == getattr(args, "file", None) == "-":
+    """What the command line says of a job."""
+    options = {dest[4:]: value for dest, value in vars(args).items() if dest.startswith("job_") and value is not None}
+    if "stdin" in options:
+        if options["stdin"] == getattr(args, "file", None) == "-":
             raise UserError("--file and --stdin can't both be standard input: give one of them by name")
-        raw["stdin"] = read_bytes(raw["stdin"], STDIN_LIMIT + 1)
-    parse_job(raw)
-    return raw
+        options["stdin"] = read_bytes(options["stdin"], STDIN_LIMIT + 1)
+    return options
 
 
 def cmd_enqueue(args) -> int:
@@ -7435,9 +7466,7 @@ def warn_if_stuck(queue, number: int) -> None:
 
 def enqueue_file(args, options: dict) -> int:
     items = read_items(args.file)
-    if options:
-        items = [with_options(item, options) for item in items]
-    plan = Plan(items)
+    plan = Plan(items, options)
     with open_queue(args) as queue:
         progress = Progress(len(items))
         ids = queue.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
@@ -7502,9 +7531,7 @@ def args_run(parser) -> None:
     parser.add_argument("--count", type=count_argument, metavar="N", help="jobs at a time (the cores that may be used)")
     parser.add_argument("--file", metavar="FILE", help="jobs from FILE (-: standard input), as in enqueue --file")
     parser.add_argument("--junit", metavar="FILE", help="write the outcome as JUnit XML")
-    for name in ("max_retries", "timeout", "backoff_base", "shell", "stdin"):
-        parser.add_argument("--" + name.replace("_", "-"), dest="job_" + name, metavar=JOB_OPTIONS[name].metavar,
-                            help=JOB_OPTIONS[name].meaning)
+    add_job_options(parser, "run")
 
 
 def cmd_run(args) -> int:
@@ -7512,22 +7539,13 @@ def cmd_run(args) -> int:
         raise UserError("give a command, or --file FILE with one a line (-: standard input)")
     options = job_options(args)
     items = read_items(args.file) if args.file is not None else [job_of_words(args.rest, {})]
-    if options:
-        items = [with_options(item, options) for item in items]
     if args.junit:
         check_writable(args.junit)
-    plan = Plan(items)  # bad jobs are refused before anything starts
+    plan = Plan(items, options)  # bad jobs are refused before anything starts
     database = find_database(args.db)
     refuse_strange_wal(database)
     tell_root(database)
     return Run(database, plan, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
-
-
-def with_options(item, options: dict):
-    """An item of a bulk file with the options that hold for all; its own beat them."""
-    number, job = item if isinstance(item, tuple) else (None, item)
-    job = dict(options, **(job if isinstance(job, dict) else {"command": job}))
-    return job if number is None else (number, job)
 
 
 def check_writable(path: str) -> None:
@@ -8689,14 +8707,10 @@ def cmd_rm(args) -> int:
 
 # -- edit --
 
-EDITABLE = ("priority", "delay", "at", "max_retries", "timeout", "backoff", "backoff_base", "backoff_max",
-            "retry_on", "dead_on", "snooze_on", "snooze", "slots", "cwd", "shell")
-
-
 def args_edit(parser) -> None:
     args_ids_dry(parser)
     parser.add_argument("--command", metavar="COMMAND", help="the shell command to run")
-    add_job_options(parser, EDITABLE)
+    add_job_options(parser, "edit")
 
 
 def cmd_edit(args) -> int:
@@ -8705,6 +8719,7 @@ def cmd_edit(args) -> int:
         options["command"] = shell_command(args.command)
     if not options:
         raise UserError("what shall be changed? Give an option such as --command or --priority")
+    options = parse_job(options, taker="edit")
     return act(args, WAITING, "edit", "Edited", lambda queue, ids: queue.edit(ids, options), ("edited",))
 
 
@@ -9012,7 +9027,7 @@ def args_cron_add(parser) -> None:
                         help="while a job of it is unfinished: skip the time, queue behind it, replace it, or allow both (allow)")
     parser.add_argument("--no-overlap", dest="overlap", action="store_const", const="skip", help="the same as --overlap skip")
     parser.add_argument("--replace", action="store_true", help="put it in the place of a schedule of this name")
-    add_job_options(parser)
+    add_job_options(parser, "cron")
 
 
 def cmd_cron_add(args) -> int:
@@ -9033,14 +9048,11 @@ def cmd_cron_add(args) -> int:
         parse_cron(spec)
     if not words:
         raise UserError("what should it run? Give a command after the options")
-    options = job_options(args)
-    job = job_of_words(words, options)
-    if "name" in parse_job(job):
-        raise UserError("a name can't be given to every job of a schedule")
+    plan = Plan([job_of_words(words, job_options(args))], taker="cron")
     parse_choice(args.misfire, "--misfire", ("once", "skip"))
     parse_choice(args.overlap, "--overlap", OVERLAPS)
     with open_queue(args) as queue:
-        queue.add_schedule(name, spec, every, job, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+        queue.add_schedule(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
         verdict("S" + next_text(queue.schedule(name))[1:])
     return 0
 
@@ -9105,7 +9117,8 @@ def parse_crontab(path: str) -> list:
                 if name in names:
                     raise UserError("the name %s is given twice" % quoted(name))
                 names.add(name)
-                found.append((number, name, spec, variables.get("CRON_TZ"), crontab_job(words[count], variables)))
+                plan = Plan([crontab_job(words[count], variables)], taker="cron")
+                found.append((number, name, spec, variables.get("CRON_TZ"), plan))
             except UserError as error:
                 raise UserError("line %d: %s" % (number, error)) from None
             wanted = None
@@ -9141,7 +9154,6 @@ def crontab_job(text: str, variables: dict) -> dict:
         job["stdin"] = stdin if stdin[-1] == "\n" else stdin + "\n"
     if env:
         job["env"] = env
-    parse_job(job)
     return job
 
 

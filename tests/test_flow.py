@@ -469,6 +469,28 @@ def hints(store):
     ear.close()
 
 
+def test_what_edit_and_schedules_do_not_take_is_refused_from_python_too(store):
+    import queuectl
+    job = store.enqueue("exit 0")
+    for options in ({"name": "x"}, {"id": "x"}, {"ttl": 60}, {"env": {"A": "b"}}, {"after": "1"}, {"hold": True}):
+        with pytest.raises(queuectl.UserError, match="`edit` can't change"):
+            store.edit([job], options)
+    for name in ("name", "id"):
+        with pytest.raises(queuectl.UserError, match="every job of a schedule"):
+            store.add_schedule("s", None, 60.0, {"command": "x", name: "y"})
+    assert store.schedules() == []
+    assert store.job(job).name is None
+
+
+def test_an_edit_of_the_time_keeps_the_command_and_the_later_of_two_edits_counts(store):
+    job = store.enqueue("exit 0", delay="1h")
+    store.edit([job], {"at": "2100-01-01T00:00:00Z"})
+    assert (store.job(job).delay, store.job(job).run_at, store.job(job).command) == (None, 4102444800.0, "exit 0")
+    store.edit([job], {"delay": "2h", "command": "exit 1"})
+    assert (store.job(job).delay, store.job(job).command) == (7200.0, "exit 1")
+
+
+
 def test_whatever_makes_a_job_ready_wakes_workers_at_once(store, clock, hints):
     """Not a second later, when supervisors look by themselves."""
     def woken(action):

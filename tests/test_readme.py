@@ -80,8 +80,11 @@ def test_every_setting_and_every_option_of_a_job_is_named():
     import queuectl
     for key in queuectl.SETTINGS:
         assert "`%s`" % key in TEXT, key
-    for name in queuectl.JOB_OPTIONS:
-        assert "--" + name.replace("_", "-") in TEXT, name
+    table = re.search(r"^### What a job can be told\n\n(.*?)\n\n", TEXT, re.M | re.S).group(1)
+    named = set(re.findall(r"(?<=[` \[(])-{1,2}[a-z][a-z-]*", "\n".join(row.split(" | ")[0] for row in table.splitlines()[2:])))
+    flags = [set(option.flags) for option in queuectl.JOB_OPTIONS.values()]
+    assert named <= set().union(*flags), "no job has %s" % (named - set().union(*flags))
+    assert [some for some in flags if not some & named] == []
 
 
 @posix_only("written for sh")

@@ -261,7 +261,7 @@ class WrongValue(sqlite3.DatabaseError):
     """A row holds a value that none of ours can have: somebody else has written it."""
 
 
-class Rung(Exception):
+class WaitInterrupted(Exception):
     """Raised by a signal handler to end a blocking wait; never leaves the platform section."""
 
 
@@ -1236,7 +1236,7 @@ def acts_as_root() -> bool:
     return bool(os.environ.get(AS_ROOT)) and hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def is_strange(uid: int) -> bool:
+def is_foreign(uid: int) -> bool:
     """Whether the file of a user can't be trusted by this one."""
     return uid not in (0, os.geteuid()) and not acts_as_root()
 
@@ -1344,7 +1344,7 @@ def ignore_other_signals() -> None:
 
 def is_alone(info) -> bool:
     """Whether it is a plain file with one name, and of a user whom we trust."""
-    return S_ISREG(info.st_mode) and info.st_nlink <= 1 and not is_strange(info.st_uid)
+    return S_ISREG(info.st_mode) and info.st_nlink <= 1 and not is_foreign(info.st_uid)
 
 
 def open_own(path: str, flags: int) -> int:
@@ -1395,8 +1395,8 @@ class PosixOwners:
             info = os.stat(folder)
         except FileNotFoundError:
             return ""
-        if is_strange(info.st_uid):
-            return self._strange_text(folder, info.st_uid)
+        if is_foreign(info.st_uid):
+            return self._foreign_text(folder, info.st_uid)
         if self._others_may_write(folder, info) and not info.st_mode & S_ISVTX:  # as /tmp: each may replace his own files only
             return "others may write to the directory %s: `chmod go-w %s`, or keep the queue in one of its own with --db PATH" % (
                 plain(folder), self.quote([plain(folder)]))
@@ -1408,8 +1408,8 @@ class PosixOwners:
             except FileNotFoundError:
                 continue
             if path == files.database:
-                if is_strange(info.st_uid):
-                    return self._strange_text(path, info.st_uid)
+                if is_foreign(info.st_uid):
+                    return self._foreign_text(path, info.st_uid)
                 trusted.add(info.st_uid)  # with --as-root the one whose queue it is, and nobody else
             database = database or info
             fault = self._distrust_one(path, info, database, trusted, path in (files.root, files.workers, files.logs))
@@ -1433,7 +1433,7 @@ class PosixOwners:
             os.chmod(path, 0o600)
         return ""
 
-    def _strange_text(self, path: str, uid: int) -> str:
+    def _foreign_text(self, path: str, uid: int) -> str:
         name = self.user_name(uid)
         if os.geteuid() == 0:
             return ("%s belongs to %s, and you are root: be that user (`sudo -u`; a container's `--user %d`), give --as-root (%s=1), "
@@ -1708,7 +1708,7 @@ class Posix(PosixOwners):
     def machine(self) -> str:
         """Names this boot of this machine and this pid space; "" where it can't be told."""
         for name in ("kern.bootsessionuuid", "kern.boottime", "kernel.random.boot_id"):  # macOS, the BSDs, Linux
-            text = self._tell("sysctl", "-n", name).strip()
+            text = self._output_of("sysctl", "-n", name).strip()
             if text:
                 return text.replace(" ", "_")
         return ""
@@ -1727,7 +1727,7 @@ class Posix(PosixOwners):
 
     def processes(self) -> list:
         rows = []
-        for line in self._tell("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
+        for line in self._output_of("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
             words = line.split()
             try:
                 born = time.mktime(time.strptime(" ".join(words[3:8]), "%a %b %d %H:%M:%S %Y"))
@@ -1740,14 +1740,14 @@ class Posix(PosixOwners):
     def holders(self, path: str) -> list:
         """Pids of this user's processes that hold the lock of `path`, as far as that can be told: here, that can write to it."""
         pid, found = 0, set()
-        for line in self._tell("lsof", "-w", "-F", "pa", "--", path).splitlines():
+        for line in self._output_of("lsof", "-w", "-F", "pa", "--", path).splitlines():
             if line[:1] == "p":
                 pid = int(line[1:])
             elif line in ("aw", "au"):
                 found.add(pid)
         return sorted(found)
 
-    def _tell(self, *command) -> str:
+    def _output_of(self, *command) -> str:
         """What a tool of the system prints; nothing where there is none."""
         import subprocess
         path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
@@ -1797,7 +1797,7 @@ class Posix(PosixOwners):
 
     def has_marks(self, pid: int, marks):
         """Whether a process has these entries in its environment; None where that can't be told."""
-        text = " %s " % self._tell("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
+        text = " %s " % self._output_of("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
         if " PATH=" not in text and " QUEUECTL_JOB_ID=" not in text:
             return None  # gone, or one of those of which macOS shows nobody the environment
         return bool(marks) and all(" %s " % mark in text for mark in marks if mark.isascii())
@@ -1951,7 +1951,7 @@ class Posix(PosixOwners):
         process.returncode = 0  # it is not ours to wait for
         return process.pid, process.stdout
 
-    def close_strangers(self) -> None:
+    def close_inherited(self) -> None:
         """Marks descriptors that we were started with as not for our children."""
         try:
             names = os.listdir("/dev/fd")
@@ -1967,8 +1967,8 @@ class Posix(PosixOwners):
     def before_forks(self) -> None:
         """Nothing to do where workers are not forked."""
 
-    def crew(self, token: str):
-        return PosixCrew(self.forks)
+    def worker_processes(self, token: str):
+        return PosixWorkers(self.forks)
 
     def signal_worker(self, pid: int, word: str) -> None:
         """Tell a worker to `look` at the database, `stop` after its job, or stop `now`; or `kill` it.  A supervisor heeds `now` too."""
@@ -1978,8 +1978,8 @@ class Posix(PosixOwners):
         except (ProcessLookupError, PermissionError):
             pass  # it has ended
 
-    def bell(self, where: str):
-        return PosixBell(int(where))
+    def worker_signals(self, where: str):
+        return PosixSignals(int(where))
 
     def boot(self) -> str:
         """Name the last start of this machine; "" if that can't be told."""
@@ -2363,9 +2363,9 @@ class PosixKeys:
         import signal
         import termios
         import tty
-        self._rung, ring = os.pipe()
-        os.set_blocking(ring, False)
-        signal.set_wakeup_fd(ring)
+        self._wakeup, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
         heed({"SIGTERM": self._on_end, "SIGHUP": self._on_end})
         self._before = termios.tcgetattr(0)
         tty.setcbreak(0)
@@ -2385,7 +2385,7 @@ class PosixKeys:
         """The next key, by name where it has one; "" at the timeout."""
         import re
         import select
-        if not self._typed and 0 in select.select([0, self._rung], [], [], timeout)[0]:
+        if not self._typed and 0 in select.select([0, self._wakeup], [], [], timeout)[0]:
             try:
                 text = os.read(0, 1024).decode("utf-8", "replace")
             except OSError:
@@ -2397,7 +2397,7 @@ class PosixKeys:
         return self.NAMES.get(key, key)
 
 
-class PosixCrew:
+class PosixWorkers:
     """The supervisor's end of its workers: a pipe that wakes one of them a byte, and signals."""
 
     def __init__(self, forks: bool):
@@ -2471,7 +2471,7 @@ class PosixCrew:
             pass  # none is left
 
 
-class PosixBell:
+class PosixSignals:
     """What a worker waits on.  Level 1: end after this job; 2: end now.  `look`: it shall look at the database."""
 
     def __init__(self, wake: int):
@@ -2482,18 +2482,18 @@ class PosixBell:
         self._idle = False
         self._wake = wake
         os.set_inheritable(wake, False)  # where a new program was given it
-        self._boss = os.getppid()
-        self._rung, ring = os.pipe()
-        os.set_blocking(self._rung, False)
-        os.set_blocking(ring, False)
-        signal.set_wakeup_fd(ring, warn_on_full_buffer=False)
+        self._supervisor = os.getppid()
+        self._wakeup, writer = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for name, handler in (("SIGTERM", self._on_stop), ("SIGVTALRM", self._on_now), ("SIGUSR1", self._on_look),
                               ("SIGCHLD", self._on_child), ("SIGINT", signal.SIG_IGN), ("SIGHUP", signal.SIG_IGN),
                               ("SIGQUIT", signal.SIG_IGN)):
             signal.signal(getattr(signal, name), handler)
         ignore_other_signals()
         self._poll = select.poll()
-        self._poll.register(self._rung, select.POLLIN)
+        self._poll.register(self._wakeup, select.POLLIN)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)  # what a job reads from
         os.close(null)
@@ -2517,10 +2517,10 @@ class PosixBell:
         # A handler that only sets a flag would leave os.read waiting (PEP 475).
         if self._idle:
             self._idle = False
-            raise Rung
+            raise WaitInterrupted
 
     def orphaned(self) -> bool:
-        return os.getppid() != self._boss
+        return os.getppid() != self._supervisor
 
     def wait_for_work(self) -> None:
         """Returns when there may be a job, or something to look at, or the supervisor is gone."""
@@ -2531,7 +2531,7 @@ class PosixBell:
                     self.level = 1
             finally:
                 self._idle = False
-        except Rung:
+        except WaitInterrupted:
             pass  # a signal has ended the wait: it has set what is to be looked at
 
     def pause(self, seconds: float) -> bool:
@@ -2539,7 +2539,7 @@ class PosixBell:
         if not self._poll.poll(max(0, seconds) * 1000 + 0.999):
             return False
         try:
-            while len(os.read(self._rung, 512)) == 512:
+            while len(os.read(self._wakeup, 512)) == 512:
                 pass
         except BlockingIOError:
             pass  # it is empty
@@ -2897,17 +2897,17 @@ class Windows:
         process.returncode = 0  # it is not ours to wait for
         return process.pid, process.stdout
 
-    def close_strangers(self) -> None:
+    def close_inherited(self) -> None:
         """Nothing to do: our children inherit the handles that are named to them, and no others."""
 
     def before_forks(self) -> None:
         """Nothing to do where workers are not forked."""
 
-    def crew(self, token: str):
-        return WindowsCrew(token)
+    def worker_processes(self, token: str):
+        return WindowsWorkers(token)
 
-    def bell(self, where: str):
-        return WindowsBell(where)
+    def worker_signals(self, where: str):
+        return WindowsSignals(where)
 
     def signal_worker(self, pid: int, word: str) -> None:
         """Tell a worker to `look` at the database, `stop` after its job, or stop `now`; or `kill` it."""
@@ -3092,7 +3092,7 @@ class WindowsKeys:
         return self.NAMES.get(msvcrt.getwch(), "") if key in "\0\xe0" else key
 
 
-class WindowsCrew:
+class WindowsWorkers:
     """The supervisor's end of its workers: a semaphore that wakes one of them a count, and events for each."""
 
     def __init__(self, token: str):
@@ -3138,7 +3138,7 @@ class WindowsCrew:
         return ended
 
 
-class WindowsBell:
+class WindowsSignals:
     """What a worker waits on.  Level 1: end after this job; 2: end now.  `look` falls when it shall look.
 
     An order is noticed by the next wait, at the latest by that for the end of the job.
@@ -3147,22 +3147,22 @@ class WindowsBell:
     def __init__(self, where: str):
         import _winapi
         import signal
-        token, _, boss = where.partition(".")
+        token, _, supervisor = where.partition(".")
         self.level = 0
         self.look = False
         self._orders = {word: worker_event(os.getpid(), word) for word in ("now", "stop", "look")}
         self._wake = hint_semaphore(token)
         try:
-            self._boss = _winapi.OpenProcess(0x100000, False, int(boss))  # SYNCHRONIZE
+            self._supervisor = _winapi.OpenProcess(0x100000, False, int(supervisor))  # SYNCHRONIZE
         except OSError:
-            self._boss = None  # gone already
+            self._supervisor = None  # gone already
         for name in ("SIGINT", "SIGBREAK"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         call("SetErrorMode", 0x8003)  # of ours and of our jobs: no window asks what to do about an error
 
     def orphaned(self) -> bool:
         import _winapi
-        return self._boss is None or _winapi.WaitForSingleObject(self._boss, 0) == 0
+        return self._supervisor is None or _winapi.WaitForSingleObject(self._supervisor, 0) == 0
 
     def wait_any(self, handles: list, seconds) -> bool:
         """Wait for one of `handles`, an order, or the time (None: for ever); return whether it was one of `handles`."""
@@ -3179,7 +3179,7 @@ class WindowsBell:
     def wait_for_work(self) -> None:
         """Returns when there may be a job, or something to look at, or the supervisor is gone."""
         if not self.level and not self.look and not self.orphaned():
-            self.wait_any([self._boss, self._wake], None)
+            self.wait_any([self._supervisor, self._wake], None)
 
     def pause(self, seconds: float) -> None:
         """Waits until an order or the time."""
@@ -5590,10 +5590,10 @@ class Runner:
 
     CHECK_S = 0.25  # how often a running job's output is measured
 
-    def __init__(self, files, worker: int, bell, asked, setting, say, record, read, keep):
+    def __init__(self, files, worker: int, signals, asked, setting, say, record, read, keep):
         self._files = files
         self._worker = worker
-        self._bell = bell
+        self._signals = signals
         self._asked = asked
         self._setting = setting
         self._say = say
@@ -5640,7 +5640,7 @@ class Runner:
         If the machine is out of processes, memory, descriptors or disk, wait: the job has not failed.
         """
         pause = 0.05
-        while self._bell.level < 2:
+        while self._signals.level < 2:
             try:
                 self._ready_output()
                 return self._spawn(job, env)
@@ -5648,9 +5648,9 @@ class Runner:
                 why = OS.refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
                 self._say("trouble", why="can't start job %d yet: %s" % (job.id, why))
                 self._make_directories()
-            self._bell.pause(pause)
-            if self._bell.look:
-                self._bell.look = False
+            self._signals.pause(pause)
+            if self._signals.look:
+                self._signals.look = False
                 if self._asked(job) == CANCEL:
                     return None
             pause = min(pause * 2, 5.0)
@@ -5716,11 +5716,11 @@ class Runner:
         deadline = begun + job.timeout if job.timeout is not None else never
         ending, kill_at, check_at = None, never, begun + self.CHECK_S
         while True:
-            code = process.wait(self._bell, min(deadline, kill_at, check_at) - time.monotonic())
+            code = process.wait(self._signals, min(deadline, kill_at, check_at) - time.monotonic())
             if code is not None:
                 return code, ending
             now = time.monotonic()
-            look, self._bell.look = self._bell.look, False  # else the next wait would return at once
+            look, self._signals.look = self._signals.look, False  # else the next wait would return at once
             if ending is None:
                 ending = self._reason(job, deadline, now, look)
                 if ending:
@@ -5738,8 +5738,8 @@ class Runner:
 
     def _reason(self, job, deadline: float, now: float, look: bool):
         """Why a running attempt shall end now, or None."""
-        now_asked = self._bell.level >= 2
-        asked = self._asked(job) if look or now_asked or self._bell.orphaned() else 0  # nobody rings for an orphan
+        now_asked = self._signals.level >= 2
+        asked = self._asked(job) if look or now_asked or self._signals.orphaned() else 0  # nobody rings for an orphan
         if asked == CANCEL:
             return "cancelled"
         if now_asked and asked != SPARE:
@@ -5751,8 +5751,8 @@ class Runner:
         if not process.terminate():
             return
         limit = time.monotonic() + self._setting("kill_grace")
-        while process.alive() and time.monotonic() < limit and self._bell.level < 2:
-            self._bell.pause(0.01)
+        while process.alive() and time.monotonic() < limit and self._signals.level < 2:
+            self._signals.pause(0.01)
         limit = time.monotonic() + 2.0
         while process.alive() and time.monotonic() < limit:
             process.kill()
@@ -5803,9 +5803,9 @@ class Runner:
                 return
             except OSError as error:
                 self._say("trouble", why="can't keep the output of job %d yet: %s" % (job.id, OS.refusal(error, self._files.root)))
-            if self._bell.level >= 2:
+            if self._signals.level >= 2:
                 return  # a rescuer keeps it, and records the end
-            self._bell.pause(pause)
+            self._signals.pause(pause)
             pause = min(pause * 2, 5.0)
 
     def _try_to_keep(self, job, spare: bool) -> None:
@@ -5937,9 +5937,9 @@ ENDS = ("completed", "failed", "timeout", "released", "cancelled")
 class Worker:
     """One worker process.  `say(event, **facts)` takes what it has to tell."""
 
-    def __init__(self, post, bell, say):
+    def __init__(self, post, signals, say):
         self._post = post
-        self._bell = bell
+        self._signals = signals
         self._tell = say
         self._lock = None
         self._queue = Queue(post.database, patience=5.0, sync=False, create=False)
@@ -5953,7 +5953,7 @@ class Worker:
         self._machine = OS.machine()
         self._loads = OS.loads()
         self._write_record(0, 0, 0, 0.0)
-        self._runner = Runner(self._queue.files, self.id, bell, self._asked, self._setting, self._say, self._record,
+        self._runner = Runner(self._queue.files, self.id, signals, self._asked, self._setting, self._say, self._record,
                               self._read, self._keep_lock)
 
     def work(self) -> None:
@@ -5991,7 +5991,7 @@ class Worker:
             remove(self._lock_path)  # Windows removes no open file
 
     def _stopping(self) -> bool:
-        return bool(self._bell.level) or self._bell.orphaned()
+        return bool(self._signals.level) or self._signals.orphaned()
 
     def _overloaded(self) -> bool:
         return self._post.load is not None and next(self._loads) > self._post.load
@@ -6003,13 +6003,13 @@ class Worker:
         self._keep_lock()
         if self._overloaded():
             self._note("takes no job while the load is above %g" % self._post.load)
-            self._bell.pause(LOOK_S)
+            self._signals.pause(LOOK_S)
             return
         self._note(None)
-        self._bell.wait_for_work()
-        if self._bell.look:
+        self._signals.wait_for_work()
+        if self._signals.look:
             self._tell("reopen")
-        self._bell.look = False
+        self._signals.look = False
 
     def _on_wait(self, why) -> None:
         if self._noted in (None, WAIT_FOR_LOCK):  # else it is part of another wait
@@ -6040,14 +6040,14 @@ class Worker:
                 if is_damage(error):
                     raise
                 self._say("trouble", why="%scan't write to the database yet: %s" % (self._keep_end(outcome), error))
-                if self._bell.level >= 2:
+                if self._signals.level >= 2:
                     self._queue.patience = 1.0
                     limit = limit or time.monotonic() + GIVE_UP_S
-                if self._bell.level and outcome is None:
+                if self._signals.level and outcome is None:
                     return None
                 if limit and (time.monotonic() > limit or not self._runner.kept):
                     return LEFT_TO_RESCUER
-            self._bell.pause(pause)
+            self._signals.pause(pause)
             pause, again = min(pause * 2, 2.0), True
             claim = claim and not self._stopping()
 
@@ -6151,10 +6151,10 @@ class Worker:
 # The one process of a `worker start` or `run` that starts, wakes, replaces and stops workers.
 # Calls Worker, Store and Platform differences; knows nothing of the command line or of printing.
 
-def work(post, bell, say) -> None:
+def work(post, signals, say) -> None:
     """The whole life of a worker process; what ends it early is told, not raised."""
     try:
-        Worker(post, bell, say).work()
+        Worker(post, signals, say).work()
     except (QueueGone, UserError, sqlite3.Error, OSError) as error:
         say("trouble", why=str(error))
     except Exception as error:
@@ -6266,7 +6266,7 @@ class Supervisor:
         self.id, self._lock = self._mending(lambda: self.queue.add_supervisor(
             kind, self._port, self._token, count, queues, max_jobs, arguments))
         self._record()
-        self._crew = OS.crew(self._token)
+        self._workers = OS.worker_processes(self._token)
         self._trouble = ""
         self._noted = None        # the wait that our lock file shows
         self._wrong = None        # what failed in this turn
@@ -6323,10 +6323,10 @@ class Supervisor:
         self._hints.setblocking(False)
         self._port = self._hints.getsockname()[1]
         self._token = os.urandom(6).hex()
-        self._rung, self._ring = socket.socketpair()
-        for end in (self._rung, self._ring):
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        for end in (self._wakeup, self._wakeup_writer):
             end.setblocking(False)
-        signal.set_wakeup_fd(self._ring.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
         heed({"SIGTERM": self._on_stop, "SIGINT": self._on_stop, "SIGBREAK": self._on_stop, "SIGHUP": self._on_now,
               "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
         if hasattr(signal, "SIGCHLD"):  # whether it was ignored or not: waitpid needs it
@@ -6374,7 +6374,7 @@ class Supervisor:
             self._turn()
             if each is not None:
                 self._try(each)
-            if self.level and not self._crew.pids():
+            if self.level and not self._workers.pids():
                 break
             self._wait(self._pause(each))
 
@@ -6425,7 +6425,7 @@ class Supervisor:
         return max(0.0, pause)
 
     def _wait(self, seconds: float) -> None:
-        self._select([self._hints, self._rung], [], [], min(seconds, OS.longest_wait))
+        self._select([self._hints, self._wakeup], [], [], min(seconds, OS.longest_wait))
 
     def _turn(self) -> None:
         """Do what is due: first what only reads, then what writes, which a locked database or a full disk may refuse."""
@@ -6437,7 +6437,7 @@ class Supervisor:
         self._relay()
         now = time.monotonic()
         if count and not self.level:
-            self._crew.wake(count)
+            self._workers.wake(count)
         if now >= self._look_at:
             self._look_at = now + (0.1 if self._drain else LOOK_S)
             self._relayed = 0  # said again: a worker that was just starting may have missed it
@@ -6483,8 +6483,8 @@ class Supervisor:
         """What this supervisor waits for, in words; None: for work alone."""
         if self._wrong:
             return self._wrong
-        if self.level and self._crew.pids():
-            return "is stopping%s: waits for %d workers to end" % (" now" if self.level > 1 else "", len(self._crew.pids()))
+        if self.level and self._workers.pids():
+            return "is stopping%s: waits for %d workers to end" % (" now" if self.level > 1 else "", len(self._workers.pids()))
         if self._dead:
             return "waits for what dead workers left behind to end: worker %s" % ", ".join(map(str, sorted(self._dead)))
         if time.monotonic() < self._start_at:
@@ -6500,13 +6500,13 @@ class Supervisor:
         """Empty the wake-up descriptor, as far as a flood lets us; the handlers have taken note of what came."""
         for _ in range(self.HINTS):
             try:
-                self._rung.recv(512)
+                self._wakeup.recv(512)
             except (BlockingIOError, InterruptedError):
                 break
         if self._reopen:
             self._reopen = False
             self._say("reopen")
-            for pid in self._crew.pids():
+            for pid in self._workers.pids():
                 OS.signal_worker(pid, "look")
 
     def _drain_hints(self) -> tuple:
@@ -6540,7 +6540,7 @@ class Supervisor:
         self._cancel()
         self._next = self.queue.next_time(self._own())
         if not self.level:
-            self._crew.wake(self.queue.ready(self.count, self._queues, self._own()))
+            self._workers.wake(self.queue.ready(self.count, self._queues, self._own()))
             if self._drain and not self.queue.unfinished(self._queues, self._own(), self.within):
                 self.level = 1
         self._relay()
@@ -6558,7 +6558,7 @@ class Supervisor:
             self._lock = lock
             self._record()
             write_note(lock, self._noted)
-            for pid in self._crew.pids():
+            for pid in self._workers.pids():
                 OS.signal_worker(pid, "look")
 
     def _cancel(self) -> None:
@@ -6610,28 +6610,28 @@ class Supervisor:
         self._queue.close()  # a connection must not cross a fork
         self._queue = None
         post = Post(self.database, self.id, self._queues, self.kind == "run", self._load)
-        self._crew.start(lambda where: self._become_worker(post, where), self._argv + post.words())
+        self._workers.start(lambda where: self._become_worker(post, where), self._argv + post.words())
 
     def _become_worker(self, post, where: str) -> None:
         """In the forked child: let go of all that is the supervisor's, and work."""
         os.close(self._lock)
         self._hints.close()
-        self._rung.close()
-        self._ring.close()
-        work(post, OS.bell(where), self._say)
+        self._wakeup.close()
+        self._wakeup_writer.close()
+        work(post, OS.worker_signals(where), self._say)
 
     def _reap(self) -> None:
         """Take note of workers that have ended: what they left is looked for at once, and until it has been found."""
         now = time.monotonic()
-        for lived in self._crew.reap():  # no hot loop of workers that die as soon as they start
+        for lived in self._workers.reap():  # no hot loop of workers that die as soon as they start
             self._rescue_at = 0.0
             self._delay = 0.0 if lived > 5 else min(5.0, self._delay * 2 + 0.05)
             self._start_at = now + (self._delay if lived < 1 else 0.0)
 
     def _replace(self) -> None:
         """Start workers, as many as are wanted."""
-        self._retiring.intersection_update(self._crew.pids())
-        while not self.level and len(self._crew.pids()) - len(self._retiring) < self.count and time.monotonic() >= self._start_at:
+        self._retiring.intersection_update(self._workers.pids())
+        while not self.level and len(self._workers.pids()) - len(self._retiring) < self.count and time.monotonic() >= self._start_at:
             try:
                 self._start_worker()
                 if self._begun:
@@ -6650,10 +6650,10 @@ class Supervisor:
             self._told = self.level
             self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
         if self._told == 2 and time.monotonic() >= self._kill_at:
-            for pid in self._crew.pids():
+            for pid in self._workers.pids():
                 OS.signal_worker(pid, "kill")  # stopped, or stuck in the kernel: what it held is rescued
         if self.level > self._relayed:
-            for pid in self._crew.pids():
+            for pid in self._workers.pids():
                 OS.signal_worker(pid, "stop" if self.level == 1 else "now")
             self._relayed = self.level
 
@@ -6668,7 +6668,7 @@ class Supervisor:
         The locks say who is dead, once a second: so nobody is forgotten because an earlier try failed, or because
         the supervisor that should have done it is stopped.
         """
-        lock, pids = self.queue.files.lock, self._crew.pids()
+        lock, pids = self.queue.files.lock, self._workers.pids()
         listed = {supervisor.id for supervisor in self.queue.supervisors()}
         living = {number for number in listed if number == self.id or OS.is_held(lock("s%d" % number))}
         left = [worker for worker in self.queue.workers() if not self._try(rescue, self.queue, worker, self._say)]
@@ -7564,24 +7564,25 @@ class Run:
         self._look_at = self._begun + 1.0
         self._stalled = self._told = None  # why nothing ran at the last look, and what was last told of that
         self._progress = Progress(len(plan.items), lines=True)
-        self._boss = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble, argv=worker_argv(database))
+        self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble,
+                                      argv=worker_argv(database))
         try:
             with Queue(database) as queue:
-                ids = queue.enqueue_many(plan, label=label, pool=self._boss.id)
+                ids = queue.enqueue_many(plan, label=label, pool=self._supervisor.id)
                 self._total, self._batch, self._twins = len(ids), plan.batch, plan.twins  # the first: lines of the input
                 self._within, self._awaited = begin_wait(queue, [job for job in ids if job > plan.newest])
         except BaseException:
-            self._boss.close()
+            self._supervisor.close()
             raise
 
     def work(self) -> int:
         try:
-            self._boss.start()
-            self._boss.run(self._show)
+            self._supervisor.start()
+            self._supervisor.run(self._show)
         finally:
-            self._boss.close()
+            self._supervisor.close()
         self._progress.clear()
-        with Queue(self._boss.database) as queue:
+        with Queue(self._supervisor.database) as queue:
             if self._within is not None:
                 queue.end_wait(self._within.id, self._awaited)
             return self._sum_up(queue)
@@ -7590,10 +7591,10 @@ class Run:
         begun = time.monotonic()
         if begun >= self._look_at:
             self._look_at = begun + 1.0
-            self._tell_why_stalled(self._boss.queue)
+            self._tell_why_stalled(self._supervisor.queue)
         if not self._progress.due():
             return
-        counts = self._boss.queue.batch_counts(self._batch)
+        counts = self._supervisor.queue.batch_counts(self._batch)
         done = sum(counts[state] for state in FINAL) + len(self._twins)
         failed = counts["dead"]
         note = "  %d failed" % failed if failed else ""
@@ -7603,13 +7604,13 @@ class Run:
 
     def _tell_why_stalled(self, queue) -> None:
         """Say what keeps all of its jobs back, when that lasts for a second; a wait for a retry is in the progress."""
-        job, before = queue.stalled_job(self._boss.id), self._stalled
+        job, before = queue.stalled_job(self._supervisor.id), self._stalled
         reasons = [reason for reason in queue.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
         self._stalled = [reason for reason, _ in reasons]
         if reasons and self._stalled == before and self._within is not None and deadlocked(queue, job.id):
             self._progress.clear()
             talk(deadlock_text(job.id, self._within))
-            self._boss.level = 2
+            self._supervisor.level = 2
         elif reasons and self._stalled == before != self._told:
             self._told = before
             self._progress.clear()
@@ -7644,7 +7645,7 @@ class Run:
         if self._junit:
             jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page][::-1]
             self._write_junit(junit(jobs + [job for _, job in twins if job is not None], queue.files, took))
-        return 0 if good else 130 if left and self._boss.interrupted else 1
+        return 0 if good else 130 if left and self._supervisor.interrupted else 1
 
     def _write_junit(self, text: str) -> None:
         try:
@@ -7692,22 +7693,22 @@ def cmd_worker_start(args) -> int:
         tell_root(database)
     if not args.foreground:
         return start_in_background(args, database)
-    OS.close_strangers()
+    OS.close_inherited()
     if niceness is not None:
         OS.be_nice(niceness)
     answer = take_answer_pipe() if args.announce else None
     say = Log(Files(database).journal)
     try:
         refuse_strange_wal(database)
-        boss = Supervisor(database, "start", args.count, queues, args.drain, say, worker_argv(database),
-                          arguments="\n".join(worker_options(args) + ([] if args.announce else ["--foreground"])), **limits)
-        within = this_job(boss.queue)
-        boss.within = within and within.id
-        boss.start()
+        supervisor = Supervisor(database, "start", args.count, queues, args.drain, say, worker_argv(database),
+                                arguments="\n".join(worker_options(args) + ([] if args.announce else ["--foreground"])), **limits)
+        within = this_job(supervisor.queue)
+        supervisor.within = within and within.id
+        supervisor.start()
         say("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
-        announce(answer, "ready %d" % boss.id)
-        boss.run()
-        boss.close()
+        announce(answer, "ready %d" % supervisor.id)
+        supervisor.run()
+        supervisor.close()
     except (QueueGone, UserError, OSError, sqlite3.Error) as error:
         announce(answer, "error %s" % plain(explain_error(error, database)))
         say("trouble", why=explain_error(error, database))
@@ -7948,7 +7949,7 @@ def cmd__worker(args) -> int:
     """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
     post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
                 args.own == "1", None if args.load == "-" else float(args.load))
-    work(post, OS.bell(args.where), print_trouble if post.own else Log(Files(post.database).journal))
+    work(post, OS.worker_signals(args.where), print_trouble if post.own else Log(Files(post.database).journal))
     return 0
 
 

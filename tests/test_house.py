@@ -304,10 +304,10 @@ def test_the_platform_object_holds_no_state(queue):
 
 
 # What a class has for others of its own system.
-OF_ITS_OWN = {"WindowsBell": {"wait_any"}}
+OF_ITS_OWN = {"WindowsSignals": {"wait_any"}}
 
 
-@pytest.mark.parametrize("kind", ["Process", "Bell", "Crew", "Keys"])
+@pytest.mark.parametrize("kind", ["Process", "Signals", "Workers", "Keys"])
 def test_the_classes_of_the_systems_have_the_same_methods_with_the_same_parameters(kind):
     import queuectl
     posix, windows = (getattr(queuectl, system + kind) for system in ("Posix", "Windows"))

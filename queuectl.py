@@ -1304,11 +1304,11 @@ def remove(path: str) -> None:
 
 
 # == Platform differences ==============================================================
-# Locks, processes, wake-up, places: one class a system, the same methods in each, and OS is ours.
-# Calls Small helpers.  The facts behind it: flock(2), setsid(2), proc(5), posix_spawn(3).
+# Locks, processes, wake-up, places: one class per system with the same methods; `OS` is the one for this machine.
+# Calls Small helpers.  References: flock(2), setsid(2), proc(5), posix_spawn(3).
 
 def flush_file(path: str, flush) -> None:
-    """Call `flush` with a descriptor of a file that is to be on the disk."""
+    """Call `flush` with a descriptor of a file that should be on the disk."""
     fd = os.open(path, os.O_RDWR)
     try:
         flush(fd)
@@ -1320,12 +1320,12 @@ def record_line(text: str) -> bytes:
     return text.encode("utf-8", "replace")[:RECORD_LINE - 1].ljust(RECORD_LINE - 1) + b"\n"
 
 
-# What a supervisor or worker leaves as it is: faults, and the signals by which shells stop and continue a program.
+# Signals that a supervisor or worker leaves alone: faults, and those by which shells stop and continue a program.
 KEPT_SIGNALS = "KILL STOP CHLD CONT TSTP TTIN TTOU SEGV BUS ILL FPE ABRT TRAP SYS EMT".split()
 
 
 def heed(handlers: dict) -> None:
-    """Set handlers of signals, given by name; one that was ignored when we were started stays so (nohup, `&` in a script)."""
+    """Set handlers of signals by name.  A signal that was ignored when we started stays ignored (nohup, `&` in a script)."""
     import signal
     for name, handler in handlers.items():
         number = getattr(signal, name, None)
@@ -1334,7 +1334,7 @@ def heed(handlers: dict) -> None:
 
 
 def ignore_other_signals() -> None:
-    """A signal to which we give no meaning does not end us; jobs are started with the defaults."""
+    """Ignore the signals that have no meaning here, so that none ends this process.  Jobs start with the defaults."""
     import signal
     kept = {getattr(signal, "SIG" + name, None) for name in KEPT_SIGNALS}
     for number in signal.valid_signals() - kept:
@@ -1343,12 +1343,12 @@ def ignore_other_signals() -> None:
 
 
 def is_alone(info) -> bool:
-    """Whether it is a plain file with one name, and of a user whom we trust."""
+    """Whether this is a plain file with one name, owned by a user whom we trust."""
     return S_ISREG(info.st_mode) and info.st_nlink <= 1 and not is_foreign(info.st_uid)
 
 
 def open_own(path: str, flags: int) -> int:
-    """Open a file of a queue's, or make it.  What is not a plain file of this user's alone is replaced by one."""
+    """Open or make a file of a queue.  Anything else than a plain file of this user alone is replaced by one."""
     for _ in range(3):
         try:
             fd = os.open(path, flags | os.O_CREAT | NO_LINK, 0o600)
@@ -1371,7 +1371,7 @@ ProcessSpec = namedtuple("ProcessSpec", "command env output script shell stdin u
 
 
 class PosixOwners:
-    """Whose the files of a queue are, where users have numbers."""
+    """The owners of a queue's files, on systems where users have numbers."""
 
     def user_name(self, uid: int) -> str:
         import pwd
@@ -1381,14 +1381,14 @@ class PosixOwners:
             return "user %d" % uid
 
     def other_owner(self, database: str) -> str:
-        """The name of the user whose queue it is that root is about to work; "" if it is its own."""
+        """Return the name of the user whose queue root is about to work; "" if the queue is root's own."""
         place = database if os.path.exists(database) else os.path.dirname(database)
         return self.user_name(os.stat(place).st_uid) if acts_as_root() and os.path.exists(place) and os.stat(place).st_uid else ""
 
     def distrust(self, files) -> str:
-        """Why a queue, or what lies beside it, may be read, changed or replaced by another user; "" where it may not.
+        """Return why another user may read, change or replace a queue or its files; "" if none may.
 
-        Closes to others what they could only read.  Not looked at: the directories above its own.
+        If others may only read a file, take that right away.  The directories above the queue's own are not checked.
         """
         path, folder = files.database, os.path.dirname(files.database)
         try:
@@ -1397,7 +1397,7 @@ class PosixOwners:
             return ""
         if is_foreign(info.st_uid):
             return self._foreign_text(folder, info.st_uid)
-        if self._others_may_write(folder, info) and not info.st_mode & S_ISVTX:  # as /tmp: each may replace his own files only
+        if self._others_may_write(folder, info) and not info.st_mode & S_ISVTX:  # in /tmp users may replace their own files only
             return "others may write to the directory %s: `chmod go-w %s`, or keep the queue in one of its own with --db PATH" % (
                 plain(folder), self.quote([plain(folder)]))
         trusted = {0, os.geteuid()} | ({info.st_uid} if acts_as_root() and not info.st_mode & S_ISVTX else set())
@@ -1410,7 +1410,7 @@ class PosixOwners:
             if path == files.database:
                 if is_foreign(info.st_uid):
                     return self._foreign_text(path, info.st_uid)
-                trusted.add(info.st_uid)  # with --as-root the one whose queue it is, and nobody else
+                trusted.add(info.st_uid)  # with --as-root: the owner of the queue, and nobody else
             database = database or info
             fault = self._distrust_one(path, info, database, trusted, path in (files.root, files.workers, files.logs))
             if fault:
@@ -1442,14 +1442,14 @@ class PosixOwners:
             plain(path), name)
 
     def owner_advice(self, path: str, uid: int, owner: int) -> str:
-        """How to give back what root has left in another user's queue."""
+        """Return how to give back what root has left in another user's queue."""
         return "%s, or something in it, belongs to %s: `sudo chown -R %d %s` gives it back to %s" % (
             plain(path), self.user_name(uid), owner, self.quote([plain(path)]), self.user_name(owner))
 
     def oddities(self, files, deep: bool = True):
-        """(path, kind, mend) of what lies beside a queue and is not its owner's alone; mend() puts it right, None can't.
+        """Yield (path, kind, repair) of each file beside a queue that is not its owner's alone; repair() or None if we can't.
 
-        Kinds: "owner" it is another user's; "kind" it is no plain file; "mode" others may read or write it.
+        Kinds: "owner": another user's; "kind": not a plain file; "mode": others may read or write it.
         """
         database = os.stat(files.database)
         found = [files.database + end for end in ("", "-wal", "-shm", "-journal")] + [files.root]
@@ -1469,7 +1469,7 @@ class PosixOwners:
                 yield path, "mode", (lambda path=path, mode=info.st_mode & 0o700: os.chmod(path, mode)) if mine else None
 
     def foreign_files(self, files) -> str:
-        """What says that root has left files in this user's queue, in which it can't work; "" where it has not."""
+        """Return what to do about files that root left in this user's queue and that stop its work; "" if there are none."""
         for path, kind, _ in self.oddities(files, deep=False):
             if kind == "owner":
                 place = files.root if path.startswith(files.root) else path
@@ -1477,7 +1477,7 @@ class PosixOwners:
         return ""
 
     def refusal(self, error, root: str) -> str:
-        """Why the system refused something; if it is another user's file in the queue's `root`, how to give it back."""
+        """Return why the system refused something; for another user's file in the queue's `root`, how to give it back."""
         path = error.filename
         if isinstance(error, PermissionError) and isinstance(path, str) and path.startswith(root + os.sep):
             for place in (path, os.path.dirname(path)):
@@ -1489,7 +1489,7 @@ class PosixOwners:
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
     def _others_may_write(self, path: str, info) -> bool:
-        """Whether another user may: a group with one member, as many systems give to each user, is no other."""
+        """Whether another user may write to a file.  Many systems give each user a group of one: that is not another user."""
         if info.st_mode & 0o002:
             return True
         if not info.st_mode & 0o020 or info.st_gid == 0:
@@ -1514,12 +1514,12 @@ class PosixOwners:
 class Posix(PosixOwners):
     """Any POSIX system: macOS, the BSDs, and the base of Linux."""
 
-    forks = False            # whether workers are forked from the supervisor or started anew
-    job_faults = (7,)        # errno of a spawn that is the job's own fault: E2BIG
+    forks = False            # whether workers are forked from the supervisor; if not, they are new programs
+    job_faults = (7,)        # each errno of `spawn` that is the job's own fault: E2BIG
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
 
-    # What sh runs without a program, or reads as syntax: dash, bash, ksh, busybox.
+    # Words that sh (dash, bash, ksh, busybox) runs without a program, or reads as syntax.
     SHELL_WORDS = frozenset(
         ". : [ [[ ]] alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue coproc declare "
         "dirs disown do done echo elif else enable esac eval exec exit export false fc fg fi float for function functions getopts hash "
@@ -1531,7 +1531,7 @@ class Posix(PosixOwners):
 
     def state_dir(self) -> str:
         base = os.environ.get("XDG_STATE_HOME", "")
-        if os.path.isabs(base) and not self._anothers(base):
+        if os.path.isabs(base) and not self._is_foreign(base):
             return os.path.join(base, PROGRAM)
         home = self._home()
         if not os.path.isabs(home):
@@ -1539,37 +1539,37 @@ class Posix(PosixOwners):
         return os.path.join(home, ".local", "state", PROGRAM)
 
     def _home(self) -> str:
-        """This user's home.  sudo may leave root the HOME of whoever called it, where nothing of root's belongs."""
+        """Return this user's home.  sudo may leave root the HOME of the caller, where none of root's files belong."""
         home = os.path.expanduser("~")
-        if self._anothers(home):
+        if self._is_foreign(home):
             import pwd
             home = pwd.getpwuid(0).pw_dir
         return home
 
-    def _anothers(self, folder: str) -> bool:
+    def _is_foreign(self, folder: str) -> bool:
         try:
             return os.geteuid() == 0 and os.stat(folder).st_uid != 0
         except OSError:
             return False
 
     def quote(self, words) -> str:
-        """An argument list as the shell command that runs it unchanged."""
+        """Return the shell command that runs an argument list unchanged."""
         return quote_for_sh(words)
 
     def environment(self) -> bytes:
-        """This process's environment, as sorted K=V entries between NULs."""
+        """Return this process's environment, as sorted K=V entries between NULs."""
         added = b"LC_CTYPE" if self._locale_is_pythons() else b"_"
         return b"\0".join(sorted(b"%s=%s" % pair for pair in os.environb.items() if pair[0] not in (b"_", added)))
 
     def _locale_is_pythons(self) -> bool:
-        """Whether LC_CTYPE is what Python puts into its environment where the locale is C (PEP 538)."""
+        """Whether LC_CTYPE has the value that Python sets if the locale is C (PEP 538)."""
         return bool(sys.flags.utf8_mode) and sys.version_info < (3, 15) and os.environ.get("LC_CTYPE") in ("C.UTF-8", "C.utf8", "UTF-8")
 
     def merge(self, data: bytes, more: dict) -> bytes:
         return b"\0".join(sorted(b"%s=%s" % pair for pair in self.job_environment(data, more).items()))
 
     def job_environment(self, data: bytes, more: dict) -> dict:
-        """What `environment` stored, and `more`, in the form that spawn takes."""
+        """Return what `environment` stored, and `more`, in the form that spawn takes."""
         found = [(entry, entry.find(b"=", 1)) for entry in data.split(b"\0")]  # posix_spawn refuses an empty name
         return self.with_variables({entry[:end]: entry[end + 1:] for entry, end in found if end > 0}, more)
 
@@ -1577,11 +1577,11 @@ class Posix(PosixOwners):
         return {**env, **{raw(key): raw(value) for key, value in more.items()}}
 
     def umask(self):
-        """This process's umask; None where it can't be told without changing it for other threads."""
+        """Return this process's umask; None if that would change it for other threads."""
         threading = sys.modules.get("threading")
         if threading is not None and threading.active_count() > 1:
             return None
-        mask = os.umask(0o077); os.umask(mask)  # in one line: an interrupt of the caller's must not come between
+        mask = os.umask(0o077); os.umask(mask)  # in one line: an interrupt must not come between
         return mask
 
     def cores(self) -> int:
@@ -1591,7 +1591,7 @@ class Posix(PosixOwners):
             return os.cpu_count() or 1
 
     def loads(self):
-        """Yield, each time, the load of the machine: how many processes run or wait for a core."""
+        """Yield the load of the machine, each time: how many processes run or wait for a core."""
         while True:
             yield os.getloadavg()[0]
 
@@ -1599,15 +1599,15 @@ class Posix(PosixOwners):
         os.nice(niceness)
 
     def defer_to_jobs(self) -> dict:
-        """Let jobs go before this worker, if the system can; return what keeps their own scheduling (see ProcessSpec)."""
+        """Give jobs preference over this worker, if the system can; return the `scheduling` of a ProcessSpec."""
         return {}
 
     def network_disk(self, path: str) -> str:
-        """The kind of network file system that `path` is on; "" where it is none or can't be told."""
+        """Return the kind of network file system that `path` is on; "" if it is on none, or the system does not tell."""
         return ""
 
     def is_mount(self, path: str) -> bool:
-        """Whether a single file is mounted at `path`, as containers do; False where that can't be told."""
+        """Whether a single file is mounted at `path`, as containers do; False if the system does not tell."""
         return False
 
     # -- locks that the kernel drops with their last holder --
@@ -1630,17 +1630,17 @@ class Posix(PosixOwners):
             return True
         except BlockingIOError:
             return False
-        except OSError as error:  # NFS without its lock daemon, and the like
+        except OSError as error:  # for example NFS without its lock daemon
             raise OSError(error.errno, "file locks fail on this disk (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB"
                           % error.strerror) from None
 
     def lock_trouble(self, path: str) -> str:
-        """Why locks can't be relied on where `path` is, a lock file that may be made; "" where they can."""
+        """Return why locks are unreliable on the disk of `path`, a lock file that is made if needed; "" if they work."""
         import fcntl
         try:
             first = open_own(path, os.O_RDWR)
         except OSError:
-            return ""  # can't be told
+            return ""  # we can't tell
         second = os.open(path, os.O_RDWR | NO_LINK)
         try:
             fcntl.lockf(first, fcntl.LOCK_EX | fcntl.LOCK_NB)  # SQLite's kind
@@ -1656,7 +1656,7 @@ class Posix(PosixOwners):
             os.close(second)
 
     def open_gate(self, path: str):
-        """A PosixGate, or None if there can be none."""
+        """Return a PosixGate; None if it can't be opened."""
         try:
             return PosixGate(open_own(path, os.O_RDWR), self.try_lock)
         except OSError:
@@ -1671,9 +1671,9 @@ class Posix(PosixOwners):
             flush_file(path, getattr(os, "fdatasync", os.fsync))
 
     def seize(self, path: str):
-        """A descriptor that holds the lock of an existing file; None where another holds it.
+        """Return a descriptor that holds the lock of an existing file; None if another process holds it.
 
-        A link, or what else is no plain file, was not made by us: it counts as missing.
+        We make plain files only, so anything else counts as missing.
         """
         if not S_ISREG(os.lstat(path).st_mode):
             raise FileNotFoundError(2, "is not a plain file", path)
@@ -1684,7 +1684,7 @@ class Posix(PosixOwners):
         return None
 
     def is_lost(self, path: str, fd: int) -> bool:
-        """Whether a path no longer leads to the file that a descriptor holds the lock of."""
+        """Whether a path no longer leads to the locked file of a descriptor."""
         try:
             return not os.path.samestat(os.stat(path), os.fstat(fd))
         except FileNotFoundError:
@@ -1700,13 +1700,13 @@ class Posix(PosixOwners):
         return fd is None
 
     def write_record(self, fd: int, line: int, text: str) -> None:
-        """Write one line of a lock file.  Its place is its own, so that it is overwritten even while the disk is full."""
+        """Write one line of a lock file.  Each line has a fixed place, so it can be overwritten even if the disk is full."""
         os.pwrite(fd, record_line(text), line * RECORD_LINE)
 
     # -- which machine, boot and process this is --
 
     def machine(self) -> str:
-        """Names this boot of this machine and this pid space; "" where it can't be told."""
+        """Return a name of this boot of this machine and of this pid namespace; "" if the system does not tell."""
         for name in ("kern.bootsessionuuid", "kern.boottime", "kernel.random.boot_id"):  # macOS, the BSDs, Linux
             text = self._output_of("sysctl", "-n", name).strip()
             if text:
@@ -1721,7 +1721,7 @@ class Posix(PosixOwners):
         return 2.0
 
     def is_running(self, pid: int, born):
-        """Whether the process that had this pid at that time (None: ever) still runs; None if that can't be told."""
+        """Whether the process that had this pid at that time (None: at any time) still runs; None if we can't tell."""
         alive, latest = self.processes(), float("inf") if born is None else born + self.birth_slack()
         return any(process.pid == pid and process.born <= latest for process in alive) if alive else None
 
@@ -1738,7 +1738,7 @@ class Posix(PosixOwners):
         return rows
 
     def holders(self, path: str) -> list:
-        """Pids of this user's processes that hold the lock of `path`, as far as that can be told: here, that can write to it."""
+        """Return the pids of this user's processes that may hold the lock of `path`: here, those that can write to it."""
         pid, found = 0, set()
         for line in self._output_of("lsof", "-w", "-F", "pa", "--", path).splitlines():
             if line[:1] == "p":
@@ -1748,7 +1748,7 @@ class Posix(PosixOwners):
         return sorted(found)
 
     def _output_of(self, *command) -> str:
-        """What a tool of the system prints; nothing where there is none."""
+        """Return what a tool of the system prints; "" if there is no such tool."""
         import subprocess
         path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
         try:
@@ -1759,11 +1759,11 @@ class Posix(PosixOwners):
             return ""
 
     def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
-        """Kills what a dead worker's attempt left, where that is surely ours; returns the pids still there.
+        """Kill what is certainly left of a dead worker's attempt; return the pids that still live.
 
-        Ours is what holds the lock of the attempt's output; the group whose leader has `marks` (entries K=V) in
-        its environment or, where that can't be told, began when the attempt did; and of a group without its
-        leader, whose number may be another's by now, what has those marks.
+        These are ours: each process that holds the lock of the attempt's output.  The group, if its leader has `marks`
+        (entries K=V) in its environment; if we can't read that, the leader must have begun when the attempt did.
+        If the leader is gone, the group may be another's by now, so only its processes with those marks.
         """
         import signal
         left = []
@@ -1782,24 +1782,24 @@ class Posix(PosixOwners):
                 try:
                     os.kill(pid, signal.SIGKILL)
                 except OSError:
-                    pass  # gone, or another user's: then its lock is waited for
+                    pass  # gone, or another user's: the caller waits for its lock
             if not left:
                 break
             time.sleep(0.01)
         return left
 
     def _is_alone(self, path: str) -> bool:
-        """Whether the holders of a file's lock can be taken for an attempt's: not if it is another file by a second name."""
+        """Whether a file's lock is held by an attempt only: not if the file has a second name."""
         try:
             return is_alone(os.lstat(path))
         except OSError:
             return False
 
     def has_marks(self, pid: int, marks):
-        """Whether a process has these entries in its environment; None where that can't be told."""
+        """Whether a process has these entries in its environment; None if we can't read that."""
         text = " %s " % self._output_of("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
         if " PATH=" not in text and " QUEUECTL_JOB_ID=" not in text:
-            return None  # gone, or one of those of which macOS shows nobody the environment
+            return None  # gone, or one whose environment macOS shows to nobody
         return bool(marks) and all(" %s " % mark in text for mark in marks if mark.isascii())
 
     # -- running a job --
@@ -1829,7 +1829,7 @@ class Posix(PosixOwners):
         return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, spec)
 
     def find_shell(self, shell: str, env: dict) -> list:
-        """The program (a path, or a name on the PATH of `env`) and options that `shell` gives; [] if there is no such program."""
+        """Return the program of `shell` (a path, or a name on the PATH of `env`) and its options; [] if there is no such program."""
         for words in ([shell], shell.split() or [""]):
             name = raw(words[0])
             path = self._find(name, env) if b"/" not in name else name if name[:1] == b"/" and self._can_be_run(name) else None
@@ -1838,7 +1838,7 @@ class Posix(PosixOwners):
         return []
 
     def _words(self, line: str):
-        """The words of a line that sh would do no more with than take it apart; else None."""
+        """Return the words of a line that sh would only split; None if sh would do more."""
         words, word, line = [], None, line.strip(" \t\n")
         while line:
             rest, part = line.lstrip(PLAIN), None
@@ -1863,28 +1863,28 @@ class Posix(PosixOwners):
         return words
 
     def _program(self, name: str, env: dict):
-        """The file that sh would run by this name; None where sh would run something of its own, or should say what is wrong."""
+        """Return the file that sh would run by this name; None if sh would run a builtin, or should say what is wrong."""
         if name in self.SHELL_WORDS or "=" in name or name[:1] in ("", "%"):
             return None
         name = raw(name)
-        functions = (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")  # as bash exports them; others run none
+        functions = (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")  # as bash exports them; other shells run none
         if any(form % name in env for form in functions) and not os.path.realpath("/bin/sh").endswith(("dash", "busybox")):
             return None
         return name if b"/" in name else self._find(name, env)
 
     def _find(self, name: bytes, env: dict):
         path = env.get(b"PATH", b"")
-        for folder in path.split(b":") if path and b"%" not in path else ():  # dash takes %builtin and %func in it for orders
+        for folder in path.split(b":") if path and b"%" not in path else ():  # dash obeys %builtin and %func in it
             found = folder + b"/" + name if folder else name
             if self._can_be_run(found):
                 return found
         return None
 
     def _can_be_run(self, path: bytes) -> bool:
-        return os.access(path, os.X_OK) and os.path.isfile(path)  # in this order: most are not there
+        return os.access(path, os.X_OK) and os.path.isfile(path)  # in this order: most don't exist
 
     def _directory(self, env: dict) -> bytes:
-        """PWD as sh sets it: as it came where that leads to this directory, which it may do by a symbolic link."""
+        """Return PWD as sh sets it: unchanged if it leads to this directory, also by a symbolic link."""
         path = env.get(b"PWD", b"")
         try:
             if path[:1] == b"/" and os.path.samestat(os.stat(path), os.stat(b".")):
@@ -1930,10 +1930,10 @@ class Posix(PosixOwners):
     @lru_cache(maxsize=None)
     def _default_signals(self):
         import signal
-        return signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}  # of others glibc asks first what they are
+        return signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}  # for each other signal glibc asks the kernel first
 
     def open_output(self, path: str) -> int:
-        """The locked file that a job writes to: inheritable, and numbered past what shells redirect by digit."""
+        """Open and lock the file that a job writes to; the descriptor is inheritable, and above those that shells redirect by digit."""
         import fcntl
         first = self._hold(path, os.O_RDWR | os.O_APPEND)
         fd = fcntl.fcntl(first, fcntl.F_DUPFD, 10)
@@ -1943,16 +1943,16 @@ class Posix(PosixOwners):
     # -- the supervisor's side --
 
     def detach(self, argv: list, log: str):
-        """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
+        """Start `argv` in the background; return its pid, and a pipe on which it says that it is ready."""
         import subprocess
         with open(open_own(log, os.O_RDWR | os.O_APPEND), "ab") as file:
             process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
                                        start_new_session=True, cwd="/")
-        process.returncode = 0  # it is not ours to wait for
+        process.returncode = 0  # we don't wait for it
         return process.pid, process.stdout
 
     def close_inherited(self) -> None:
-        """Marks descriptors that we were started with as not for our children."""
+        """Keep the descriptors that we inherited from our own children."""
         try:
             names = os.listdir("/dev/fd")
         except OSError:
@@ -1965,7 +1965,7 @@ class Posix(PosixOwners):
                 pass  # the listing's own, or none
 
     def before_forks(self) -> None:
-        """Nothing to do where workers are not forked."""
+        """Do nothing: workers are not forked."""
 
     def worker_processes(self, token: str):
         return PosixWorkers(self.forks)
@@ -2004,7 +2004,7 @@ class Posix(PosixOwners):
                 return "UTC"
         except OSError:
             return "UTC"  # as the C library does
-        try:  # a copy: a name that may be stale, or what the copy says of all years to come
+        try:  # it is a copy: use the name beside it, which may be stale, or the copy's own rule for later years
             with open("/etc/timezone", encoding="ascii") as file:
                 name = file.read(200).strip()
         except (OSError, ValueError):
@@ -2018,27 +2018,27 @@ class Posix(PosixOwners):
         return os.path.join(home, ".local", "bin")
 
     def launcher(self, path: str) -> tuple:
-        """(file name, text) of the command that `install` makes."""
+        """Return the file name and the text of the command that `install` makes."""
         if plain(sys.executable) != sys.executable or set(sys.executable) & set("\"$`\\'"):
             raise UserError("no launcher can name %s: install with a Python whose path has no quotes, $ or \\" % quoted(sys.executable))
         first = "#!%s -IS" % sys.executable
-        if " " in sys.executable or len(first) > 120:  # what the kernel doesn't take: sh starts it, in Python's eyes by a string
+        if " " in sys.executable or len(first) > 120:  # the kernel refuses that: let sh start it, by a line that Python reads as a string
             first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
         return PROGRAM, "%s\nimport sys\n%s\n" % (first, "\n".join(launching(repr(path))))
 
     def blocks(self, stream) -> bool:
-        """Whether a read waits for more."""
+        """Whether a read waits for more input."""
         try:
             return os.get_blocking(stream.fileno())
         except (OSError, ValueError):
             return True  # not a file of the system
 
     def has_hung_up(self, error, fd: int) -> bool:
-        """Whether a write failed since the terminal has gone: EIO from a character device."""
+        """Whether a write failed because the terminal is gone: EIO from a character device."""
         return error.errno == 5 and os.fstat(fd).st_mode & 0o170000 == 0o020000
 
     def reader_left(self, seconds: float) -> bool:
-        """Waits so long; true as soon as nobody reads our stdout any more."""
+        """Wait so long, or until nobody reads our stdout any more; return whether nobody does."""
         import select
         poll = select.poll()
         poll.register(1, 0)
@@ -2055,12 +2055,12 @@ class Posix(PosixOwners):
 
 
 class Linux(Posix):
-    """Linux: /proc tells which processes are ours; workers are forked, which keeps them small."""
+    """Linux: /proc says which processes are ours; workers are forked, which keeps them small."""
 
     forks = True
 
     def before_forks(self) -> None:
-        """What is shared with forked workers stays shared: 1.9 instead of 3.2 MiB a worker."""
+        """Keep the memory that forked workers share: 1.9 instead of 3.2 MiB per worker."""
         import gc
         if hasattr(gc, "freeze"):  # not on PyPy
             gc.freeze()
@@ -2083,7 +2083,7 @@ class Linux(Posix):
             return super().umask()  # no /proc, or Linux before 4.7
 
     def _proc_is_ours(self) -> bool:
-        """Whether /proc is there, and not that of an outer pid namespace, whose numbers are others' here."""
+        """Whether /proc exists and is of this pid namespace: another one's pids mean other processes here."""
         try:
             return os.readlink("/proc/self") == str(os.getpid())
         except OSError:
@@ -2099,7 +2099,7 @@ class Linux(Posix):
             return ""
 
     def boot(self) -> str:
-        try:  # a container's start counts too: its first process is younger than the machine
+        try:  # a container's start counts too: its first process is younger than the machine's boot
             with open("/proc/sys/kernel/random/boot_id") as file, open("/proc/1/stat") as first:
                 return "%s/%s" % (file.read().strip(), first.read().rpartition(")")[2].split()[19])
         except (OSError, IndexError):
@@ -2150,7 +2150,7 @@ class Linux(Posix):
             if not os.path.samestat(os.stat("/proc/%d/fd/%s" % (pid, name)), wanted):
                 return False
             with open("/proc/%d/fdinfo/%s" % (pid, name)) as file:
-                return any(line.startswith("lock:") for line in file)  # a mere reader has none
+                return any(line.startswith("lock:") for line in file)  # a reader has none
         except OSError:
             return False
 
@@ -2198,7 +2198,7 @@ class PosixProcess:
         return None
 
     def failure_text(self, code: int) -> str:
-        """An exit code in words."""
+        """Return an exit code in words."""
         if code >= 0:
             return "exit %d" % code
         import signal
@@ -2245,14 +2245,14 @@ class PosixProcess:
 class PosixGate:
     """The lock that writers take before BEGIN.  Waiters are served first in, first out.
 
-    A waiter draws a number, locks its byte, and enters when nobody holds the byte of a lower number; the kernel frees
-    the bytes of a process that ends.  Whoever leaves sends a datagram to the next, so a turn that ends wakes one process
-    alone.  Of 64 writers one in 100 waits 80 ms then; with flock alone, which wakes all who wait and lets in whoever
-    comes then, 230 ms.  (A wait for the lock in the kernel would need no datagram, but only a signal could end it, and
-    signals are the caller's, as threads are.)  The file: the last number drawn, the last that entered, waiters' ports.
+    A waiter draws a number, locks its byte, and enters when no process holds the byte of a lower number.  The kernel
+    releases a process's locks when it ends.  A process that leaves sends a datagram to the next, so one process wakes
+    per turn.  With 64 writers, one wait in 100 is longer than 80 ms; with flock alone, which wakes all waiters and
+    prefers newcomers, 230 ms.  (A blocking lock would need no datagram, but only a signal could end it; signals, and
+    threads, belong to the caller.)  The file: the last number drawn, the last that entered, the waiters' ports.
     """
 
-    LOOK_S = 0.01  # how often a waiter looks for a datagram that was lost, or for a predecessor that died
+    LOOK_S = 0.01  # how often a waiter checks whether a datagram was lost, or a predecessor died
 
     def __init__(self, fd: int, try_lock):
         self._fd = fd
@@ -2261,7 +2261,7 @@ class PosixGate:
         self._drawn = False  # whether there are byte locks to release
 
     def enter(self, seconds: float, in_order: bool) -> bool:
-        """Lock the gate; False if that can't be done in so many seconds.
+        """Lock the gate; return False if it is still held after so many seconds.
 
         With `in_order=False` (workers) a caller may enter whenever the lock is free: a turn that is handed over
         has to wait until its process runs.
@@ -2279,12 +2279,12 @@ class PosixGate:
             try:
                 self._socket.recv(8)
             except OSError:
-                pass  # the time has come to look
+                pass  # it is time to look
         self.leave()
         return False
 
     def _draw(self):
-        """Our number, its byte locked; None if another process holds the counter (it may be stopped)."""
+        """Return our number, with its byte locked; None if another process holds the counter (it may be stopped)."""
         import fcntl
         self._drawn = True
         try:
@@ -2311,12 +2311,12 @@ class PosixGate:
         return 12 + 2 * (turn % 1024)
 
     def _may_enter(self, turn) -> bool:
-        """Whether nobody is before this number (None stands for none), and the lock is ours now."""
+        """Take the lock if no process is before this number (None: no number); return whether we have it."""
         import fcntl
         try:
             if turn is not None:
                 entered = int.from_bytes(os.pread(self._fd, 6, 6), "little")
-                if entered < turn - 1:  # these have died, given up, or wait
+                if entered < turn - 1:  # each of these has died, has given up, or waits
                     fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, turn - 1 - entered, entered + 1 + 2**16)
         except OSError:
             return False
@@ -2329,12 +2329,12 @@ class PosixGate:
     def leave(self) -> None:
         import fcntl
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)  # no child ever has this one
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # no child ever inherits this one
             if self._drawn:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN)
                 self._drawn = False
         except OSError:
-            return  # a disk without locks, which `enter` has said
+            return  # a disk without locks: `enter` has reported it
         numbers = os.pread(self._fd, 12, 0)
         if numbers[:6] != numbers[6:]:
             port = os.pread(self._fd, 2, self._place(int.from_bytes(numbers[6:], "little") + 1))
@@ -2351,13 +2351,13 @@ class PosixGate:
 
 
 class PosixKeys:
-    """The terminal's keys one by one, for as long as it is entered; then the terminal is as it was."""
+    """A context in which the terminal gives its keys one by one; afterwards the terminal is as before."""
 
     NAMES = {"\033[A": "up", "\033OA": "up", "\033[B": "down", "\033OB": "down", "\033[5~": "page up", "\033[6~": "page down"}
 
     def __init__(self, on_end):
         self._on_end = on_end  # called by TERM and HUP, after which read returns
-        self._typed = []       # keys that were read and not yet given
+        self._typed = []       # keys that were read and not yet returned
 
     def __enter__(self):
         import signal
@@ -2382,7 +2382,7 @@ class PosixKeys:
             pass  # the terminal has gone
 
     def read(self, timeout: float) -> str:
-        """The next key, by name where it has one; "" at the timeout."""
+        """Return the next key, by name if it has one; "" at the timeout."""
         import re
         import select
         if not self._typed and 0 in select.select([0, self._wakeup], [], [], timeout)[0]:
@@ -2398,7 +2398,7 @@ class PosixKeys:
 
 
 class PosixWorkers:
-    """The supervisor's end of its workers: a pipe that wakes one of them a byte, and signals."""
+    """The supervisor's end of its workers: a pipe that wakes one of them per byte, and signals."""
 
     def __init__(self, forks: bool):
         self._forks = forks
@@ -2407,7 +2407,7 @@ class PosixWorkers:
         self._children = {}
 
     def start(self, work, argv: list) -> int:
-        """Starts one worker: forked to call `work(where)`, or `argv` and `where` as a new program."""
+        """Start one worker: fork it to call `work(where)`, or run `argv` and `where` as a new program."""
         if self._forks:
             pid = os.fork()
             if not pid:
@@ -2425,14 +2425,14 @@ class PosixWorkers:
             os.close(self._token)
             work(str(self._wake))
             code = 0
-        except BaseException as error:  # into the log it goes, since nobody above can tell
+        except BaseException as error:  # log it: there is no caller to report it
             sys.stderr.write("%s: error: %s\n" % (PROGRAM, internal_error(error)))
             sys.stderr.flush()
         finally:
             os._exit(code)
 
     def wake(self, count: int) -> None:
-        """Wakes that many workers, fewer where as many are being woken already."""
+        """Wake so many workers; those that are being woken already count."""
         import fcntl
         import termios
         waiting = int.from_bytes(fcntl.ioctl(self._wake, termios.FIONREAD, b"\0" * 4), sys.byteorder)
@@ -2445,7 +2445,7 @@ class PosixWorkers:
         return list(self._children)
 
     def reap(self) -> list:
-        """For each worker process that has ended since: the seconds that it lived."""
+        """Return how many seconds each worker process lived that has ended since the last call."""
         ended = []
         for pid in list(self._children):
             try:
@@ -2459,7 +2459,7 @@ class PosixWorkers:
         return ended
 
     def _reap_all(self, ended: list) -> None:
-        """As process 1 of a container we inherit what jobs left behind, and nobody else waits for it."""
+        """Reap what jobs left behind: process 1 of a container inherits it, and nobody else waits for it."""
         try:
             while True:
                 pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -2472,7 +2472,7 @@ class PosixWorkers:
 
 
 class PosixSignals:
-    """What a worker waits on.  Level 1: end after this job; 2: end now.  `look`: it shall look at the database."""
+    """What a worker waits for.  `level` 1: end after this job; 2: end now.  `look`: look at the database."""
 
     def __init__(self, wake: int):
         import select
@@ -2481,7 +2481,7 @@ class PosixSignals:
         self.look = False
         self._idle = False
         self._wake = wake
-        os.set_inheritable(wake, False)  # where a new program was given it
+        os.set_inheritable(wake, False)  # a new program inherited it
         self._supervisor = os.getppid()
         self._wakeup, writer = os.pipe()
         os.set_blocking(self._wakeup, False)
@@ -2511,7 +2511,7 @@ class PosixSignals:
         self._interrupt()
 
     def _on_child(self, *_) -> None:
-        """Needed for SIGCHLD to reach the wake-up descriptor at all."""
+        """Without a handler SIGCHLD would not reach the wake-up descriptor."""
 
     def _interrupt(self) -> None:
         # A handler that only sets a flag would leave os.read waiting (PEP 475).
@@ -2523,7 +2523,7 @@ class PosixSignals:
         return os.getppid() != self._supervisor
 
     def wait_for_work(self) -> None:
-        """Returns when there may be a job, or something to look at, or the supervisor is gone."""
+        """Return when there may be a job, or something to look at, or the supervisor is gone."""
         try:
             try:
                 self._idle = True
@@ -2532,10 +2532,10 @@ class PosixSignals:
             finally:
                 self._idle = False
         except WaitInterrupted:
-            pass  # a signal has ended the wait: it has set what is to be looked at
+            pass  # a signal ended the wait: its handler has set `level` or `look`
 
     def pause(self, seconds: float) -> bool:
-        """Waits until a signal or the time; whether it was a signal."""
+        """Wait until a signal or the time; return whether it was a signal."""
         if not self._poll.poll(max(0, seconds) * 1000 + 0.999):
             return False
         try:
@@ -2608,17 +2608,17 @@ def hint_semaphore(token: str):
 
 
 class Windows:
-    """Windows.  A lock is the open file itself: who opens it for writing lets others only read.
+    """Windows.  A lock is the open file itself: a process that opens it for writing lets others only read.
 
-    A second such opening is refused for as long as any handle of the first is left, inherited ones too, so a job
+    Windows refuses a second such opening while any handle of the first exists, also an inherited one, so a job
     holds its output as on POSIX.  (The byte ranges that msvcrt locks are not inherited, and keep readers out.)
-    A Job Object ends what a killed worker ran: its one handle is the worker's, and closed with it.
+    A Job Object ends what a killed worker ran: its only handle is the worker's, and closes with it.
     """
 
     forks = False
     job_faults = (7,)      # E2BIG: see spawn
     longest_wait = 0.2     # select waits for sockets only, not for the end of a process
-    stream_options = {"encoding": "utf-8"}  # a pipe's own is the code page, which has no check mark
+    stream_options = {"encoding": "utf-8"}  # by default a pipe has the code page, which has no check mark
 
     SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@+:./\\-_"
     # -- places and words --
@@ -2630,28 +2630,28 @@ class Windows:
         return os.path.join(base, PROGRAM)
 
     def quote(self, words) -> str:
-        """An argument list as the cmd.exe command that runs it unchanged."""
+        """Return the cmd.exe command that runs an argument list unchanged."""
         if any("\n" in word or "\r" in word for word in words):
             raise UserError("cmd.exe can't hand on an argument with a line break: put it into a file")
-        if words[0].lower() == "echo":  # it would print the quotes too
+        if words[0].lower() == "echo":  # echo would print the quotes too
             return " ".join([words[0]] + [self._escaped(word) for word in words[1:]])
         return " ".join([self._quoted(words[0])] + [self._argument(word) for word in words[1:]])
 
     def _quoted(self, word: str) -> str:
-        """As programs take their command line apart; in quotes wherever cmd.exe could see more than letters."""
+        """Quote a word for how programs split their command line, if it has anything that cmd.exe could interpret."""
         import subprocess
         return word if word and not word.strip(self.SAFE) else '"' + subprocess.list2cmdline([" " + word])[2:]
 
     def _argument(self, word: str) -> str:
-        """cmd.exe takes the quote of \\" for the end of a quotation, and expands %NAME% in one: both are escaped."""
+        """Quote a word, and escape \\", which cmd.exe takes for a closing quote, and %NAME%, which it expands in quotes."""
         return self._escaped(self._quoted(word)) if '"' in word or "%" in word else self._quoted(word)
 
     def _escaped(self, text: str) -> str:
-        """Each special character after a caret; after a percent sign any, so that %NAME% and %NAME:a=b% name no variable."""
+        """Put a caret before special characters, and before any after a percent sign: then %NAME% and %NAME:a=b% name no variable."""
         return "".join("^" + char if char in '()%!^"<>&|' or before == "%" else char for before, char in zip(" " + text, text))
 
     def environment(self) -> bytes:
-        """This process's environment, as sorted K=V entries between NULs."""
+        """Return this process's environment, as sorted K=V entries between NULs."""
         return self.merge(b"", dict(os.environ))
 
     def merge(self, data: bytes, more: dict) -> bytes:
@@ -2659,7 +2659,7 @@ class Windows:
         return "\0".join(entries).encode("utf-8", "surrogatepass")
 
     def job_environment(self, data: bytes, more: dict) -> dict:
-        """What `environment` stored, and `more`, in the form that spawn takes."""
+        """Return what `environment` stored, and `more`, in the form that spawn takes."""
         entries = data.decode("utf-8", "surrogatepass").split("\0")
         return self.with_variables(dict(entry.split("=", 1) for entry in entries if "=" in entry[1:]), more)
 
@@ -2667,20 +2667,20 @@ class Windows:
         return {**env, **{key.upper(): value for key, value in more.items()}}  # Path is PATH
 
     def umask(self):
-        """None: Windows has none."""
+        """Return None: Windows has no umask."""
 
     def cores(self) -> int:
         import _winapi
         import ctypes
         mine, system = ctypes.c_size_t(), ctypes.c_size_t()
         call("GetProcessAffinityMask", _winapi.GetCurrentProcess(), ctypes.byref(mine), ctypes.byref(system))
-        return bin(mine.value).count("1") or os.cpu_count() or 1  # 0: we are in several groups of 64 cores
+        return bin(mine.value).count("1") or os.cpu_count() or 1  # 0: this process is in several groups of 64 cores
 
     def defer_to_jobs(self) -> dict:
         return {}
 
     def loads(self):
-        """Yield, each time, how many cores were busy over the last second or more: Windows keeps no average."""
+        """Yield how many cores were busy over the last second or more, each time: Windows keeps no average."""
         import ctypes
         at, idle, total, load = 0.0, 0, 0, 0.0
         while True:
@@ -2703,17 +2703,17 @@ class Windows:
         return "a share" if share or call("GetDriveTypeW", drive + "\\") == 4 else ""  # DRIVE_REMOTE
 
     def is_mount(self, path: str) -> bool:
-        """False: only folders can be mounted here."""
+        """Return False: Windows mounts only folders."""
         return False
 
     # -- locks that the system drops with their last holder --
 
     def distrust(self, files) -> str:
-        """"": who may do what is in the access lists of Windows, which a file has from its directory."""
+        """Return "": Windows has access lists, which a file inherits from its directory."""
         return ""
 
     def oddities(self, files, deep: bool = True):
-        """None, for the same reason."""
+        """Return nothing, for the same reason."""
         return ()
 
     def other_owner(self, database: str) -> str:
@@ -2736,31 +2736,31 @@ class Windows:
         return msvcrt.open_osfhandle(handle, flags)
 
     def hold(self, path: str) -> int:
-        """Makes `path` and locks it for as long as the descriptor is open; nobody can delete it then."""
+        """Make `path` and lock it for as long as the descriptor is open; nobody can delete it meanwhile."""
         return self._open(path, 1, 4)  # FILE_SHARE_READ, OPEN_ALWAYS
 
     def seize(self, path: str):
-        """A descriptor that holds the lock of an existing file; None where another holds it."""
+        """Return a descriptor that holds the lock of an existing file; None if another process holds it."""
         try:
             return self._open(path, 1, 3)  # OPEN_EXISTING
         except BlockingIOError:
             return None
 
     def is_lost(self, path: str, fd: int) -> bool:
-        """False: nobody can delete an open file here."""
+        """Return False: nobody can delete an open file."""
         return False
 
     def is_held(self, path: str) -> bool:
         try:
-            os.close(os.open(path, os.O_RDWR))  # this lets others write: two who only ask don't disturb each other
+            os.close(os.open(path, os.O_RDWR))  # this lets others write: two processes that only ask don't disturb each other
         except PermissionError:
             return True
         except FileNotFoundError:
-            pass  # who has no file holds none
+            pass  # there is no lock without a file
         return False
 
     def lock_trouble(self, path: str) -> str:
-        """"": there is no file system here without locks."""
+        """Return "": each file system of Windows has locks."""
         return ""
 
     def sync(self, path: str) -> None:
@@ -2768,7 +2768,7 @@ class Windows:
         flush_file(path, os.fsync)
 
     def open_gate(self, path: str):
-        """None: a lock that is waited for in order would need ctypes in each command (6 ms), and few write at once here."""
+        """Return None: a fair lock would need ctypes in each command (6 ms), and on Windows few processes write at once."""
         return None
 
     def write_record(self, fd: int, line: int, text: str) -> None:
@@ -2779,18 +2779,18 @@ class Windows:
     # -- which machine and process this is --
 
     def machine(self) -> str:
-        """Boots don't matter: no lock, event or Job Object outlives one, and nothing else leads from a pid to a process."""
+        """Return the computer's name.  Boots don't matter: no lock, event or Job Object outlives one, and pids alone mean nothing."""
         return "".join(os.environ.get("COMPUTERNAME", "windows").split())[:60]
 
     def born(self) -> float:
         return time.time()
 
     def is_running(self, pid: int, born) -> bool:
-        """False: asked of a worker whose lock file is gone, but that of a living one can't be deleted."""
+        """Return False: this is asked if a worker's lock file is gone, and nobody can delete that of a living worker."""
         return False
 
     def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
-        """A Job Object has ended them, or is about to; gives them the moment that it takes."""
+        """Wait a moment: the Job Object has ended them, or is about to."""
         for _ in range(50):
             if not self.is_held(path):
                 break
@@ -2800,7 +2800,7 @@ class Windows:
     # -- running a job --
 
     def find_shell(self, shell: str, env: dict) -> list:
-        """The program (a path, or a name on the PATH of `env`) and options that `shell` gives; [] if there is no such program."""
+        """Return the program of `shell` (a path, or a name on the PATH of `env`) and its options; [] if there is no such program."""
         import shutil
         for words in ([shell], shell.split() or [""]):
             path = shutil.which(words[0], path=env.get("PATH"))
@@ -2809,7 +2809,7 @@ class Windows:
         return []
 
     def _line(self, spec, home: str) -> tuple:
-        """(program, command line) of a job."""
+        """Return the program and the command line of a job."""
         import subprocess
         command, shell = spec.command, spec.shell
         if shell is None:
@@ -2863,7 +2863,7 @@ class Windows:
             _winapi.CloseHandle(thread)
 
     def _script(self, command: str, path: str) -> str:
-        """A batch file of a command of several lines; of a command line cmd.exe would take the first alone."""
+        """Write a batch file for a command of several lines: on a command line cmd.exe would run only the first."""
         text = command.replace("\r\n", "\n").replace("\n", "\r\n") + "\r\n"
         try:
             data = ("@echo off\r\n" + text).encode("oem")  # a new console's code page
@@ -2874,34 +2874,34 @@ class Windows:
         return path
 
     def open_output(self, path: str) -> int:
-        """The file that a job writes to, and so locks; it may be renamed or deleted for all that."""
+        """Open and lock the file that a job writes to; others may still rename or delete it."""
         for _ in range(20):
             try:
                 return self._open(path, 1 | 4, 4, os.O_APPEND)  # FILE_SHARE_READ and DELETE, OPEN_ALWAYS
             except BlockingIOError:
-                time.sleep(0.005)  # a process that has ended may keep its handles for a moment (seen on Wine)
+                time.sleep(0.005)  # a process may keep its handles for a moment after its end (seen on Wine)
         return self._open(path, 1 | 4, 4, os.O_APPEND)
 
     # -- the supervisor's side --
 
     def detach(self, argv: list, log: str):
-        """Starts `argv` in the background; returns (its pid, a pipe on which it says that it is ready)."""
+        """Start `argv` in the background; return its pid, and a pipe on which it says that it is ready."""
         import subprocess
         flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
         with open(log, "ab") as file:
             options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": file, "cwd": os.path.dirname(sys.executable)}
-            try:  # out of the Job Object of a terminal or a CI runner, which ends with it
+            try:  # leave the Job Object of a terminal or a CI runner, which ends with it
                 process = subprocess.Popen(without_venv(argv), creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB, **options)
-            except PermissionError:  # it lets nobody go
+            except PermissionError:  # that Job Object does not allow it
                 process = subprocess.Popen(without_venv(argv), creationflags=flags, **options)
-        process.returncode = 0  # it is not ours to wait for
+        process.returncode = 0  # we don't wait for it
         return process.pid, process.stdout
 
     def close_inherited(self) -> None:
-        """Nothing to do: our children inherit the handles that are named to them, and no others."""
+        """Do nothing: our children inherit only the handles that we name."""
 
     def before_forks(self) -> None:
-        """Nothing to do where workers are not forked."""
+        """Do nothing: workers are not forked."""
 
     def worker_processes(self, token: str):
         return WindowsWorkers(token)
@@ -2944,22 +2944,22 @@ class Windows:
         return os.path.join(os.path.expanduser("~"), ".local", "bin")
 
     def launcher(self, path: str) -> tuple:
-        """(file name, text) of the command that `install` makes."""
+        """Return the file name and the text of the command that `install` makes."""
         literal = "'%s'" % path.encode("unicode_escape").decode("ascii").replace("'", "\\x27")
         code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(launching(literal)))
         line = '@"%s" -IS -c "%s" ' % (without_venv([sys.executable])[0], code)
-        page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # else it is read in the console's code page
+        page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # otherwise cmd.exe reads it in the console's code page
         return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
 
     def blocks(self, stream) -> bool:
         return True
 
     def has_hung_up(self, error, fd: int) -> bool:
-        """Whether a write failed since nobody reads any more: the C library says EINVAL."""
+        """Whether a write failed because nobody reads any more: the C library says EINVAL."""
         return error.errno == 22
 
     def reader_left(self, seconds: float) -> bool:
-        """Waits so long.  That nobody reads our stdout any more shows in the next write only."""
+        """Wait so long; return False: only the next write shows that nobody reads our stdout any more."""
         time.sleep(seconds)
         return False
 
@@ -2970,7 +2970,7 @@ class Windows:
         return os.environ.get("TERM") not in ("dumb", "")
 
     def terminal_colours(self, stream) -> bool:
-        """Whether it is a console, which is told here to heed escape sequences (from Windows 10 on)."""
+        """Whether the stream is a console, and takes escape sequences (from Windows 10 on); switch them on."""
         import ctypes
         import msvcrt
         mode = ctypes.c_uint32()
@@ -3016,7 +3016,7 @@ class WindowsProcess:
         return -1 if code == self.STOPPED else code
 
     def failure_text(self, code: int) -> str:
-        """An exit code in words."""
+        """Return an exit code in words."""
         if code < 0:
             return "stopped by Ctrl-C"
         return "exit %d" % code + (" (%s)" % self.CRASHES[code] if code in self.CRASHES else "")
@@ -3045,7 +3045,7 @@ class WindowsProcess:
         try:
             call("QueryInformationJobObject", self._job, 3, words, ctypes.sizeof(words), None)
         except OSError:
-            pass  # more than fit: these are in it all the same
+            pass  # the list is too long; those that fit are in it
         for pid in words[8 // ctypes.sizeof(ctypes.c_size_t):]:
             try:
                 process = pid and _winapi.OpenProcess(0x800, False, pid)  # PROCESS_SUSPEND_RESUME
@@ -3070,7 +3070,7 @@ class WindowsProcess:
 
 
 class WindowsKeys:
-    """The console's keys one by one."""
+    """A context in which the console gives its keys one by one."""
 
     NAMES = {"H": "up", "P": "down", "I": "page up", "Q": "page down"}
 
@@ -3078,13 +3078,13 @@ class WindowsKeys:
         return self
 
     def __exit__(self, *_) -> None:
-        """The console's mode was not changed."""
+        """Do nothing: the console's mode was not changed."""
 
     def read(self, timeout: float) -> str:
-        """The next key, by name where it has one; "" at the timeout."""
+        """Return the next key, by name if it has one; "" at the timeout."""
         import msvcrt
         limit = time.monotonic() + timeout
-        while not msvcrt.kbhit():  # the console's handle can't be waited for: it tells of the mouse too
+        while not msvcrt.kbhit():  # waiting for the console's handle is no use: mouse events end that too
             if time.monotonic() > limit:
                 return ""
             time.sleep(0.02)
@@ -3093,7 +3093,7 @@ class WindowsKeys:
 
 
 class WindowsWorkers:
-    """The supervisor's end of its workers: a semaphore that wakes one of them a count, and events for each."""
+    """The supervisor's end of its workers: a semaphore that wakes one of them per count, and events for each."""
 
     def __init__(self, token: str):
         self._token = token
@@ -3101,7 +3101,7 @@ class WindowsWorkers:
         self._children = {}  # pid -> (process, when it was started, its events: kept until it has opened them too)
 
     def start(self, work, argv: list) -> int:
-        """Starts one worker, as a new program; it shares a terminal's console to write to it, but not its Ctrl-C."""
+        """Start one worker, as a new program.  It shares the console, to write to it, but not its Ctrl-C."""
         import subprocess
         flags = subprocess.CREATE_NEW_PROCESS_GROUP
         if not OS.terminal_colours(sys.stdout) and not OS.terminal_colours(sys.stderr):
@@ -3113,7 +3113,7 @@ class WindowsWorkers:
         return child.pid
 
     def wake(self, count: int) -> None:
-        """Wakes that many workers, fewer where as many are being woken already."""
+        """Wake so many workers; those that are being woken already count."""
         import _winapi
         waiting = 0
         while _winapi.WaitForSingleObject(self._wake, 0) == 0:
@@ -3126,7 +3126,7 @@ class WindowsWorkers:
         return list(self._children)
 
     def reap(self) -> list:
-        """For each worker process that has ended since: the seconds that it lived."""
+        """Return how many seconds each worker process lived that has ended since the last call."""
         import _winapi
         ended = []
         for pid, (child, started, events) in list(self._children.items()):
@@ -3139,9 +3139,9 @@ class WindowsWorkers:
 
 
 class WindowsSignals:
-    """What a worker waits on.  Level 1: end after this job; 2: end now.  `look` falls when it shall look.
+    """What a worker waits for.  `level` 1: end after this job; 2: end now.  `look`: look at the database.
 
-    An order is noticed by the next wait, at the latest by that for the end of the job.
+    The next wait notices an order, at the latest the wait for the end of the job.
     """
 
     def __init__(self, where: str):
@@ -3158,7 +3158,7 @@ class WindowsSignals:
             self._supervisor = None  # gone already
         for name in ("SIGINT", "SIGBREAK"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-        call("SetErrorMode", 0x8003)  # of ours and of our jobs: no window asks what to do about an error
+        call("SetErrorMode", 0x8003)  # for this process and its jobs: no window asks what to do about an error
 
     def orphaned(self) -> bool:
         import _winapi
@@ -3177,12 +3177,12 @@ class WindowsSignals:
         return len(words) <= found < len(waited)
 
     def wait_for_work(self) -> None:
-        """Returns when there may be a job, or something to look at, or the supervisor is gone."""
+        """Return when there may be a job, or something to look at, or the supervisor is gone."""
         if not self.level and not self.look and not self.orphaned():
             self.wait_any([self._supervisor, self._wake], None)
 
     def pause(self, seconds: float) -> None:
-        """Waits until an order or the time."""
+        """Wait until an order or the time."""
         self.wait_any([], seconds)
 
 
@@ -3192,7 +3192,7 @@ OS = Windows() if os.name == "nt" else Linux() if sys.platform.startswith("linux
 def find_database(given) -> str:
     """Return the path of the database to use: what was given, else QUEUECTL_DB, else one for this user.
 
-    It is the one path without links that all names of a file lead to: the -wal and the locks lie beside that.
+    This is the path without links, to which all names of a file lead: the -wal and the locks lie beside it.
     """
     path = given if given is not None else os.environ.get("QUEUECTL_DB", "")
     if given == "" or "\0" in (path or ""):
@@ -3204,7 +3204,7 @@ def find_database(given) -> str:
 
 
 def lock_advice(database: str) -> str:
-    """What to do where the disk of a database has no locks that can be relied on; "" where it has."""
+    """Return what to do if locks are unreliable on the disk of a database; "" if they work."""
     why = OS.lock_trouble(Files(database).gate)
     return why and "file locks fail on the disk of %s (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB" % (
         plain(database), why)
@@ -5567,15 +5567,15 @@ class Queue:
 
 
 # == Runner ============================================================================
-# One attempt after another for one worker: output file, process, timeout, end of all that is left.
+# Runs the attempts of one worker, one after another: output file, process, timeout, and the end of what is left.
 # Calls Platform differences and small helpers; knows nothing of SQL or the command line.
 
 class JobFailure(Exception):
-    """An attempt that could not begin, by its own fault."""
+    """An attempt that could not begin, through the job's own fault."""
 
 
 def job_variables(job, database: str) -> dict:
-    """What an attempt is told in its environment."""
+    """Return what the environment tells an attempt."""
     return {"QUEUECTL_JOB_ID": str(job.id), "QUEUECTL_ATTEMPT": str(job.attempt), "QUEUECTL_DB": given(database)}
 
 
@@ -5584,9 +5584,12 @@ def seconds_text(seconds: float) -> str:
 
 
 class Runner:
-    """Runs attempts.  `asked(job)` tells whether a job shall be cancelled, `setting(key)` a setting in force,
-    `say(event, **facts)` reports; `record(job, pid, born)` writes down which process group runs, and since when;
-    `read(job)` gives its input."""
+    """Run attempts.
+
+    The worker gives these functions: `asked(job)` returns whether to cancel a job, `setting(key)` a setting in force,
+    `read(job)` its input; `say(event, **facts)` reports; `record(job, pid, born)` notes which process group runs, and
+    since when; `keep()` takes the worker's lock again if its file was deleted.
+    """
 
     CHECK_S = 0.25  # how often a running job's output is measured
 
@@ -5599,16 +5602,16 @@ class Runner:
         self._say = say
         self._record = record
         self._read = read
-        self._keep = keep        # keeps the worker's lock file where it belongs
+        self._keep = keep
         self._output = None
-        self._env = (None, {})   # the environment parsed last: jobs mostly share one
+        self._env = (None, {})   # the environment that was parsed last: most jobs share one
         self._path = files.output(worker)
         self._scheduling = OS.defer_to_jobs()
         self._dropped = 0
         self.kept = True         # whether the last output is where its log should be
 
     def run(self, job, env: bytes):
-        """Runs one attempt to its end; returns its Outcome.  Trouble of the machine is waited out."""
+        """Run one attempt to its end; return its Outcome.  If the machine has trouble, wait until it is over."""
         started = time.time()
         begun = time.monotonic()
         self._dropped = 0
@@ -5663,7 +5666,7 @@ class Runner:
             pass  # the next try says what is wrong
 
     def _ready_output(self) -> None:
-        """Has the output file open; anew where someone has deleted it."""
+        """Open the output file, unless it is open; open it again if it was deleted."""
         if self._output is not None and not os.path.exists(self._path):
             os.close(self._output)
             self._output = None
@@ -5694,7 +5697,7 @@ class Runner:
         return process
 
     def _open_input(self, job) -> int:
-        """A descriptor of a file with what the job reads, which goes with the last process that has it open."""
+        """Return a descriptor of a file with the job's input; the file goes with the last process that has it open."""
         path = "%s.%d.%d.in" % (self._path, job.id, job.attempt)
         flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_TEMPORARY", 0)  # Windows; it deletes no open file
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o600)
@@ -5737,9 +5740,9 @@ class Runner:
                 check_at = now + self.CHECK_S
 
     def _reason(self, job, deadline: float, now: float, look: bool):
-        """Why a running attempt shall end now, or None."""
+        """Return why a running attempt should end now, or None."""
         now_asked = self._signals.level >= 2
-        asked = self._asked(job) if look or now_asked or self._signals.orphaned() else 0  # nobody rings for an orphan
+        asked = self._asked(job) if look or now_asked or self._signals.orphaned() else 0  # nobody signals an orphan
         if asked == CANCEL:
             return "cancelled"
         if now_asked and asked != SPARE:
@@ -5789,11 +5792,11 @@ class Runner:
         return size
 
     def _keep_output(self, job, spare: bool) -> None:
-        """Makes an ended attempt's output its log, and has a fresh one ready for the next.
+        """Make an ended attempt's output its log, and prepare a fresh file for the next attempt.
 
-        An empty file is used again, unless something that the job left behind still holds it: such a
-        stranger's later output must not get into another job's log.  What a successful attempt left
-        behind is spared; of another nothing may meet the next attempt, even what left its group.
+        An empty file is used again, unless a process that the job left behind still holds it: its later output must
+        not get into another job's log.  If the attempt succeeded, such a process may live on (`spare`); otherwise it
+        must end before the next attempt, even if it left the group.
         """
         pause, self.kept = 0.05, False
         while True:
@@ -5822,11 +5825,11 @@ class Runner:
                     self._output = OS.open_output(self._path)
                     return
                 except BlockingIOError:
-                    pass  # something left behind writes to it: it becomes this attempt's log
+                    pass  # a process that was left behind writes to it: it becomes this attempt's log
         self._files.keep(self._worker, job.id, job.attempt, even_empty=True)
 
     def _join_tail(self) -> None:
-        """Head, a line that says what is missing, tail."""
+        """Join the head, a line that says what is missing, and the tail."""
         half = self._setting("log_limit") // 2
         with open(self._path, "rb", opener=no_link) as source, open(self._path + ".tail", "rb", opener=no_link) as saved, \
                 create(self._path + ".new") as new:

@@ -6240,20 +6240,18 @@ def end_attempt(queue, files, worker, job, record, group: int):
 
 
 class Supervisor:
-    """Keeps `count` workers at work.  `say(event, **facts)` takes what there is to tell."""
+    """Keeps `count` workers at work.  `asked`: see cmd_worker_start.  `say(event, **facts)` takes what there is to tell."""
 
     HINTS = 1000  # how many are read in a turn: a flood must not keep us from our work
 
-    def __init__(self, database: str, kind: str, count: int, queues=None, drain: bool = False, say=None, argv=(), load=None,
-                 max_jobs=None, idle_timeout=None, arguments=""):
+    def __init__(self, database: str, kind: str, count: int, asked: dict, say, argv, arguments: str = ""):
         self.kind = kind
         self.count = count
         self.level = 0            # 1: every worker ends after its job; 2: now
         self._reopen = False      # whether USR1 has asked to open the log again
         self.within = None        # the job that --drain does not wait for, as it runs in it
         self.interrupted = False  # whether a person, or a closed terminal, said so
-        self._queues = queues
-        self._drain = drain
+        self._queues, self._drain, self._load, self._idle_timeout = map(asked.get, ("queues", "drain", "load", "idle_timeout"))
         self._say = say
         self._argv = list(argv)   # starts a worker as a new program, where processes don't fork
         self.database = database
@@ -6262,12 +6260,10 @@ class Supervisor:
         if fault:
             raise UserError(fault)
         self._listen()
-        self._load = load
-        self._idle_timeout = idle_timeout
         self._busy_at = self._last_event = None  # when one of its workers was last seen to have a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, self._lock = self._mending(lambda: self.queue.add_supervisor(
-            kind, self._port, self._token, count, queues, max_jobs, arguments))
+            kind, self._port, self._token, count, self._queues, asked.get("max_jobs"), arguments))
         self._record()
         self._workers = OS.worker_processes(self._token)
         self._trouble = ""
@@ -7323,8 +7319,12 @@ def add_json(parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def count_argument(raw: str) -> int:
-    return parse_number(raw, "--count", 1, MOST_WORKERS, whole=True)
+def typed(parse, what: str):
+    """The type of an argument for argparse."""
+    return lambda raw: parse(raw, what)
+
+
+count_argument = typed(within(1, MOST_WORKERS), "--count")
 
 
 # -- enqueue --
@@ -7567,8 +7567,7 @@ class Run:
         self._look_at = self._begun + 1.0
         self._stalled = self._told = None  # why nothing ran at the last look, and what was last told of that
         self._progress = Progress(len(plan.items), lines=True)
-        self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), drain=True, say=print_trouble,
-                                      argv=worker_argv(database))
+        self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), {"drain": True}, print_trouble, worker_argv(database))
         try:
             with Queue(database) as queue:
                 ids = queue.enqueue_many(plan, label=label, pool=self._supervisor.id)
@@ -7668,16 +7667,22 @@ def program_argv() -> list:
     return [sys.executable, "-IS", os.path.abspath(__file__)]
 
 
+WORKER_LIMITS = {
+    "max_jobs": ("N", within(1, 10**12), "end after so many jobs, over all its workers"),
+    "idle_timeout": ("DURATION", parse_duration, "end when there has been no job for so long"),
+    "nice": ("N", within(0, 19), "run jobs at this niceness, 0 to 19"),
+    "load": ("MAX", within(0, 10**6, whole=False), "take no new job while the machine's load is above MAX")}
+
+
 def args_worker_start(parser) -> None:
     parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes, and slots (1)")
     parser.add_argument("--queue", metavar="NAMES", help="serve these queues only, separated by commas (all)")
     parser.add_argument("--foreground", action="store_true", help="stay in the terminal, with a log line per event")
     parser.add_argument("--drain", action="store_true", help="end when nothing is left that could still run")
-    parser.add_argument("--max-jobs", metavar="N", help="end after so many jobs, over all its workers")
-    parser.add_argument("--idle-timeout", metavar="DURATION", help="end when there has been no job for so long")
-    parser.add_argument("--nice", metavar="N", help="run jobs at this niceness, 0 to 19")
-    parser.add_argument("--load", metavar="MAX", help="take no new job while the machine's load is above MAX")
-    parser.add_argument("--announce", action="store_true", help="==SUPPRESS==")  # argparse.SUPPRESS
+    for name, (metavar, parse, meaning) in WORKER_LIMITS.items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, metavar=metavar, type=typed(parse, flag), help=meaning)
+    parser.add_argument("--announce", help=sys.modules["argparse"].SUPPRESS)
 
 
 def queue_list(names):
@@ -7688,23 +7693,26 @@ def queue_list(names):
 
 
 def cmd_worker_start(args) -> int:
+    import json
     database = find_database(args.db)
-    queues = queue_list(args.queue)
-    limits = worker_limits(args)
-    niceness = parse_number(args.nice, "--nice", 0, 19, whole=True) if args.nice is not None else None
-    if not args.announce:
+    announced = args.announce is not None
+    asked = json.loads(args.announce or "{}")  # all that is asked for but --count, which `worker scale` changes
+    if not asked:
+        asked = {name: getattr(args, name) for name in ("drain", "foreground", *WORKER_LIMITS)}
+        asked["queues"] = queue_list(args.queue)
+    text = json.dumps(asked)
+    if not announced:
         tell_root(database)
-    if not args.foreground:
-        return start_in_background(args, database)
+        if not args.foreground:
+            return start_in_background(args, database, text)
     OS.close_inherited()
-    if niceness is not None:
-        OS.be_nice(niceness)
-    answer = take_answer_pipe() if args.announce else None
+    if asked["nice"] is not None:
+        OS.be_nice(asked["nice"])
+    answer = take_answer_pipe() if announced else None
     say = Log(Files(database).journal)
     try:
         refuse_strange_wal(database)
-        supervisor = Supervisor(database, "start", args.count, queues, args.drain, say, worker_argv(database),
-                                arguments="\n".join(worker_options(args) + ([] if args.announce else ["--foreground"])), **limits)
+        supervisor = Supervisor(database, "start", args.count, asked, say, worker_argv(database), text)
         within = this_job(supervisor.queue)
         supervisor.within = within and within.id
         supervisor.start()
@@ -7726,23 +7734,6 @@ def tell_root(database: str) -> None:
         talk("you are root: the jobs of this queue, which is %s's, run as root" % name)
 
 
-def worker_limits(args) -> dict:
-    """The limits that a supervisor keeps, checked."""
-    return {
-        "load": parse_number(args.load, "--load", 0, 10**6) if args.load is not None else None,
-        "max_jobs": parse_number(args.max_jobs, "--max-jobs", 1, 10**12, whole=True) if args.max_jobs is not None else None,
-        "idle_timeout": parse_duration(args.idle_timeout, "--idle-timeout") if args.idle_timeout is not None else None}
-
-
-def worker_options(args) -> list:
-    """The options of a `worker start`, but --count, to start the same again."""
-    words = ["--drain"] if args.drain else []
-    for name in ("queue", "max_jobs", "idle_timeout", "nice", "load"):
-        if getattr(args, name) is not None:
-            words += ["--" + name.replace("_", "-"), getattr(args, name)]
-    return words
-
-
 def take_answer_pipe() -> int:
     """The pipe to the `worker start` that waits for us; from here on our stdout is the log, as stderr is."""
     answer = os.dup(1)
@@ -7759,8 +7750,8 @@ def announce(answer, line: str) -> None:
             pass  # it did not wait
 
 
-def start_in_background(args, database: str) -> int:
-    pid, log = launch(database, args.count, worker_options(args))
+def start_in_background(args, database: str, asked: str) -> int:
+    pid, log = launch(database, args.count, asked)
     where = ("" if args.db is None else " --db %s" % plain(args.db)) + (" --as-root" if acts_as_root() else "")
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
     out("  stop:  %s worker stop%s" % (invoked(), where))
@@ -7768,14 +7759,17 @@ def start_in_background(args, database: str) -> int:
     return 0
 
 
-def launch(database: str, count: int, options: list) -> tuple:
-    """Starts a supervisor in the background; returns (its pid, its log) when its workers are ready."""
+def launch(database: str, count: int, asked: str) -> tuple:
+    """Starts a supervisor in the background; returns (its pid, its log) when its workers are ready.
+
+    `asked` is the JSON of cmd_worker_start, or the words that 1.0 wrote, one a line.
+    """
+    words = [asked] if asked[:1] == "{" else ["", *asked.splitlines()]
     with Queue(database) as queue:
         queue.files.make()
         log = queue.files.journal
         rotate(log)
-    pid, answer = OS.detach(program_argv() + ["worker", "start", "--foreground", "--announce", "--db", database,
-                                              "--count", str(count)] + options, log)
+    pid, answer = OS.detach(program_argv() + ["worker", "start", "--db", database, "--count", str(count), "--announce", *words], log)
     with answer:
         word, _, text = answer.readline().decode("utf-8", "replace").strip().partition(" ")
     if word != "ready":
@@ -7918,10 +7912,11 @@ def cmd_worker_restart(args) -> int:
         old = [s for s in queue.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
         if not old:
             raise UserError("no workers are running: start some with `%s worker start`" % invoked())
-        if any("--foreground" in supervisor.arguments.split("\n") for supervisor in old):
+        if any("--foreground" in s.arguments.splitlines() or
+               s.arguments[:1] == "{" and parse_json(s.arguments)[0].get("foreground") for s in old):
             raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
         for supervisor in old:
-            launch(queue.path, supervisor.slots, supervisor.arguments.split("\n") if supervisor.arguments else [])
+            launch(queue.path, supervisor.slots, supervisor.arguments)
         gone = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
     verdict("%s %s" % ("Restarted" if gone is not None else "Started new ones in place of",
                        plural(sum(supervisor.slots for supervisor in old), "worker")))

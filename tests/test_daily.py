@@ -1171,3 +1171,31 @@ def test_a_filter_that_is_no_utf8_is_an_error_and_no_traceback(queue, words):
     queue.enqueue("true")
     status, _, error = call(queue, *words, "\udcff")
     assert status == 2 and error.startswith("queuectl: error: ") and error.count("\n") == 1
+
+
+def test_restart_asks_for_all_that_the_start_asked_for(queue):
+    queue.start(1, "--queue", "a b,mail", "--max-jobs", "7", "--idle-timeout", "1h", "--nice", "3", "--load", "1000")
+    [(before, asked)] = queue.sql("SELECT id, arguments FROM supervisor")
+    queue.cli("worker", "scale", 2)
+    queue.cli("worker", "restart")
+    [(after, again, queues, left, slots)] = queue.sql("SELECT id, arguments, queues, jobs_left, slots FROM supervisor")
+    assert after != before and again == asked and (queues, left, slots) == ("/a b/mail/", 7, 2)
+    assert json.loads(asked) == {"queues": "/a b/mail/", "max_jobs": 7, "idle_timeout": 3600.0, "nice": 3, "load": 1000.0, "drain": False,
+                                 "foreground": False}
+
+
+def test_restart_understands_the_words_that_1_0_wrote_into_the_row_of_its_supervisor(queue):
+    queue.start(1)
+    queue.sql("UPDATE supervisor SET arguments=?", "--queue\nmail\n--nice\n2")
+    queue.cli("worker", "restart")
+    [(asked, queues)] = queue.sql("SELECT arguments, queues FROM supervisor")
+    assert json.loads(asked)["nice"] == 2 and queues == "/mail/"
+    queue.sql("UPDATE supervisor SET arguments=?", "--foreground")
+    assert "foreground" in queue.cli("worker", "restart", check=False).stderr
+    queue.sql("UPDATE supervisor SET arguments=?", "")
+    queue.cli("worker", "restart")
+    assert queue.sql("SELECT queues FROM supervisor") == [(None,)]
+    for damaged in ("{", "{}", "[]", "nonsense"):
+        queue.sql("UPDATE supervisor SET arguments=?", damaged)
+        done = queue.cli("worker", "restart", check=False)
+        assert done.returncode in (0, 2) and "Traceback" not in done.stderr

@@ -1370,7 +1370,44 @@ ProcessEntry = namedtuple("ProcessEntry", "pid group born")  # a line of the pro
 ProcessSpec = namedtuple("ProcessSpec", "command env output script shell stdin umask scheduling", defaults=(None, None, None, {}))
 
 
-class PosixOwners:
+class System:
+    """What a system has unless its class says otherwise."""
+
+    forks = False            # whether workers are forked from the supervisor; if not, they are new programs
+    job_faults = (7,)        # each errno of `spawn` that is the job's own fault: E2BIG
+
+    def is_mount(self, path: str) -> bool:
+        """Whether a single file is mounted at `path`, as containers do; False if the system does not tell."""
+        return False
+
+    def born(self) -> float:
+        """Return the time, on the clock that `processes` uses."""
+        return time.time()
+
+    def before_forks(self) -> None:
+        """Do nothing: workers are not forked."""
+
+    def defer_to_jobs(self) -> dict:
+        """Give jobs preference over this worker, if the system can; return the `scheduling` of a ProcessSpec."""
+        return {}
+
+    def umask(self):
+        """Return this process's umask; None if there is none, or asking would change it for other threads."""
+
+    def find_shell(self, shell: str, env: dict) -> list:
+        """Return the program of `shell` and its options; [] if there is no such program."""
+        for words in ([shell], shell.split() or [""]):
+            path = self.find_program(words[0], env)
+            if path:
+                return [path] + words[1:]
+        return []
+
+    def refusal(self, error, root: str) -> str:
+        """Return why the system refused something; for another user's file in the queue's `root`, how to give it back."""
+        return error.strerror or str(error)
+
+
+class PosixOwners(System):
     """The owners of a queue's files, on systems where users have numbers."""
 
     def user_name(self, uid: int) -> str:
@@ -1477,13 +1514,12 @@ class PosixOwners:
         return ""
 
     def refusal(self, error, root: str) -> str:
-        """Return why the system refused something; for another user's file in the queue's `root`, how to give it back."""
         path = error.filename
         if isinstance(error, PermissionError) and isinstance(path, str) and path.startswith(root + os.sep):
             for place in (path, os.path.dirname(path)):
                 if os.path.lexists(place) and os.lstat(place).st_uid != os.geteuid():
                     return "%s: %s" % (error.strerror, self.owner_advice(root, os.lstat(place).st_uid, os.geteuid()))
-        return error.strerror or str(error)
+        return super().refusal(error, root)
 
     def _may_write(self, path: str) -> bool:
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -1514,8 +1550,6 @@ class PosixOwners:
 class Posix(PosixOwners):
     """Any POSIX system: macOS, the BSDs, and the base of Linux."""
 
-    forks = False            # whether workers are forked from the supervisor; if not, they are new programs
-    job_faults = (7,)        # each errno of `spawn` that is the job's own fault: E2BIG
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
 
@@ -1577,7 +1611,6 @@ class Posix(PosixOwners):
         return {**env, **{raw(key): raw(value) for key, value in more.items()}}
 
     def umask(self):
-        """Return this process's umask; None if that would change it for other threads."""
         threading = sys.modules.get("threading")
         if threading is not None and threading.active_count() > 1:
             return None
@@ -1598,17 +1631,9 @@ class Posix(PosixOwners):
     def be_nice(self, niceness: int) -> None:
         os.nice(niceness)
 
-    def defer_to_jobs(self) -> dict:
-        """Give jobs preference over this worker, if the system can; return the `scheduling` of a ProcessSpec."""
-        return {}
-
     def network_disk(self, path: str) -> str:
         """Return the kind of network file system that `path` is on; "" if it is on none, or the system does not tell."""
         return ""
-
-    def is_mount(self, path: str) -> bool:
-        """Whether a single file is mounted at `path`, as containers do; False if the system does not tell."""
-        return False
 
     # -- locks that the kernel drops with their last holder --
 
@@ -1712,10 +1737,6 @@ class Posix(PosixOwners):
             if text:
                 return text.replace(" ", "_")
         return ""
-
-    def born(self) -> float:
-        """Return the time, on the clock that `processes` uses."""
-        return time.time()
 
     def birth_slack(self) -> float:
         return 2.0
@@ -1828,14 +1849,11 @@ class Posix(PosixOwners):
             argv[-2:] = [given(spec.script)]
         return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, spec)
 
-    def find_shell(self, shell: str, env: dict) -> list:
-        """Return the program of `shell` (a path, or a name on the PATH of `env`) and its options; [] if there is no such program."""
-        for words in ([shell], shell.split() or [""]):
-            name = raw(words[0])
-            path = self._find(name, env) if b"/" not in name else name if name[:1] == b"/" and self._can_be_run(name) else None
-            if path:
-                return [text_of(path)] + words[1:]
-        return []
+    def find_program(self, name: str, env: dict):
+        """Return the program by this path, or by this name on the PATH of `env`; None if there is none."""
+        name = raw(name)
+        found = self._find(name, env) if b"/" not in name else name if name[:1] == b"/" and self._can_be_run(name) else None
+        return found and text_of(found)
 
     def _words(self, line: str):
         """Return the words of a line that sh would only split; None if sh would do more."""
@@ -1964,9 +1982,6 @@ class Posix(PosixOwners):
             except OSError:
                 pass  # the listing's own, or none
 
-    def before_forks(self) -> None:
-        """Do nothing: workers are not forked."""
-
     def worker_processes(self, token: str):
         return PosixWorkers(self.forks)
 
@@ -1974,7 +1989,7 @@ class Posix(PosixOwners):
         """Tell a worker to `look` at the database, `stop` after its job, or stop `now`; or `kill` it.  A supervisor heeds `now` too."""
         import signal
         try:
-            os.kill(pid, {"look": signal.SIGUSR1, "stop": signal.SIGTERM, "now": signal.SIGVTALRM, "kill": signal.SIGKILL}[word])
+            os.kill(pid, getattr(signal, {"look": "SIGUSR1", "stop": "SIGTERM", "now": "SIGVTALRM", "kill": "SIGKILL"}[word]))
         except (ProcessLookupError, PermissionError):
             pass  # it has ended
 
@@ -2607,7 +2622,7 @@ def hint_semaphore(token: str):
     return call("CreateSemaphoreW", None, 0, 2**30, "Global\\%s-%s" % (PROGRAM, token))
 
 
-class Windows:
+class Windows(System):
     """Windows.  A lock is the open file itself: a process that opens it for writing lets others only read.
 
     Windows refuses a second such opening while any handle of the first exists, also an inherited one, so a job
@@ -2615,8 +2630,6 @@ class Windows:
     A Job Object ends what a killed worker ran: its only handle is the worker's, and closes with it.
     """
 
-    forks = False
-    job_faults = (7,)      # E2BIG: see spawn
     longest_wait = 0.2     # select waits for sockets only, not for the end of a process
     stream_options = {"encoding": "utf-8"}  # by default a pipe has the code page, which has no check mark
 
@@ -2666,9 +2679,6 @@ class Windows:
     def with_variables(self, env: dict, more: dict) -> dict:
         return {**env, **{key.upper(): value for key, value in more.items()}}  # Path is PATH
 
-    def umask(self):
-        """Return None: Windows has no umask."""
-
     def cores(self) -> int:
         import _winapi
         import ctypes
@@ -2676,20 +2686,19 @@ class Windows:
         call("GetProcessAffinityMask", _winapi.GetCurrentProcess(), ctypes.byref(mine), ctypes.byref(system))
         return bin(mine.value).count("1") or os.cpu_count() or 1  # 0: this process is in several groups of 64 cores
 
-    def defer_to_jobs(self) -> dict:
-        return {}
-
     def loads(self):
         """Yield how many cores were busy over the last second or more, each time: Windows keeps no average."""
         import ctypes
-        at, idle, total, load = 0.0, 0, 0, 0.0
+        at, busy, load = 0.0, 0, 0.0
+        idle, kernel, user = times = [ctypes.c_uint64() for _ in range(3)]
         while True:
-            if time.monotonic() - at >= 1.0:
-                before, times = (at, idle, total), [ctypes.c_uint64() for _ in range(3)]
+            now = time.monotonic()
+            if now - at >= 1.0:
+                before = busy
                 call("GetSystemTimes", *map(ctypes.byref, times))
-                at, idle, total = time.monotonic(), times[0].value, times[1].value + times[2].value  # the kernel's holds the idle time
-                if before[0]:
-                    load = (1 - (idle - before[1]) / max(1, total - before[2])) * (os.cpu_count() or 1)
+                busy = kernel.value + user.value - idle.value  # the kernel's time holds the idle time
+                load = at and (busy - before) / 1e7 / (now - at)  # the times are in 100 ns, summed over the cores
+                at = now
             yield load
 
     def be_nice(self, niceness: int) -> None:
@@ -2701,10 +2710,6 @@ class Windows:
         drive = os.path.splitdrive(os.path.realpath(path))[0]
         share = drive.startswith("\\\\") and drive[:4] != "\\\\?\\"
         return "a share" if share or call("GetDriveTypeW", drive + "\\") == 4 else ""  # DRIVE_REMOTE
-
-    def is_mount(self, path: str) -> bool:
-        """Return False: Windows mounts only folders."""
-        return False
 
     # -- locks that the system drops with their last holder --
 
@@ -2721,9 +2726,6 @@ class Windows:
 
     def foreign_files(self, files) -> str:
         return ""
-
-    def refusal(self, error, root: str) -> str:
-        return error.strerror or str(error)
 
     def _open(self, path: str, sharing: int, how: int, flags: int = 0) -> int:
         import msvcrt
@@ -2782,9 +2784,6 @@ class Windows:
         """Return the computer's name.  Boots don't matter: no lock, event or Job Object outlives one, and pids alone mean nothing."""
         return "".join(os.environ.get("COMPUTERNAME", "windows").split())[:60]
 
-    def born(self) -> float:
-        return time.time()
-
     def is_running(self, pid: int, born) -> bool:
         """Return False: this is asked if a worker's lock file is gone, and nobody can delete that of a living worker."""
         return False
@@ -2799,14 +2798,10 @@ class Windows:
 
     # -- running a job --
 
-    def find_shell(self, shell: str, env: dict) -> list:
-        """Return the program of `shell` (a path, or a name on the PATH of `env`) and its options; [] if there is no such program."""
+    def find_program(self, name: str, env: dict):
+        """Return the program by this path, or by this name on the PATH of `env`; None if there is none."""
         import shutil
-        for words in ([shell], shell.split() or [""]):
-            path = shutil.which(words[0], path=env.get("PATH"))
-            if path and (os.path.isabs(words[0]) or not os.path.dirname(words[0])):
-                return [path] + words[1:]
-        return []
+        return shutil.which(name, path=env.get("PATH")) if os.path.isabs(name) or not os.path.dirname(name) else None
 
     def _line(self, spec, home: str) -> tuple:
         """Return the program and the command line of a job."""
@@ -2899,9 +2894,6 @@ class Windows:
 
     def close_inherited(self) -> None:
         """Do nothing: our children inherit only the handles that we name."""
-
-    def before_forks(self) -> None:
-        """Do nothing: workers are not forked."""
 
     def worker_processes(self, token: str):
         return WindowsWorkers(token)
@@ -5648,8 +5640,7 @@ class Runner:
                 self._ready_output()
                 return self._spawn(job, env)
             except (OSError, MemoryError) as error:
-                why = OS.refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
-                self._say("trouble", why="can't start job %d yet: %s" % (job.id, why))
+                self._tell_trouble("can't start job %d yet" % job.id, error)
                 self._make_directories()
             self._signals.pause(pause)
             if self._signals.look:
@@ -5658,6 +5649,10 @@ class Runner:
                     return None
             pause = min(pause * 2, 5.0)
         return None
+
+    def _tell_trouble(self, what: str, error) -> None:
+        why = OS.refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
+        self._say("trouble", why="%s: %s" % (what, why))
 
     def _make_directories(self) -> None:
         try:
@@ -5788,7 +5783,7 @@ class Runner:
                 if process:
                     process.resume()
         except OSError as error:
-            self._say("trouble", why="can't shorten the output: %s" % OS.refusal(error, self._files.root))
+            self._tell_trouble("can't shorten the output", error)
         return size
 
     def _keep_output(self, job, spare: bool) -> None:
@@ -5805,7 +5800,7 @@ class Runner:
                 self.kept = True
                 return
             except OSError as error:
-                self._say("trouble", why="can't keep the output of job %d yet: %s" % (job.id, OS.refusal(error, self._files.root)))
+                self._tell_trouble("can't keep the output of job %d yet" % job.id, error)
             if self._signals.level >= 2:
                 return  # a rescuer keeps it, and records the end
             self._signals.pause(pause)

@@ -15,7 +15,7 @@ The file reads from top to bottom; each room calls only those above it:
   Errors                 what a user did wrong, what the machine refused
   Small helpers          text, numbers, durations, exit codes, cron times, paths
   Platform differences   locks, processes, wake-up and places of each system
-  Store                  class Queue: all SQL; claims, outcomes and what follows from them
+  Store                  all SQL: Database, and a class for each subject that is asked of it; Queue is the Python API
   Runner                 one attempt: its process, output, timeout and end
   Worker                 claim, run, record, again
   Supervisor             starts, wakes, replaces and stops workers; rescues and tidies
@@ -53,7 +53,7 @@ STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
 WAITING = ("pending", "failed")
 FINAL = ("completed", "dead", "cancelled")
 
-# Which event moves a job from which state to which.  Queue._move applies it; only `restore` (import) sets a state without it.
+# Which event moves a job from which state to which.  Life.move applies it; only `restore` (import) sets a state without it.
 TRANSITIONS = {
     "claim": {"pending": "processing", "failed": "processing"},
     "complete": {"processing": "completed"},
@@ -67,7 +67,7 @@ TRANSITIONS = {
     "retry": {"dead": "pending", "cancelled": "pending", "completed": "pending"},
 }
 
-# What keeps a waiting job from being claimed; if several things do, Queue._gate_of says which counts.  A claim reads only
+# What keeps a waiting job from being claimed; if several things do, Life._gate_of says which counts.  A claim reads only
 # READY (or, for `run`, OWN), so a blocked job costs it nothing.
 READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
 CANCEL, SPARE = 1, 2  # what may be asked for a job that runs: see the column cancel
@@ -199,6 +199,13 @@ CREATE TRIGGER schedule_deleted AFTER DELETE ON schedule BEGIN
   DELETE FROM env WHERE id=old.env AND uses<=0;
 END;
 """
+
+# What a fresh database holds.
+FIRST_ROWS = (
+    "INSERT INTO queue(name) VALUES('default')",
+    "INSERT INTO tally(queue, state, n) VALUES('default', 'pending', 0), ('default', 'processing', 0), ('default', 'completed', 0), "
+    "('default', 'failed', 0), ('default', 'dead', 0), ('default', 'cancelled', 0)",
+)
 
 # Steps from each version to the next, as (version, statements); a fresh database gets SCHEMA at once.
 # tests/data holds a database of each release, which the tests migrate and compare with a fresh one.
@@ -3203,7 +3210,7 @@ def lock_advice(database: str) -> str:
 
 
 # == Store =============================================================================
-# class Queue: the database.  All SQL is here, a statement in the method that runs it.
+# All SQL, a statement in the method that runs it: Database and its transactions, then Store and its parts, then the Python API.
 # Calls Small helpers and Platform differences (locks, places); knows nothing of processes or printing.
 
 # TEXT as SQLite keeps it, which may hold any bytes: the module's own way refuses to read such a row at all, even to mend it.
@@ -3444,11 +3451,11 @@ class Undo:
     or in place of the inner __exit__.  Then this half ends the transaction; else the inner half has done so already.
     """
 
-    def __init__(self, queue):
-        self._queue = queue
+    def __init__(self, database):
+        self._database = database
 
     def __enter__(self) -> None:
-        if self._queue._db.in_transaction:
+        if self._database.connection.in_transaction:
             raise RuntimeError("transactions do not nest")
 
     def __exit__(self, *_) -> None:
@@ -3456,12 +3463,12 @@ class Undo:
 
     def end(self) -> None:
         """Roll back what is open, and leave the gate; once more does nothing."""
-        queue = self._queue
+        database = self._database
         try:
-            if queue._db.in_transaction:
-                queue._db.execute("ROLLBACK")
+            if database.connection.in_transaction:
+                database.execute("ROLLBACK")
         finally:
-            queue._leave()
+            database.leave()
 
 
 class Transaction:
@@ -3476,41 +3483,41 @@ class Transaction:
 
     GATE_S = 0.5  # a turn that does not come by then waits for a process that is stopped, or for a strange one
 
-    def __init__(self, queue):
-        self._queue = queue
+    def __init__(self, database):
+        self._database = database
 
     def __enter__(self) -> float:
-        queue = self._queue
-        queue.check_file()
-        if queue._gate is None:
-            queue._gate = OS.open_gate(queue.files.gate)
-        if queue._gate is not None:
-            queue._inside = True  # before it is so: an interrupt must not leave it locked
-            queue._inside = queue._gate.enter(min(self.GATE_S, queue.patience), in_order=queue.sync)
+        database = self._database
+        database.check_file()
+        if database.gate is None:
+            database.gate = OS.open_gate(database.files.gate)
+        if database.gate is not None:
+            database.inside = True  # before it is so: an interrupt must not leave it locked
+            database.inside = database.gate.enter(min(self.GATE_S, database.patience), in_order=database.sync)
         try:
-            queue._db.execute("BEGIN IMMEDIATE")
+            database.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
-            queue._leave()  # somebody holds the database who does not know the gate
-            queue._patiently(lambda: queue._db.execute("BEGIN IMMEDIATE"))
-        queue._ring = None
-        self._before = queue._db.total_changes
-        return queue._clock()
+            database.leave()  # somebody holds the database who does not know the gate
+            database.patiently(lambda: database.execute("BEGIN IMMEDIATE"))
+        database.hints = None
+        self._before = database.connection.total_changes
+        return database.clock()
 
     def __exit__(self, kind, *_) -> None:
-        queue, db = self._queue, self._queue._db
+        database, db = self._database, self._database.connection
         listeners = ()
         try:
             if kind is None:
-                listeners = queue._listeners() if queue._ring is not None else ()
+                listeners = database.listeners() if database.hints is not None else ()
                 db.execute("COMMIT")
         finally:
-            queue._undo.end()
+            database.undo.end()
         if listeners:
-            queue._send(listeners, queue._ring)
-        if kind is None and queue.sync and db.total_changes > self._before:
-            queue.sync_wal()
+            database.send(listeners, database.hints)
+        if kind is None and database.sync and db.total_changes > self._before:
+            database.sync_wal()
 
 
 def need_shell(shell: str, env: bytes) -> None:
@@ -3616,13 +3623,13 @@ class Plan:
         self._uses = {}        # its id -> how many of these jobs use it
         self._new = []         # (item, id) of those stored that say more than a command
         self.twins = []        # (where, id) of each that makes one of these superfluous, by its unique key
-        self.newest = queue._db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
-        queue._refuse_counters()
-        queue._need_queue("default")
+        self.newest = queue.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
+        queue.keep.refuse_counters()
+        queue.queues.need("default")
         if label is not None:
-            self.batch = queue._db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
+            self.batch = queue.db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
                                             (label, now)).lastrowid
-        defaults = queue.config()
+        defaults = queue.settings.values()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
         common.update(shell=None if defaults["shell"] == SHELL else defaults["shell"], umask=self._umask)
         common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=pool, schedule=self._schedule, hook=self._hook,
@@ -3655,13 +3662,13 @@ class Plan:
 
     def _env(self, data: bytes) -> int:
         if data not in self._envs:
-            self._envs[data] = self._queue._store_env(data, 0)
+            self._envs[data] = self._queue.queues.store_env(data, 0)
             self._uses[self._envs[data]] = 0
         return self._envs[data]
 
     def _store_plain(self, commands: list, common: dict) -> range:
         """Stores commands that differ in nothing else; a statement for many, since each opens all indexes anew."""
-        db = self._queue._db
+        db = self._queue.db.connection
         same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
         same = [str(value) for value in same]  # quote() of a number is a number in SQLite 3.35 and older
         for start in range(0, len(commands), 500):
@@ -3671,7 +3678,7 @@ class Plan:
         [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
         db.execute("UPDATE tally SET n=n+? WHERE queue='default' AND state='pending'", (len(commands),))
         self._uses[common["env"]] += len(commands)
-        self._queue._tell(len(commands))
+        self._queue.db.hint(len(commands))
         return range(last - len(commands) + 1, last + 1)
 
     def _store_special(self, item: tuple, common: dict, now: float) -> int:
@@ -3679,7 +3686,7 @@ class Plan:
         where, columns, options = item
         queue = self._queue
         if "unique_key" in columns:
-            twin = queue._twin(columns["unique_key"], options.get("for", 0), now)
+            twin = queue.life.find_duplicate(columns["unique_key"], options.get("for", 0), now)
             if twin is not None:
                 self.twins.append((where, twin))
                 return twin
@@ -3689,16 +3696,16 @@ class Plan:
             columns["stdin"] = self._env(options["stdin"])
             self._uses[columns["stdin"]] += 1
         name = columns.setdefault("queue", "default")
-        queue._need_queue(name)
+        queue.queues.need(name)
         columns["gate"] = HELD  # until its parents are known: see _link
         try:
-            identity = queue._db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
+            identity = queue.db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
                                          columns).lastrowid
         except sqlite3.IntegrityError:
-            state = queue.find(columns["name"]).state
+            state = queue.look.find(columns["name"]).state
             raise UserError("%sthere is a job named %s already: %s" % (where, quoted(columns["name"]), (
                 "it is %s, and `%s rm` frees its name" % (state, PROGRAM) if state in FINAL else "choose another name"))) from None
-        queue._db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
+        queue.db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
         self._uses[columns["env"]] += 1
         self._new.append((item, identity))
         return identity
@@ -3709,13 +3716,13 @@ class Plan:
         for (where, _, options), identity in self._new:
             for option, any_end in (("after", 0), ("after_any", 1), ("after_batch", 1)):
                 parents = [parent for ref in options.get(option, ()) for parent in self._parents(where, ref, option)]
-                queue._db.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
+                queue.db.connection.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
                                       "ON CONFLICT(parent, child) DO UPDATE SET any=min(any, excluded.any)",
                                       [(parent, identity, any_end) for parent in parents])
         if any("after" in item[2] or "after_any" in item[2] for item, _ in self._new):
             self._refuse_cycles([identity for _, identity in self._new])
         for _, identity in self._new:
-            self._release(queue._job(identity), now)
+            self._release(queue.look.row(identity), now)
 
     def _parents(self, where: str, ref: str, option: str) -> list:
         """What a reference to something that a job comes after stands for; a batch is a negative number."""
@@ -3724,11 +3731,11 @@ class Plan:
             return [-self._parent_batch(where, ref)]
         if ref == "last" and self.newest:
             return [self.newest]
-        number = queue._job_or_schedule(ref)
+        number = queue.schedules.job_or_schedule(ref)
         if number is not None:
             return [number]
         try:
-            return queue.ids(ref)
+            return queue.look.ids(ref)
         except UserError:
             raise UserError("%sno job %s to come after" % (where, quoted(ref))) from None
 
@@ -3736,13 +3743,13 @@ class Plan:
         if ref == str(self.batch):
             raise UserError("%sa job can't come after the batch that it is part of" % where)
         try:
-            return self._queue.batch(ref, but=self.batch).id
+            return self._queue.queues.batch(ref, but=self.batch).id
         except UserError as error:
             raise UserError(where + str(error)) from None
 
     def _refuse_cycles(self, ids: list) -> None:
         """Takes away, again and again, what waits for nothing new; what is left waits for itself."""
-        db, fresh = self._queue._db, set(ids)
+        db, fresh = self._queue.db.connection, set(ids)
         waits, children = {}, {}
         for child in ids:
             parents = [p for p, in db.execute("SELECT parent FROM dep WHERE child=?", (child,)) if p in fresh]
@@ -3757,7 +3764,7 @@ class Plan:
                     free.append(child)
         stuck = [job for job, count in waits.items() if count]
         if stuck:
-            job = self._queue._job(stuck[0])
+            job = self._queue.look.row(stuck[0])
             raise UserError("job %s waits for itself, through what it comes after: break the cycle" % quoted(job.name or job.command))
 
     def _release(self, job, now: float) -> None:
@@ -3766,19 +3773,19 @@ class Plan:
         if job is None or job.state != "pending":
             return
         failed = None
-        for parent, any_end in queue._db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
-            state = queue._state_of_parent(parent)
+        for parent, any_end in queue.db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
+            state = queue.life.state_of_parent(parent)
             if state in FINAL and (any_end or state == "completed"):
-                queue._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
+                queue.db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
             elif state in FINAL:
                 failed = (parent, state)
         if failed:
-            queue._end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
+            queue.life.end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
         else:
-            queue._regate(job, now)
+            queue.life.regate(job, now)
 
     def _finish(self, stored: int) -> None:
-        db = self._queue._db
+        db = self._queue.db.connection
         for identity, uses in self._uses.items():
             db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, identity))
             db.execute("DELETE FROM env WHERE id=? AND uses<=0", (identity,))
@@ -3843,52 +3850,37 @@ def row_fault(error) -> str:
     return plain(str(error) if isinstance(error, UserError) else "can't be read: %s: %s" % (type(error).__name__, error))[:300]
 
 
-class Queue:
-    """A queue in one database file; safe to use from any number of processes.
+class Database:
+    """The connection to one database file, its transactions, and the hints that follow them.
 
-    `patience` is how long, in seconds, a call waits for another program's lock; `sync` whether a commit
-    is on the disk when it returns or may be lost in a power cut, though never torn (synchronous=NORMAL);
-    `create` whether a database that is not there is made.
+    `patience` is how long, in seconds, a call waits for another program's lock; `sync` whether a commit is on the disk
+    when it returns or may be lost in a power cut, though never torn (synchronous=NORMAL).
     """
 
-    # -- opening --
-
-    def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time, create: bool = True):
+    def __init__(self, path, patience: float, sync: bool, clock):
         self.path = find_database(path)
         self.files = Files(self.path)
         self.patience = patience
-        self._clock = clock
-        self._ring = None     # how many jobs became ready in this transaction; None: nothing to tell
-        self._socket = None
-        self._gate = None
-        self._inside = False  # whether the gate is locked by us
-        self._undo = Undo(self)
         self.sync = sync
-        self.on_wait = None   # told what a call waits for, once that takes a second; None when it goes on
-        self._env = (None, b"")  # id and data of the environment read last
-        self._worker = None   # the worker that was registered here
-        self._db = None
-        try:
-            self._open(create)
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+        self.clock = clock
+        self.on_wait = None     # told what a call waits for, once that takes a second; None when it goes on
+        self.hints = None       # how many jobs became ready in this transaction; None: nothing to tell
+        self.gate = None
+        self.inside = False     # whether the gate is locked by us
+        self.undo = Undo(self)
+        self.connection = self.execute = None
+        self._socket = None
 
     def close(self) -> None:
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-        if self._gate is not None:
-            self._gate.close()
-            self._gate = None
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = self.execute = None
+        if self.gate is not None:
+            self.gate.close()
+            self.gate = None
 
-    def _open(self, create: bool) -> None:
+    def open(self, create: bool, settle) -> None:
+        """Open the file, or make it if `create` says so; `settle()` is called within the transaction that makes or migrates it."""
         if not os.path.exists(self.path):
             if not create:
                 raise QueueGone("the database %s was deleted" % plain(self.path))
@@ -3896,78 +3888,27 @@ class Queue:
         self._check_owner()
         if create:  # not by workers: a snapshot that links the file stops none of them
             self._refuse_second_name()
-        self._db = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
-        self._db.text_factory = as_text
+        self.connection = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
+        self.connection.text_factory = as_text
+        self.execute = self.connection.execute
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
-        version = self._patiently(self._version)
-        self._db.execute("PRAGMA trusted_schema=OFF")  # no function with side effects runs from a schema (SQLite 3.31)
+        version = self.patiently(self._version)
+        self.execute("PRAGMA trusted_schema=OFF")  # no function with side effects runs from a schema (SQLite 3.31)
         if version != SCHEMA_VERSION:
-            self._migrate(version)
+            self._migrate(settle)
         if os.stat(os.path.dirname(self.path)).st_mode & S_ISVTX:
             self._check_owner()  # of what SQLite has opened beside it: in /tmp another user may have been first
-        self._patiently(self._check_schema)
-        self._db.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
-        self._db.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs what shall be
-        self._db.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
-        self._db.execute("PRAGMA checkpoint_fullfsync=1")
-        self._db.execute("PRAGMA journal_size_limit=16777216")
-        self._db.execute("PRAGMA wal_autocheckpoint=16000")  # 16 MB: a page that changes often is copied back less often
-        self._leave_behind()
+        self.patiently(self._check_schema)
+        self.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
+        self.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs what shall be
+        self.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
+        self.execute("PRAGMA checkpoint_fullfsync=1")
+        self.execute("PRAGMA journal_size_limit=16777216")
+        self.execute("PRAGMA wal_autocheckpoint=16000")  # 16 MB: a page that changes often is copied back less often
 
-    def _leave_behind(self) -> None:
-        """Release the workers of the database that this one is a copy of, or of the place that it was moved from.
-
-        A worker that has its lock file here is left to `rescue`.
-        """
-        if not self._read("SELECT 1 FROM worker WHERE instr(place, ?)<>1 LIMIT 1", (self._place(),)):
-            return
-        try:
-            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and not (
-                os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self.files.output(worker.id)) or
-                self.is_alive(worker))])
-        except (sqlite3.OperationalError, OSError):
-            pass  # who may not write can look all the same
-
-    def _place(self) -> str:
+    def place(self) -> str:
         return "%d:%d:" % self._inode
-
-    def is_at_home(self, worker) -> bool:
-        """Whether a worker registered in this very file, by whatever path; true of one of a release that didn't say."""
-        return worker.place is None or worker.place.startswith(self._place())
-
-    def home(self, worker) -> str:
-        """Return the path of the database as a worker knew it."""
-        return worker.place.split(":", 2)[-1] if worker.place else self.path
-
-    def files_of(self, worker):
-        """Return the Files that a worker has its lock and output in: if the database was moved away from them, those of old."""
-        home = self.home(worker)
-        if home != self.path and not os.path.exists(self.files.lock(worker.id)) and not os.path.exists(home):
-            left = Files(home)
-            if os.path.exists(left.lock(worker.id)):
-                return left
-        return self.files
-
-    def is_alive(self, worker):
-        """Whether a worker lives: its lock says so.  Without a lock file, what else is known; None if that is not enough.
-
-        The directory of the locks may have been deleted under it, or have stayed behind when the database was copied.
-        """
-        lock = self.files_of(worker).lock(worker.id)
-        if OS.is_held(lock):
-            return True
-        if os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
-            return False
-        away = not self.is_at_home(worker)
-        if away and os.path.exists(self.home(worker)):
-            return False  # this is a copy: the worker is the other's
-        machine = OS.machine()
-        if machine and worker.machine == machine:
-            return OS.is_running(worker.pid, worker.born)
-        if away or machine and worker.machine and machine.split("/")[0] != worker.machine.split("/")[0]:
-            return False  # another boot, or another computer
-        return None
 
     def _refuse_second_name(self) -> None:
         """Refuse a file with a name that links can't tell: SQLite would keep a -wal for each name, and we the locks."""
@@ -4012,9 +3953,9 @@ class Queue:
 
     def _version(self) -> int:
         """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
-        tables = self._db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # first: another process may be making them
-        [application] = self._db.execute("PRAGMA application_id").fetchone()
-        version = self._db.execute("PRAGMA user_version").fetchone()[0] & 0xFF  # the rest is the queue's own mark
+        tables = self.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # first: another process may be making them
+        [application] = self.execute("PRAGMA application_id").fetchone()
+        version = self.execute("PRAGMA user_version").fetchone()[0] & 0xFF  # the rest is the queue's own mark
         if application != APPLICATION_ID and tables:
             raise UserError("%s is a database, but not one of %s: give another --db" % (plain(self.path), PROGRAM))
         if version > SCHEMA_VERSION:
@@ -4022,28 +3963,29 @@ class Queue:
                 plain(self.path), PROGRAM, version, SCHEMA_VERSION))
         return version
 
-    def _migrate(self, version: int) -> None:
+    def _migrate(self, settle) -> None:
         """Makes the tables, or brings an older schema up to date; in one transaction, by one process."""
-        self._db.execute("PRAGMA page_size=1024")  # a job changes a few rows in some eight pages: a quarter of the bytes a commit
-        self._patiently(lambda: self._db.execute("PRAGMA journal_mode=WAL").fetchall())  # ignores the timeout
-        with self._undo, Transaction(self):
+        self.execute("PRAGMA page_size=1024")  # a job changes a few rows in some eight pages: a quarter of the bytes a commit
+        self.patiently(lambda: self.execute("PRAGMA journal_mode=WAL").fetchall())  # ignores the timeout
+        with self.undo, Transaction(self):
             version = self._version()
             if version == 0:
                 for statement in SCHEMA.split("\nCREATE ")[1:]:  # executescript would commit the transaction
-                    self._db.execute("CREATE " + statement)
-                self._need_queue("default")
+                    self.execute("CREATE " + statement)
+                for statement in FIRST_ROWS:
+                    self.execute(statement)
             for step, statements in MIGRATIONS:
                 for statement in statements if 0 < version <= step else ():
-                    self._db.execute(statement)
-            self._settle_zones()
+                    self.execute(statement)
+            settle()
             self._check_schema()  # whatever a trigger did meanwhile is rolled back
-            self._db.execute("PRAGMA application_id=%d" % APPLICATION_ID)
-            self._mark(self._db.execute("PRAGMA user_version").fetchone()[0] >> 8)
+            self.execute("PRAGMA application_id=%d" % APPLICATION_ID)
+            self.mark(self.execute("PRAGMA user_version").fetchone()[0] >> 8)
 
-    def _mark(self, mark: int = 0) -> None:
+    def mark(self, mark: int = 0) -> None:
         """Write the schema version, and the mark by which the -wal of another database is told; 0: a new one."""
         mark = mark or int.from_bytes(os.urandom(3), "big") >> 1
-        self._db.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
+        self.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
 
     def _check_schema(self) -> None:
         """Refuse a database whose triggers are not ours, or in which other things stand in the place of our tables.
@@ -4052,7 +3994,7 @@ class Queue:
         do nothing by themselves.  A table that was migrated has its columns in another order than SCHEMA has.
         """
         left = dict(schema_texts())
-        for kind, name, text in self._db.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
+        for kind, name, text in self.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
             ours = left.pop(name, None)
             if kind == "trigger" if ours is None else text != ours and sorted(definitions(text or "")) != sorted(definitions(ours)):
                 raise UserError("%s has been changed by another program: its %s %s is not of %s. Look at it with sqlite3, and drop "
@@ -4061,7 +4003,7 @@ class Queue:
             raise UserError("%s has been changed by another program: it lacks %s. Restore it from a backup, or give another --db" % (
                 plain(self.path), quoted(name)))
 
-    def _patiently(self, action):
+    def patiently(self, action):
         """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction).
 
         Patience ends where nothing moves.  While others commit, it is only our turn that does not come.
@@ -4095,22 +4037,17 @@ class Queue:
 
     def _version_of_data(self):
         try:
-            return self._db.execute("PRAGMA data_version").fetchone()[0]
+            return self.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.OperationalError:
             return None
 
-    def _read(self, sql: str, values=()) -> list:
+    def read(self, sql: str, values=()) -> list:
         """All rows of one SELECT: none is left open for writers' WAL to grow behind."""
-        return self._patiently(lambda: self._db.execute(sql, values).fetchall())
+        return self.patiently(lambda: self.execute(sql, values).fetchall())
 
-    def _rows(self, table: str, columns: str, rest: str, values=()) -> list:
+    def rows(self, table: str, columns: str, rest: str, values=()) -> list:
         """Return rows of a table, each checked; `rest` is what follows FROM."""
-        return [checked(table, columns, row) for row in self._read("SELECT %s FROM %s" % (columns, rest), values)]
-
-    def _listed(self, table: str, columns: str, rest: str) -> list:
-        """Return rows as _rows, without those of wrong values: one must not hide the others.  `doctor` tells of it."""
-        return [row for row in self._read("SELECT %s FROM %s" % (columns, rest))
-                if not examined(table, columns, tuple(map(type, row)))[0]]
+        return [checked(table, columns, row) for row in self.read("SELECT %s FROM %s" % (columns, rest), values)]
 
     def check_file(self) -> None:
         """Raises QueueGone when the path no longer leads to the open database: SQLite would not notice."""
@@ -4126,27 +4063,27 @@ class Queue:
         try:
             OS.sync(self.path + "-wal")
         except FileNotFoundError:
-            if self._read("PRAGMA journal_mode") == [("wal",)]:  # not so on a disk that can't have it
+            if self.read("PRAGMA journal_mode") == [("wal",)]:  # not so on a disk that can't have it
                 raise QueueGone("%s-wal was deleted while it was in use: what was written last may be lost" % plain(self.path)) from None
 
     def changes(self) -> int:
         """A number that differs once others have committed."""
-        return self._read("PRAGMA data_version")[0][0]
+        return self.read("PRAGMA data_version")[0][0]
 
-    def _leave(self) -> None:
-        if self._inside:
-            self._gate.leave()
-            self._inside = False
+    def leave(self) -> None:
+        if self.inside:
+            self.gate.leave()
+            self.inside = False
 
-    def _tell(self, count: int = 0) -> None:
+    def hint(self, count: int = 0) -> None:
         """Has the supervisors told, after the commit, that `count` jobs became ready or something changed."""
-        self._ring = (self._ring or 0) + count
+        self.hints = (self.hints or 0) + count
 
-    def _listeners(self) -> list:
-        return [(port, token) for port, token in self._db.execute("SELECT port, token FROM supervisor")
+    def listeners(self) -> list:
+        return [(port, token) for port, token in self.execute("SELECT port, token FROM supervisor")
                 if port.__class__ is int and token.__class__ is str and 0 < port < 65536]
 
-    def _send(self, listeners, count: int) -> None:
+    def send(self, listeners, count: int) -> None:
         """Sends each supervisor a hint.  It may be lost: they look once a second."""
         if self._socket is None:
             import _socket
@@ -4157,18 +4094,27 @@ class Queue:
             except OSError:
                 pass  # it looks by itself within a second
 
-    # -- settings --
 
-    def config(self) -> dict:
+class Part:
+    """One subject of the Store.  Parts share its database, and reach each other through it."""
+
+    def __init__(self, store):
+        self._store = store
+        self._db = store.db
+
+class Settings(Part):
+    """The settings: values in force, set and unset."""
+
+    def values(self) -> dict:
         """Every setting's value in force."""
         values = {key: setting.default for key, setting in SETTINGS.items()}
-        for key, text in self._read("SELECT key, value FROM config"):
+        for key, text in self._db.read("SELECT key, value FROM config"):
             if key in values:
                 values[key] = self._setting(key, text)
         return values
 
-    def setting(self, key: str):
-        rows = self._read("SELECT value FROM config WHERE key=?", (key,))
+    def value(self, key: str):
+        rows = self._db.read("SELECT value FROM config WHERE key=?", (key,))
         return self._setting(key, rows[0][0]) if rows else SETTINGS[key].default
 
     def _setting(self, key: str, text):
@@ -4178,41 +4124,26 @@ class Queue:
         except UserError:
             return SETTINGS[key].default
 
-    def set_config(self, key: str, raw) -> None:
+    def set(self, key: str, raw) -> None:
         key = setting_key(key)
         text = encodable(SETTINGS[key].text(parse_setting(key, raw)), key)
         if key == "shell" and text != SHELL:
             need_shell(text, OS.environment())
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             self._db.execute("INSERT INTO config(key, value) VALUES(:key, :text) "
                              "ON CONFLICT(key) DO UPDATE SET value=:text", {"key": key, "text": text})
-            self._tell()
+            self._db.hint()
 
-    def unset_config(self, key: str) -> None:
-        with self._undo, Transaction(self):
+    def unset(self, key: str) -> None:
+        with self._db.undo, Transaction(self._db):
             self._db.execute("DELETE FROM config WHERE key=?", (setting_key(key),))
-            self._tell()
+            self._db.hint()
 
-    # -- enqueueing --
 
-    def enqueue(self, command, **options) -> int:
-        """Stores one job and returns its id; with `unique`, the id of the one that is there already.
+class Queues(Part):
+    """Queues with their limits and counts, batches, and the environments that jobs share."""
 
-        `command` is a shell string or a list of arguments; the options are those of JOB_OPTIONS.
-        """
-        return self.enqueue_many([dict(options, command=command)])[0]
-
-    def enqueue_many(self, items, label=None, pool=None, progress=None) -> list:
-        """Stores many jobs, all or none: commands, dicts, or (line number, either), or a Plan.  Returns their ids, in order.
-
-        With `label` they form a batch; `pool` keeps them for one `run`.  `progress(n)` is called now and then
-        with the number stored.
-        """
-        plan = items if isinstance(items, Plan) else Plan(items)
-        with self._undo, Transaction(self) as now:
-            return plan.store(self, now, label, pool, progress)
-
-    def _store_env(self, data: bytes, uses: int) -> int:
+    def store_env(self, data: bytes, uses: int) -> int:
         """The id of an environment that is used `uses` times more; each distinct one is stored once."""
         import binascii
         crc = binascii.crc32(data)
@@ -4222,25 +4153,70 @@ class Queue:
             return row[0]
         return self._db.execute("INSERT INTO env(hash, uses, data) VALUES(?, ?, ?)", (crc, uses, data)).lastrowid
 
-    def _need_queue(self, name: str) -> None:
+    def need(self, name: str) -> None:
         if self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,)).rowcount:
-            self._open_tally(name)
+            self.open_tally(name)
 
-    def _open_tally(self, queue: str) -> None:
-        self._db.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(queue, s) for s in STATES])
+    def open_tally(self, queue: str) -> None:
+        self._db.connection.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(queue, s) for s in STATES])
 
-    def _recount(self) -> None:
+    def recount(self) -> None:
         self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
 
-    def _twin(self, key: str, window: float, now: float):
+    def counts(self, queue=None) -> dict:
+        """How many jobs are in each state."""
+        counts = dict.fromkeys(STATES, 0)
+        counts.update(self._db.read("SELECT state, sum(n) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
+                                 {"queue": queue}))
+        return counts
+
+    def batch_counts(self, batch: int) -> dict:
+        counts = dict.fromkeys(STATES, 0)
+        counts.update(self._db.read("SELECT state, count(*) FROM job INDEXED BY job_batch WHERE batch=? GROUP BY state", (batch,)))
+        return counts
+
+    def is_paused(self, name: str) -> bool:
+        return bool(self._db.read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
+
+    def list(self) -> list:
+        """Every queue, with its limits and a count for each state."""
+        return [QueueRow(*row, self.counts(row[0]))
+                for row in self._db.rows("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
+
+    def set(self, name: str, **changes) -> None:
+        """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
+        with self._db.undo, Transaction(self._db):
+            self.need(name)
+            self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=?", (*changes.values(), name))
+            self._db.hint()
+
+    def batches(self, limit: int = 50) -> list:
+        return [Batch._make(row) for row in self._db.rows("batch", ", ".join(Batch._fields), "batch ORDER BY id DESC LIMIT ?",
+                                                          (limit or -1,))]
+
+    def batch(self, ref, but=None):
+        """The batch with this id, or the `last` one, `but` left aside; UserError when there is none."""
+        text = str(ref)
+        if text == "last":
+            [number] = self._db.read("SELECT max(id) FROM batch WHERE id IS NOT ?", (but,))[0]
+        else:
+            number = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+        rows = self._db.rows("batch", ", ".join(Batch._fields), "batch WHERE id=? AND id IS NOT ?", (number, but))
+        if not rows:
+            raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
+        return Batch._make(rows[0])
+
+
+class Life(Part):
+    """The life of a job: gates, the events that move it (TRANSITIONS), what follows from them, and what users ask for."""
+
+    def find_duplicate(self, key: str, window: float, now: float):
         """The id of the job that makes another with this unique key superfluous: it is unfinished, or ended within `window`."""
         return self._db.execute(
             "SELECT coalesce((SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
             " AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
             " AND state IN ('completed','dead','cancelled') AND finished_at>:since))",
             {"key": key, "since": now - window if window else None}).fetchone()[0]
-
-    # -- gates: what keeps a waiting job from being claimed --
 
     def _gate_of(self, job, now: float) -> int:
         if job.held:
@@ -4253,14 +4229,14 @@ class Queue:
             return KEYED
         return READY if job.pool is None else OWN
 
-    def _regate(self, job, now: float) -> None:
+    def regate(self, job, now: float) -> None:
         """Writes what keeps a waiting job back now, after something of it has changed."""
         gate = self._gate_of(job, now)
         if gate not in (READY, OWN, KEYED):
             self._pass_key(job, now)
         if gate != job.gate:
             self._db.execute("UPDATE job SET gate=? WHERE id=?", (gate, job.id))
-            self._tell(1 if gate in (READY, OWN) else 0)
+            self._db.hint(1 if gate in (READY, OWN) else 0)
 
     def _take_key(self, job) -> bool:
         self._db.execute("INSERT OR IGNORE INTO keylock(key, job) VALUES(?, ?)", (job.key, job.id))
@@ -4275,31 +4251,29 @@ class Queue:
         row = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_keyed WHERE key=? AND gate=4 AND id<>? "
                                "ORDER BY priority DESC, id LIMIT 1", (job.key, job.id)).fetchone()
         if row:
-            self._regate(Job.of(row), now)
+            self.regate(Job.of(row), now)
 
-    def _promote(self, now: float) -> None:
+    def promote(self, now: float) -> None:
         """Lets jobs go whose time has come."""
         rows = self._db.execute("SELECT id FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=? "
                                 "ORDER BY run_at LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
         for number, in rows:
-            self._regate(self._job(number), now)
+            self.regate(self._store.look.row(number), now)
 
-    def _expire(self, now: float) -> None:
+    def expire(self, now: float) -> None:
         """Cancels jobs that have not started by the time they were given."""
         rows = self._db.execute("SELECT id FROM job INDEXED BY job_expiry WHERE expires_at<=? LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
         for number, in rows:
-            self._end(self._job(number), "expire", now, error="expired")
+            self.end(self._store.look.row(number), "expire", now, error="expired")
 
-    def _state_of_parent(self, parent: int):
+    def state_of_parent(self, parent: int):
         if parent < 0:
             row = self._db.execute("SELECT unfinished FROM batch WHERE id=?", (-parent,)).fetchone()
             return "completed" if row is None or row[0] <= 0 else "pending"
         row = self._db.execute("SELECT state FROM job WHERE id=?", (parent,)).fetchone()
         return row[0] if row else "completed"
 
-    # -- events --
-
-    def _move(self, job, event: str, gate=None, **changes):
+    def move(self, job, event: str, gate=None, **changes):
         """Applies an event to a job that is still as `job` says; returns its new state, or None, changing nothing.
 
         The one place where a state changes (but for `restore`).  The fence of state, worker and attempt makes a late
@@ -4321,10 +4295,10 @@ class Queue:
         self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) VALUES(?, ?, ?, ?, ?)",
                          (job.id, outcome, state, now, error))
 
-    def _end(self, job, event: str, now: float, **changes):
+    def end(self, job, event: str, now: float, **changes):
         """Applies an event that ends a job for good, and all that follows from its end; returns as _move."""
         changes.setdefault("finished_at", now)
-        state = self._move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes)
+        state = self.move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes)
         if state is None:
             return None
         if job.state != "processing":
@@ -4332,12 +4306,12 @@ class Queue:
         if job.state not in FINAL:
             self._ended([(job, state)], now)
         if event == "bury":
-            self._notify("on_dead", job, now, error=changes.get("error"), exit_code=changes.get("exit_code"))
+            self.notify("on_dead", job, now, error=changes.get("error"), exit_code=changes.get("exit_code"))
         return state
 
-    def _notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
+    def notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
         """Enqueues the user's command for an event: a job of its own, so it is bounded, logged, and harms no other."""
-        command = self.setting(key)
+        command = self._store.settings.value(key)
         if not command or job.hook in ("on_idle", key):
             return
         facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
@@ -4346,7 +4320,7 @@ class Queue:
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
                     hook=key, cwd=job.cwd, base=data[0] if data else b"")
-        plan.store(self, now, pool=job.pool)
+        plan.store(self._store, now, pool=job.pool)
 
     def _ended(self, ended: list, now: float) -> None:
         """Frees or cancels what waited for these (job, state); a list, since a chain of parents may be long."""
@@ -4360,18 +4334,18 @@ class Queue:
                 [left] = self._db.execute("SELECT unfinished FROM batch WHERE id=?", (job.batch,)).fetchone()
                 if left <= 0:
                     self._release_children(-job.batch, "completed", now, ended)
-                    self._tell()
+                    self._db.hint()
 
     def _release_children(self, parent: int, state: str, now: float, ended: list) -> None:
         for child, any_end in self._db.execute("SELECT child, any FROM dep WHERE parent=? AND done=0", (parent,)).fetchall():
             if state == "completed" or any_end:
                 self._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, child))
-            job = self._job(child)
+            job = self._store.look.row(child)
             if job is None or job.state not in WAITING:
                 continue
             if state == "completed" or any_end:
-                self._regate(job, now)
-            elif self._move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None,
+                self.regate(job, now)
+            elif self.move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None,
                             error=orphan_text(parent, state)):
                 self._note(job, "cancel", "cancelled", now, orphan_text(parent, state))
                 ended.append((job, "cancelled"))
@@ -4391,13 +4365,13 @@ class Queue:
             if failed:  # another parent of a child keeps it cancelled
                 self._db.execute("UPDATE job SET cause=?, error=? WHERE id=?", (failed[0], orphan_text(*failed), job.id))
                 continue
-            if not self._move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
+            if not self.move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
                               exit_code=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
                 return False
             self._note(job, "retry", "pending", now)
             if job.batch is not None:
                 self._db.execute("UPDATE batch SET unfinished=unfinished+1 WHERE id=?", (job.batch,))
-            self._regate(self._job(job.id), now)
+            self.regate(self._store.look.row(job.id), now)
             rows = self._db.execute("SELECT " + JOB_SELECT + " FROM dep JOIN job ON job.id=dep.child "
                                     "WHERE dep.parent=? AND job.cause=? AND job.state='cancelled'", (job.id, job.id)).fetchall()
             revived.extend(Job.of(row) for row in rows)
@@ -4405,14 +4379,82 @@ class Queue:
 
     def _duplicate(self, job):
         """The id of an unfinished job with the unique key of one that has ended, or None."""
-        return None if job.unique_key is None else self._twin(job.unique_key, 0, 0)
+        return None if job.unique_key is None else self.find_duplicate(job.unique_key, 0, 0)
 
     def _failed_parent(self, job):
         """(id, state) of a parent whose end keeps a job cancelled, or None."""
         return self._db.execute("SELECT parent, state FROM dep JOIN job ON job.id=dep.parent WHERE child=? AND done=0 AND any=0 "
                                 "AND state IN ('dead','cancelled') LIMIT 1", (job.id,)).fetchone()
 
-    # -- claims and outcomes --
+    def _each(self, ids, action) -> list:
+        """(id, result) of `action(job, now)` for each job, some hundreds in one transaction."""
+        results, ids = [], list(ids)
+        for start in range(0, len(ids), 500):
+            with self._db.undo, Transaction(self._db) as now:
+                for number in ids[start:start + 500]:
+                    job = self._store.look.row(number)
+                    results.append((number, "gone" if job is None else action(job, now)))
+        return results
+
+    def cancel(self, ids) -> list:
+        """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
+        ids = list(ids)
+        before = {number for number in ids if getattr(self._store.look.find(number), "state", None) == "cancelled"}
+        return [(number, "cancelled" if result == "cancelled already" and number not in before else result)  # with its parent
+                for number, result in self._each(ids, self.cancel_one)]
+
+    def cancel_one(self, job, now: float) -> str:
+        if job.state == "processing":
+            self._db.execute("UPDATE job SET cancel=1 WHERE id=?", (job.id,))
+            self._db.hint()
+            return "asked"
+        if self.end(job, "cancel", now, error="cancelled"):
+            return "cancelled"
+        return "cancelled already" if job.state == "cancelled" else job.state
+
+    def retry(self, ids) -> list:
+        """(id, result): `pending` (retries counted anew, history kept), or why not: its state, or a failed parent."""
+        def change(job, now):
+            if self._revive(job, now):
+                return "pending"
+            failed = self._failed_parent(job)
+            if job.state == "pending":
+                return "pending already"
+            if failed is None and job.state in FINAL:
+                return "%s, and %s" % (job.state, duplicate_text(self._duplicate(job)))
+            return job.state if failed is None else "%s: retry %s first" % (job.state, orphan_text(*failed)[4:])
+        return self._each(ids, change)
+
+    def hold(self, ids, held: bool = True) -> list:
+        """(id, result): `held`, or `released`, or its state where it does not wait."""
+        def change(job, now):
+            if job.state not in WAITING:
+                return job.state
+            self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
+            self.regate(job._replace(held=int(held)), now)
+            return "held" if held else "released"
+        return self._each(ids, change)
+
+    def edit(self, ids, options: dict) -> list:
+        """(id, result): `edited`, or the state of a job that does not wait.  `options` are those that `edit` takes, and `command`."""
+        columns, options = job_columns(parse_job(options, taker="edit"), OS.environment())
+
+        def change(job, now):
+            if job.state not in WAITING:
+                return job.state
+            columns.update(time_columns(options, now))
+            self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=?", (*columns.values(), job.id))
+            self.regate(self._store.look.row(job.id), now)
+            return "edited"
+        return self._each(ids, change)
+
+
+class Claims(Part):
+    """What workers write, one transaction per job: the last outcome and the next claim; and what could be claimed."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self._env = (None, b"")  # id and data of the environment read last
 
     def exchange(self, worker: int, outcome=None, claim: bool = True, queues=None, own=None, again: bool = False):
         """Records a worker's last outcome and claims its next job, in one transaction.
@@ -4421,17 +4463,17 @@ class Queue:
         `queues` is a list of names between slashes, None for all; `own` the supervisor id of a `run`,
         which takes the jobs kept for it; `again` that an earlier try failed: its commit may have got through.
         """
-        with self._undo, Transaction(self) as now:
+        with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
-                self._record(worker, outcome, now)
+                self.record(worker, outcome, now)
             if not claim:
                 return None
             job = self.job_of_worker(worker) if again else None
             if job is None:
                 job = self._claim(worker, queues, own, now)
             if job is None:
-                if outcome is not None and self.setting("on_idle") and not self.unfinished(own=own):
-                    self._notify("on_idle", outcome.job, now)
+                if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(own=own):
+                    self._store.life.notify("on_idle", outcome.job, now)
                 return None
             env = self._env
             if job.env != env[0]:  # jobs mostly share one, whose id is never given again
@@ -4440,16 +4482,16 @@ class Queue:
         self._env = env  # not before the commit: the id of one that is rolled back is given again
         return job, env[1]
 
-    def _record(self, worker: int, outcome, now: float):
+    def record(self, worker: int, outcome, now: float):
         """Writes how an attempt ended; returns as _move: nothing changes for a worker that has lost its claim."""
         job = outcome.job
         end = {"exit_code": outcome.exit_code, "error": outcome.error, "duration": outcome.duration}
         kind = outcome.kind
         if kind == "completed":
-            state = self._end(job, "complete", now, **end)
+            state = self._store.life.end(job, "complete", now, **end)
         elif kind == "cancelled" or self._db.execute("SELECT 1 FROM job WHERE id=? AND cancel=1", (job.id,)).fetchone():
             kind, end["error"] = "cancelled", "cancelled"
-            state = self._end(job, "cancel", now, **end)
+            state = self._store.life.end(job, "cancel", now, **end)
         elif kind == "released":
             state = self._put_back(job, "release", now, now, {"attempts": job.attempts - 1})
         elif kind == "crashed":
@@ -4463,25 +4505,25 @@ class Queue:
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
                  outcome.exit_code, end["error"], state))
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
-                self._tell(job.slots)  # others may have waited for what it took up
+                self._db.hint(job.slots)  # others may have waited for what it took up
         return state
 
     def _put_back(self, job, event: str, now: float, run_at: float, changes: dict):
         """Sends a running job to wait again, keeping its key; returns as _move."""
         gate = DUE if run_at > now else READY if job.pool is None else OWN
-        self._tell(0 if gate == DUE else 1)
-        return self._move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, cancel=0, **changes)
+        self._db.hint(0 if gate == DUE else 1)
+        return self._store.life.move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, cancel=0, **changes)
 
     def _record_failure(self, job, kind: str, now: float, end: dict):
         """(outcome, state) of an attempt that failed: a snooze, a retry, or the dead letter queue."""
         code = end["exit_code"] if end["exit_code"] is not None else signal_status(end["error"])
-        if code_in(code, job.snooze_on) and job.snoozes < self.setting("max_snoozes"):
+        if code_in(code, job.snooze_on) and job.snoozes < self._store.settings.value("max_snoozes"):
             pause = job.snooze if job.snooze is not None else 30.0
             return "snoozed", self._put_back(job, "snooze", now, now + pause, dict(
                 end, attempts=job.attempts - 1, snoozes=job.snoozes + 1))
         final = job.attempts > job.max_retries or code_in(code, job.dead_on)
         if final or job.retry_on is not None and not code_in(code, job.retry_on):
-            return kind, self._end(job, "bury", now, **end)
+            return kind, self._store.life.end(job, "bury", now, **end)
         pause = backoff_delay(job, int.from_bytes(os.urandom(2), "big") / 65536)
         return kind, self._put_back(job, "fail", now, now + pause, dict(end, finished_at=now))
 
@@ -4489,13 +4531,13 @@ class Queue:
         """The worker died: no retry is used up, but a job that kills its workers is stopped (sidekiq#4633, oban#328)."""
         crashes = job.crashes + 1
         end = dict(end, crashes=crashes, attempts=job.attempts - 1)
-        if crashes >= self.setting("max_crashes"):
-            return self._end(job, "bury", now, **dict(end, error="worker died %d times" % crashes))
+        if crashes >= self._store.settings.value("max_crashes"):
+            return self._store.life.end(job, "bury", now, **dict(end, error="worker died %d times" % crashes))
         pause = 0.0 if crashes == 1 else backoff_delay(job._replace(attempts=crashes - 1), 0.0)
         return self._put_back(job, "crash", now, now + pause, end)
 
     def _claim(self, worker: int, queues, own, now: float):
-        self._promote(now)
+        self._store.life.promote(now)
         for _ in range(CLAIM_LIMIT):
             row = self._db.execute(
                 "SELECT " + JOB_SELECT + ", queue.every, (SELECT count(*)>1 FROM queue) FROM queue JOIN job ON job.id=("
@@ -4511,7 +4553,7 @@ class Queue:
             if every is not None and not isinstance(every, float):
                 raise WrongValue("queue %s has a value of a wrong type in every" % quoted(job.queue))
             if job.expires_at is not None and job.expires_at <= now:
-                self._end(job, "expire", now, error="expired")
+                self._store.life.end(job, "expire", now, error="expired")
                 continue
             if not self._may_take(job, worker):
                 return None
@@ -4520,14 +4562,14 @@ class Queue:
                 self._db.execute("UPDATE queue SET served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
                                  {"next": now + (every or 0), "name": job.queue})
             if every is not None:
-                self._tell()  # a supervisor has to know when the next may start
+                self._db.hint()  # a supervisor has to know when the next may start
             return self._take(job, worker, now)
         return None
 
     def _take(self, job, worker: int, now: float):
         claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
                  "finished_at": None, "duration": None, "exit_code": None, "expires_at": None}
-        if not self._move(job, "claim", **claim):
+        if not self._store.life.move(job, "claim", **claim):
             raise WrongValue("job %d is %s, and yet stands where waiting jobs do" % (job.id, job.state))
         return job._replace(state="processing", gate=None, **claim)
 
@@ -4541,7 +4583,8 @@ class Queue:
             "SELECT id, slots, jobs_left, stop, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
             " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, 0, None)
-        if not pool and worker == self._worker and not self._db.execute("SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
+        if not pool and worker == self._store.workers.registered and not self._db.execute(
+                "SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
             raise QueueGone("worker %d was taken for dead, and is off the list" % worker)
         if stop:
             return False  # asked for already, though the worker has not heard of it yet
@@ -4553,92 +4596,204 @@ class Queue:
         if left is not None:
             self._db.execute("UPDATE supervisor SET jobs_left=jobs_left-1 WHERE id=? AND jobs_left>0", (pool,))
             if left <= 1:
-                self._tell()
+                self._db.hint()
         return left is None or left > 0
 
     def input_of(self, job) -> bytes:
         """What a job reads on its standard input."""
-        rows = self._read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.stdin,))
+        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.stdin,))
         return rows[0][0] if rows else b""
 
     def cancel_asked(self, job) -> int:
         """CANCEL or SPARE if that was asked for while the job runs, else 0."""
-        rows = self._read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
+        rows = self._db.read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
         return rows[0][0] if rows else 0
+
+    def job_of_worker(self, worker: int):
+        rows = self._db.read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
+        return Job.of(rows[0]) if rows else None
+
+    def ready(self, most: int, queues=None, own=None) -> int:
+        """How many jobs could be claimed now, counted up to `most`."""
+        rows = self._db.read(
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(own) + " LIMIT :most)), "
+            "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
+            "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) "
+            "AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))",
+            {"most": most, "now": self._db.clock(), "queues": queues, "own": own})
+        return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
+
+    def next_time(self, own=None):
+        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires.
+
+        An EXISTS without LIMIT, here and below, SQLite 3.35 takes for an IN, and reads all of job_ready.
+        """
+        times = self._db.read(
+            "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
+            "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
+            "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
+            " SELECT 1 FROM " + startable(own) + " LIMIT 1)), "
+            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._db.clock(), "own": own})[0]
+        if any(moment.__class__ is str or moment.__class__ is bytes for moment in times[:2]):
+            raise WrongValue("a job has a value of a wrong type in run_at or expires_at")
+        return min((t for t in times if isinstance(t, (int, float))), default=None)
+
+    def unfinished(self, queues=None, own=None, but=None) -> bool:
+        """Whether anything is left that could still run by itself, `but` a job: for --drain, and for `run` its own jobs."""
+        if own:
+            return bool(self._db.read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (own,)))
+        return bool(self._db.read(
+            "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
+            " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
+            "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' AND id IS NOT :but UNION ALL "
+            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
+            "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
+            "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open "
+            "AND (:but IS NULL OR key IS NOT (SELECT key FROM job WHERE id=:but)) LIMIT 1", {"queues": queues, "but": but}))
+
+    def stalled_job(self, own: int):
+        """Of the jobs of a `run`, the first that waits, if none of them runs; else None."""
+        [job, running] = self._db.read(
+            "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:own AND gate=5 LIMIT 1),"
+            " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:own AND gate IN (1, 4) LIMIT 1)), "
+            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:own)", {"own": own})[0]
+        return self._store.look.find(job) if job is not None and not running else None
+
+
+class Workers(Part):
+    """The rows of workers and supervisors: who is listed, who lives, what they are asked to do."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.registered = None   # the worker that this process has registered
+
+    def leave_behind(self) -> None:
+        """Release the workers of the database that this one is a copy of, or of the place that it was moved from.
+
+        A worker that has its lock file here is left to `rescue`.
+        """
+        if not self._db.read("SELECT 1 FROM worker WHERE instr(place, ?)<>1 LIMIT 1", (self._db.place(),)):
+            return
+        try:
+            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and not (
+                os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self._db.files.output(worker.id)) or
+                self.is_alive(worker))])
+        except (sqlite3.OperationalError, OSError):
+            pass  # who may not write can look all the same
+
+    def is_at_home(self, worker) -> bool:
+        """Whether a worker registered in this very file, by whatever path; true of one of a release that didn't say."""
+        return worker.place is None or worker.place.startswith(self._db.place())
+
+    def home(self, worker) -> str:
+        """Return the path of the database as a worker knew it."""
+        return worker.place.split(":", 2)[-1] if worker.place else self._db.path
+
+    def files_of(self, worker):
+        """Return the Files that a worker has its lock and output in: if the database was moved away from them, those of old."""
+        home = self.home(worker)
+        if home != self._db.path and not os.path.exists(self._db.files.lock(worker.id)) and not os.path.exists(home):
+            left = Files(home)
+            if os.path.exists(left.lock(worker.id)):
+                return left
+        return self._db.files
+
+    def is_alive(self, worker):
+        """Whether a worker lives: its lock says so.  Without a lock file, what else is known; None if that is not enough.
+
+        The directory of the locks may have been deleted under it, or have stayed behind when the database was copied.
+        """
+        lock = self.files_of(worker).lock(worker.id)
+        if OS.is_held(lock):
+            return True
+        if os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
+            return False
+        away = not self.is_at_home(worker)
+        if away and os.path.exists(self.home(worker)):
+            return False  # this is a copy: the worker is the other's
+        machine = OS.machine()
+        if machine and worker.machine == machine:
+            return OS.is_running(worker.pid, worker.born)
+        if away or machine and worker.machine and machine.split("/")[0] != worker.machine.split("/")[0]:
+            return False  # another boot, or another computer
+        return None
+
+    def _listed(self, table: str, columns: str, rest: str) -> list:
+        """Return rows as _rows, without those of wrong values: one must not hide the others.  `doctor` tells of it."""
+        return [row for row in self._db.read("SELECT %s FROM %s" % (columns, rest))
+                if not examined(table, columns, tuple(map(type, row)))[0]]
 
     def spare(self, job) -> None:
         """Let a running job end by itself though its worker is told to end now: it is the job that asked for the stop."""
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             self._db.execute("UPDATE job SET cancel=2 WHERE id=? AND attempt=? AND state='processing' AND cancel=0", (job.id, job.attempt))
-
-    # -- workers and supervisors --
 
     def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues, max_jobs=None, arguments="") -> tuple:
         """Registers this process; returns (id, the descriptor that holds its lock).
 
         The lock is taken before the row is seen, so that no one takes us for dead.
         """
-        self.files.make()
-        with self._undo, Transaction(self) as now:
-            self._refuse_counters()
+        self._db.files.make()
+        with self._db.undo, Transaction(self._db) as now:
+            self._store.keep.refuse_counters()
             identity = self._db.execute(
                 "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (os.getpid(), port, token, slots, queues, kind, now, max_jobs, arguments)).lastrowid
-            return identity, OS.hold(self.files.lock("s%d" % identity))
+            return identity, OS.hold(self._db.files.lock("s%d" % identity))
 
     def add_worker(self, supervisor: int) -> tuple:
         """As add_supervisor, for a worker of it; raises QueueGone when that is not registered."""
-        self.files.make()
-        with self._undo, Transaction(self) as now:
+        self._db.files.make()
+        with self._db.undo, Transaction(self._db) as now:
             if not self._db.execute("SELECT 1 FROM supervisor WHERE id=?", (supervisor,)).fetchone():
                 raise QueueGone("supervisor %d is not registered any more" % supervisor)
-            place = os.fsencode(self._place() + self.path)
-            identity = self._worker = self._db.execute(
+            place = os.fsencode(self._db.place() + self._db.path)
+            identity = self.registered = self._db.execute(
                 "INSERT INTO worker(supervisor, pid, machine, started_at, born, place) VALUES(?, ?, ?, ?, ?, ?)",
                 (supervisor, os.getpid(), OS.machine(), now, OS.born(), place)).lastrowid
-            self._tell()
-            return identity, OS.hold(self.files.lock(identity))
+            self._db.hint()
+            return identity, OS.hold(self._db.files.lock(identity))
 
     def remove_worker(self, worker: int) -> bool:
         """Takes a worker off the list that ends well; its lock file may go then, once it is closed."""
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             gone = self._db.execute("DELETE FROM worker WHERE id=? AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?)",
                                     (worker, worker)).rowcount
         return bool(gone)  # else it holds a job whose outcome could not be written: left to a rescuer
 
     def remove_supervisor(self, supervisor: int) -> None:
         """Takes a supervisor off the list; jobs that a `run` had kept for itself are anyone's."""
-        with self._undo, Transaction(self) as now:
+        with self._db.undo, Transaction(self._db) as now:
             self._drop_supervisor(supervisor, now)
-        remove(self.files.lock("s%d" % supervisor))
+        remove(self._db.files.lock("s%d" % supervisor))
 
     def _drop_supervisor(self, supervisor: int, now: float) -> None:
         rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE pool=? AND gate IS NOT NULL", (supervisor,)).fetchall()
         self._db.execute("UPDATE job SET pool=NULL WHERE pool=?", (supervisor,))
         for row in rows:
-            self._regate(Job.of(row)._replace(pool=None), now)
+            self._store.life.regate(Job.of(row)._replace(pool=None), now)
         self._db.execute("DELETE FROM supervisor WHERE id=?", (supervisor,))
 
     def release_workers(self, workers) -> None:
         """Take workers off the list that are not this file's, and supervisors without any, and give their jobs back."""
-        with self._undo, Transaction(self) as now:
-            self._db.executemany("DELETE FROM worker WHERE id=?", [(worker.id,) for worker in workers])
-            self._release_unlisted("released", "the database was copied or moved while it ran", now)
+        with self._db.undo, Transaction(self._db) as now:
+            self._db.connection.executemany("DELETE FROM worker WHERE id=?", [(worker.id,) for worker in workers])
+            self.release_unlisted("released", "the database was copied or moved while it ran", now)
             for supervisor, in self._db.execute(
                     "SELECT id FROM supervisor WHERE NOT EXISTS(SELECT 1 FROM worker WHERE supervisor=supervisor.id)").fetchall():
-                if not OS.is_held(self.files.lock("s%d" % supervisor)):
+                if not OS.is_held(self._db.files.lock("s%d" % supervisor)):
                     self._drop_supervisor(supervisor, now)
-            self._tell()
+            self._db.hint()
 
-    def _release_unlisted(self, kind: str, why: str, now: float) -> None:
+    def release_unlisted(self, kind: str, why: str, now: float) -> None:
         """Take running jobs from workers that are not on the list, if nothing of them is here."""
         for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' "
                                     "AND NOT EXISTS(SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
             job = Job.of(row)
-            if not OS.is_held(self.files.lock(job.worker)) and not OS.is_held(self.files.output(job.worker)):
+            if not OS.is_held(self._db.files.lock(job.worker)) and not OS.is_held(self._db.files.output(job.worker)):
                 duration = max(0.0, now - (job.started_at or now))
-                self._record(job.worker, Outcome(job, kind, None, why, None, job.started_at, duration), now)
+                self._store.claims.record(job.worker, Outcome(job, kind, None, why, None, job.started_at, duration), now)
 
     def supervisors(self) -> list:
         return [SupervisorRow._make(row) for row in self._listed(
@@ -4657,7 +4812,7 @@ class Queue:
         """
         asked = {}
         for supervisor in self.supervisors():
-            path = self.files.lock("s%d" % supervisor.id)
+            path = self._db.files.lock("s%d" % supervisor.id)
             try:
                 if OS.is_held(path) and os.stat(path).st_size:  # that of an older version is empty: it can't answer
                     os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
@@ -4665,7 +4820,7 @@ class Queue:
             except OSError:
                 pass  # another user's, or just gone: it can't be asked
         if asked:
-            self._send(self._listeners(), 0)
+            self._db.send(self._db.listeners(), 0)
         limit = time.monotonic() + LOOK_S + 0.5
         while True:
             silent = {}
@@ -4681,18 +4836,18 @@ class Queue:
             time.sleep(0.005)
 
     def ask_stop(self, supervisor: int, level: int) -> None:
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             self._db.execute("UPDATE supervisor SET stop=max(stop, ?) WHERE id=?", (level, supervisor))
-            self._tell()
+            self._db.hint()
 
     def ask_scale(self, supervisor: int, slots: int) -> None:
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             self._db.execute("UPDATE supervisor SET slots=? WHERE id=?", (slots, supervisor))
-            self._tell()
+            self._db.hint()
 
     def orders(self, supervisor: int) -> tuple:
         """(level to stop at: 0 none, 1 after the jobs, 2 now; workers wanted; whether jobs may still be taken)."""
-        rows = self._read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
+        rows = self._db.read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
         if not rows:
             return 2, 0, False
         stop, wanted, may_take = checked("supervisor", "stop, slots, jobs_left", rows[0])
@@ -4700,94 +4855,91 @@ class Queue:
 
     def to_cancel(self, supervisor: int) -> list:
         """Pids of its workers whose job shall be cancelled."""
-        return [pid for pid, in self._read(
+        return [pid for pid, in self._db.read(
             "SELECT worker.pid FROM job INDEXED BY job_running JOIN worker ON worker.id=job.worker "
             "WHERE state='processing' AND job.cancel=1 AND worker.supervisor=?", (supervisor,))]
 
-    def job_of_worker(self, worker: int):
-        rows = self._read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
-        return Job.of(rows[0]) if rows else None
-
     def release_dead(self, worker: int, outcome) -> None:
         """Takes the job of a worker that is surely dead from it, and the worker off the list."""
-        with self._undo, Transaction(self) as now:
+        with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
-                self._record(worker, outcome, now)
+                self._store.claims.record(worker, outcome, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
 
-    def ready(self, most: int, queues=None, own=None) -> int:
-        """How many jobs could be claimed now, counted up to `most`."""
-        rows = self._read(
-            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(own) + " LIMIT :most)), "
-            "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
-            "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) "
-            "AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))",
-            {"most": most, "now": self._clock(), "queues": queues, "own": own})
-        return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
+    def sweep(self) -> None:
+        """Remove the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
+        with self._db.undo, Transaction(self._db) as now:  # none is being added meanwhile
+            self.release_unlisted("crashed", "worker died", now)
+            listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
+            for name in os.listdir(self._db.files.workers):
+                path = os.path.join(self._db.files.workers, name)
+                number = name.split(".")[0]
+                if number.lstrip("s").isdigit() and number not in listed and not OS.is_held(path):
+                    remove(path)
 
-    def next_time(self, own=None):
-        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires.
+    def begin_wait(self, job: int, ids: list) -> set:
+        """Write down that a running job waits for others; return those that can't end before it, which it must not wait for."""
+        with self._db.undo, Transaction(self._db):
+            self._db.execute("DELETE FROM waiting WHERE NOT EXISTS("
+                             "SELECT 1 FROM job WHERE id=waiting.job AND state='processing' AND attempt=waiting.attempt)")
+            self._db.connection.executemany("INSERT OR REPLACE INTO waiting(target, job, attempt) "
+                                            "SELECT ?, id, attempt FROM job WHERE id=?",
+                                 [(target, job) for target in ids])
+        # Only now: of two jobs that begin to wait for each other at once, one at least sees the other.
+        later = self.later_than(job) | {job}
+        self.end_wait(job, later.intersection(ids))
+        return later
 
-        An EXISTS without LIMIT, here and below, SQLite 3.35 takes for an IN, and reads all of job_ready.
-        """
-        times = self._read(
-            "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
-            "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
-            "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
-            " SELECT 1 FROM " + startable(own) + " LIMIT 1)), "
-            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._clock(), "own": own})[0]
-        if any(moment.__class__ is str or moment.__class__ is bytes for moment in times[:2]):
-            raise WrongValue("a job has a value of a wrong type in run_at or expires_at")
-        return min((t for t in times if isinstance(t, (int, float))), default=None)
+    def end_wait(self, job: int, ids) -> None:
+        with self._db.undo, Transaction(self._db):
+            self._db.connection.executemany("DELETE FROM waiting WHERE target=? AND job=?", [(target, job) for target in ids])
 
-    def unfinished(self, queues=None, own=None, but=None) -> bool:
-        """Whether anything is left that could still run by itself, `but` a job: for --drain, and for `run` its own jobs."""
-        if own:
-            return bool(self._read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (own,)))
-        return bool(self._read(
-            "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
-            " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
-            "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' AND id IS NOT :but UNION ALL "
-            "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
-            "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
-            "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open "
-            "AND (:but IS NULL OR key IS NOT (SELECT key FROM job WHERE id=:but)) LIMIT 1", {"queues": queues, "but": but}))
+    def later_than(self, job: int) -> set:
+        """The jobs that can't end before this one: they wait for it, come after it or its batch, or queue for its key."""
+        found, left = set(), [job]
+        while left:
+            rows = self._db.read(
+                "SELECT waiting.job FROM waiting JOIN job ON job.id=waiting.job AND state='processing' AND job.attempt=waiting.attempt "
+                "WHERE target=:id UNION ALL SELECT child FROM dep WHERE parent=:id AND done=0 UNION ALL "
+                "SELECT child FROM dep WHERE parent=-(SELECT batch FROM job WHERE id=:id) AND done=0 UNION ALL "
+                "SELECT id FROM job INDEXED BY job_keyed WHERE gate=4 AND key=(SELECT key FROM job WHERE id=:id) "
+                "AND (SELECT job FROM keylock WHERE keylock.key=job.key)=:id", {"id": left.pop()})
+            fresh = {number for number, in rows} - found
+            found |= fresh
+            left.extend(fresh)
+        return found - {job}
 
-    def stalled_job(self, own: int):
-        """Of the jobs of a `run`, the first that waits, if none of them runs; else None."""
-        [job, running] = self._read(
-            "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:own AND gate=5 LIMIT 1),"
-            " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:own AND gate IN (1, 4) LIMIT 1)), "
-            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:own)", {"own": own})[0]
-        return self.find(job) if job is not None and not running else None
+
+class Schedules(Part):
+    """Schedules, and the jobs that they enqueue."""
 
     def tick(self) -> None:
         """What a supervisor does when a time has come: jobs that fall due or expire, schedules."""
-        with self._undo, Transaction(self) as now:
-            self._expire(now)
-            self._promote(now)
-            self._fire(now)
+        with self._db.undo, Transaction(self._db) as now:
+            self._store.life.expire(now)
+            self._store.life.promote(now)
+            self.fire(now)
 
     def mend_clock(self) -> None:
         """Where the clock was set back, brings relative times back within their own delay."""
-        with self._undo, Transaction(self) as now:
+        with self._db.undo, Transaction(self._db) as now:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
                              {"now": now})
-            for schedule in self.schedules():
+            for schedule in self.list():
                 due, error = self._alone(lambda schedule=schedule: schedule.after_clock_change(now))
                 if error is None and due < schedule.next_at:  # also of one that was broken, and no longer is
-                    self._set_schedule(schedule, next_at=due, error=None)
+                    self._set(schedule, next_at=due, error=None)
                 elif error is not None:
-                    self._set_schedule(schedule, error=error)
-            self._tell()
+                    self._set(schedule, error=error)
+            self._db.hint()
 
     def fire_at_boot(self, boot: str) -> None:
         """Enqueue what is to run once when workers start after a boot; a boot that can't be told counts for none."""
         if boot:
-            with self._undo, Transaction(self) as now:
-                for schedule in self._schedules("WHERE lower(trim(spec))='@reboot' AND paused=0 AND boot IS NOT ?", (boot,)):
-                    error = self._alone(lambda schedule=schedule: self._run_schedule(schedule, now))[1]
-                    self._set_schedule(schedule, boot=boot, last_at=now, error=error)
+            with self._db.undo, Transaction(self._db) as now:
+                for schedule in self._all("WHERE lower(trim(spec))='@reboot' AND paused=0 AND boot IS NOT ?", (boot,)):
+                    error = self._alone(lambda schedule=schedule: self._run(schedule, now))[1]
+                    self._set(schedule, boot=boot, last_at=now, error=error)
 
     def _alone(self, action) -> tuple:
         """(what `action` returns, None), or (None, what is wrong) with nothing of it done: one row must not stop the others.
@@ -4805,65 +4957,181 @@ class Queue:
             self._db.execute("ROLLBACK TO alone")
             return None, row_fault(error)
         finally:
-            if self._db.in_transaction:  # SQLite itself rolls back at some errors
+            if self._db.connection.in_transaction:  # SQLite itself rolls back at some errors
                 self._db.execute("RELEASE alone")
 
-    def tidy(self, after: int, most: int = 500) -> int:
-        """Removes finished jobs that are older than keep_finished, logs first, of some rows of the history.
+    def add(self, name: str, spec, every, job, tz=None, misfire: str = "once", no_overlap: bool = False,
+                     overlap: str = "", replace: bool = False) -> float:
+        """Store a schedule by a cron line or by seconds between runs; return the time of its first run."""
+        return self.add_all([self.plan(name, spec, every, job, tz, misfire, no_overlap, overlap, replace)], replace)[0]
 
-        Every job that ended has its row there, in the order of their ends; `after` is the last one looked at.
-        Returns the number to go on from, which is `after` when there is nothing to do.
+    def plan(self, name: str, spec, every, job, tz=None, misfire="once", no_overlap=False, overlap="",
+                      replace=False) -> dict:
+        """Return the row of a schedule of `job`, a dict or a Plan of one, for add_schedules.
+
+        What is replaced keeps its zone unless another is given.
         """
-        keep = self.setting("keep_finished")
-        if keep is None:
-            return after
-        rows = self._read("SELECT seq, history.finished_at, job.id, job.state, job.finished_at FROM history "
-                          "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
-        now = self._clock()
-        old, stray, limit = set(), [], now - keep
-        for seq, ended_at, job, state, finished_at in rows:
-            if any(time.__class__ is str or time.__class__ is bytes for time in (ended_at, finished_at)):
-                raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
-            if ended_at is not None and limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
-                break
-            after = seq
-            if state in ("completed", "cancelled") and finished_at < limit:
-                old.add(job)
-            elif job is None:
-                stray.append((seq,))
-        self._delete(sorted(old))
-        if stray:  # rows that were the newest when their job went, which the trigger spares
-            with self._undo, Transaction(self):
-                self._db.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
-        return after
+        import json
+        now, rule = self._db.clock(), None
+        if tz is None and replace:
+            tz = next((schedule.tz for schedule in self.list() if schedule.name == name), None)
+        plan = job if isinstance(job, Plan) else Plan([job], taker="cron")
+        options, (_, columns, parsed) = dict(plan.given[0]), plan.items[0]
+        if "at" in parsed and len(str(options["at"]).strip()) != 5:
+            options["at"] = utc(parsed["at"])
+        if spec or "at" in parsed:
+            tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
+        if "cwd" in columns:  # from here, not from wherever the supervisor that fires it will be
+            options["cwd"] = columns["cwd"] if isinstance(columns["cwd"], str) else text_of(columns["cwd"])
+        umask = OS.umask()
+        if umask is not None:
+            options = {"umask": "%04o" % umask, **options}
+        if "stdin" in parsed:
+            options["stdin"] = parsed["stdin"].decode("utf-8", "surrogateescape")
+        for ref in parsed.get("after", []) + parsed.get("after_any", []):
+            if ref not in [schedule.name for schedule in self.list()]:
+                self._store.look.ids(ref)
+        return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": misfire, "created_at": now,
+                "no_overlap": OVERLAPS.index(parse_choice(overlap or ("skip" if no_overlap else "allow"), "overlap", OVERLAPS)),
+                "next_at": now + every if every else next_run(parse_cron(spec), now, tz, rule), "boot": OS.boot(),
+                "options": json.dumps(options), "cwd": encodable(given(os.getcwd()), "this directory")}
 
-    def sweep(self) -> None:
-        """Remove the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
-        with self._undo, Transaction(self) as now:  # none is being added meanwhile
-            self._release_unlisted("crashed", "worker died", now)
-            listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
-            for name in os.listdir(self.files.workers):
-                path = os.path.join(self.files.workers, name)
-                number = name.split(".")[0]
-                if number.lstrip("s").isdigit() and number not in listed and not OS.is_held(path):
-                    remove(path)
+    def add_all(self, rows: list, replace: bool = False) -> list:
+        """Store rows of plan_schedule, all or none; return the times of their first runs.
 
-    def _delete(self, rows: list) -> None:
-        """Remove finished jobs, given by their ids, with their logs."""
-        if rows:
-            self.files.remove_logs(rows)
-            with self._undo, Transaction(self):
-                batches = {self._job(job).batch for job in rows if self._job(job)} - {None}
-                self._db.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
-                                     [(job,) for job in rows])
-                self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
-                                 "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
-                self._db.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
-                                     "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", [(batch,) for batch in batches])
+        What is replaced stays paused if it was, and one whose times are the same keeps the next of them.
+        """
+        with self._db.undo, Transaction(self._db):
+            for row in rows:
+                before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
+                                          (row["name"],)).fetchone()
+                if before and not replace:
+                    raise UserError("there is a schedule %s already: give --replace, or remove it with `%s cron rm`" % (
+                        quoted(row["name"]), PROGRAM))
+                row["env"] = self._store.queues.store_env(OS.environment(), 1)
+                if before:
+                    if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:
+                        row["next_at"] = before[3]
+                    row.update(zip(("paused", "last_at", "last_job"), before[4:]))
+                    self._db.execute("DELETE FROM schedule WHERE name=?", (row["name"],))
+                self._db.execute("INSERT INTO schedule(" + ", ".join(row) + ") VALUES(" + ", ".join(":" + key for key in row) + ")", row)
+            self._db.hint()
+        return [row["next_at"] for row in rows]
 
-    # -- looking --
+    def settle_zones(self) -> None:
+        """Gives schedules of an earlier release the zone that they were added in: that of their environment, or else this machine's."""
+        for schedule in self._all("WHERE spec IS NOT NULL AND rule IS NULL"):
+            tz = schedule.tz
+            try:
+                if tz is None:
+                    row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
+                    found = [os.fsdecode(entry[3:]) for entry in (row[0] if row else b"").split(b"\0") if entry.startswith(b"TZ=")]
+                    tz = OS.zone(found[0] if found else None)
+                self._set(schedule, **dict(zip(("tz", "rule"), zone_and_rule(tz))))
+            except (UserError, ValueError, TypeError, AttributeError):
+                continue  # told when it is due
 
-    def _job(self, number: int):
+    def list(self) -> list:
+        return self._all("")
+
+    def _all(self, where: str, values=()) -> list:
+        """Schedules, those too that hold a wrong value, without it and with that as their error: one must not hide the others."""
+        columns, found = ", ".join(Schedule._fields), []
+        for row in self._db.read("SELECT " + columns + " FROM schedule " + where + " ORDER BY name", values):
+            schedule = Schedule._make(row)
+            wrong = [column for column in examined("schedule", columns, tuple(map(type, row)))[0] if column != "name"]
+            if wrong:
+                schedule = schedule._replace(**dict(dict.fromkeys(wrong), error="has a wrong value in " + ", ".join(wrong)))
+            if isinstance(schedule.name, bytes):
+                schedule = schedule._replace(name=as_text(schedule.name))
+            found.append(schedule)
+        return found
+
+    def _set(self, schedule, **changes) -> None:
+        """Change the row of a schedule, whatever bytes its name is made of: one that stayed due would be tried without end."""
+        self._db.execute("UPDATE schedule SET " + assignments(tuple(changes)) + " WHERE CAST(name AS BLOB)=?",
+                         (*changes.values(), schedule.key))
+
+    def get(self, name: str):
+        found = [schedule for schedule in self.list() if schedule.name == name]
+        if not found:
+            raise UserError("no schedule %s: see `%s cron list`" % (quoted(name), PROGRAM))
+        return found[0]
+
+    def pause(self, name: str, paused: bool) -> None:
+        """Pauses a schedule, or lets it go on with its next time from now."""
+        schedule = self.get(name)
+        with self._db.undo, Transaction(self._db) as now:
+            next_at, error = (schedule.next_at, None) if paused else self._alone(lambda: schedule.following(now))
+            if error is not None:
+                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+            self._set(schedule, paused=int(paused), next_at=next_at, boot=OS.boot())
+            self._db.hint()
+
+    def remove(self, name: str) -> None:
+        schedule = self.get(name)
+        with self._db.undo, Transaction(self._db):
+            self._db.execute("DELETE FROM schedule WHERE CAST(name AS BLOB)=?", (schedule.key,))
+
+    def run(self, name: str) -> int:
+        """Enqueues a schedule's job now, beside its times; returns its id."""
+        schedule = self.get(name)
+        with self._db.undo, Transaction(self._db) as now:
+            job, error = self._alone(lambda: self._run(schedule, now))
+            if error is not None:
+                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+            if job is None:
+                raise UserError("schedule %s has a job that is unfinished, %d, and does not overlap: wait for it, or cancel it" % (
+                    quoted(name), self._unfinished_of(schedule)[0]))
+            return job
+
+    def fire(self, now: float) -> None:
+        """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once.
+
+        What is wrong with a schedule is noted on it.  One whose next time can't be told stands still until workers
+        start again (mend_clock), or it is resumed or replaced.
+        """
+        due = self._all("WHERE paused=0 AND next_at<=?", (now,))
+        for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at)):  # parents first
+            late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
+            error = None if late else self._alone(lambda schedule=schedule: self._run(schedule, now))[1]
+            next_at, fault = self._alone(lambda schedule=schedule: schedule.following(now))
+            self._set(schedule, next_at=NEVER if fault else next_at, last_at=schedule.next_at, error=fault or error)
+
+    def _run(self, schedule, now: float):
+        """Enqueue a schedule's job; return its id, or None if an unfinished job of it makes it superfluous."""
+        overlap = OVERLAPS[schedule.no_overlap]
+        unfinished = self._unfinished_of(schedule) if overlap in ("skip", "replace") else []
+        if overlap == "skip" and unfinished:
+            return None
+        for number in unfinished:
+            self._store.life.cancel_one(self._store.look.row(number), now)
+        data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
+        plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
+        [job] = plan.store(self._store, now)
+        self._set(schedule, last_job=job)
+        return job
+
+    def _unfinished_of(self, schedule) -> list:
+        """Ids of the jobs of a schedule that are unfinished: whoever enqueued them, `cron run` and `retry` too."""
+        return [job for job, in self._db.execute(
+            "SELECT id FROM job INDEXED BY job_schedule WHERE schedule=:name AND state IN ('pending','processing','failed') UNION "
+            "SELECT id FROM job WHERE id=:last AND state IN ('pending','processing','failed') ORDER BY id",
+            {"name": schedule.name, "last": schedule.last_job})]
+
+    def job_or_schedule(self, ref: str):
+        """The id of the job of this id or name, else of the last job of the schedule of this name, or None."""
+        job = self._store.look.find(ref)
+        if job is not None:
+            return job.id
+        rows = self._db.read("SELECT last_job FROM schedule WHERE name=?", (searchable(ref),))
+        return rows[0][0] if rows else None
+
+
+class Look(Part):
+    """Questions that change nothing: jobs, their history, why one waits, what has happened."""
+
+    def row(self, number: int):
         row = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (number,)).fetchone()
         return Job.of(row) if row else None
 
@@ -4871,17 +5139,17 @@ class Queue:
         """The job with this id or name, or None."""
         text = str(ref)
         if text.isascii() and text.isdigit():
-            rows = self._read("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (int(text),)) if len(text) < 19 else []
+            rows = self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (int(text),)) if len(text) < 19 else []
         else:
-            rows = [] if "\0" in text else self._read("SELECT " + JOB_SELECT + " FROM job WHERE name=?", (searchable(text),))
+            rows = [] if "\0" in text else self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE name=?", (searchable(text),))
         return Job.of(rows[0]) if rows else None
 
     def ids_between(self, low: int, high: int) -> list:
-        return [job for job, in self._read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
+        return [job for job, in self._db.read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
 
     def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None) -> list:
         """Ids of the jobs that match every filter given, oldest first; `name` is a glob, `before` a time of their end."""
-        rows = self._read(
+        rows = self._db.read(
             "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
             "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
             "ORDER BY id", {"states": slashed(states), "queue": queue, "name": name,
@@ -4928,7 +5196,7 @@ class Queue:
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
                  if len(states) == 1 and states[0] != "pending" else "WHERE 1")
         order = sort + ", id" if sort else "id DESC"
-        return [Job.of(row) for row in self._read(
+        return [Job.of(row) for row in self._db.read(
             "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
             "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:since IS NULL OR created_at>=:since) "
             "ORDER BY " + order + " LIMIT :limit", values)]
@@ -4937,31 +5205,16 @@ class Queue:
         """For each job that comes after others, their ids; a negative one is a batch."""
         found = {}
         for number in ids:
-            for parent, in self._read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=?", (number,)):
+            for parent, in self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=?", (number,)):
                 found.setdefault(number, []).append(parent)
         return found
 
-    def counts(self, queue=None) -> dict:
-        """How many jobs are in each state."""
-        counts = dict.fromkeys(STATES, 0)
-        counts.update(self._read("SELECT state, sum(n) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
-                                 {"queue": queue}))
-        return counts
-
-    def batch_counts(self, batch: int) -> dict:
-        counts = dict.fromkeys(STATES, 0)
-        counts.update(self._read("SELECT state, count(*) FROM job INDEXED BY job_batch WHERE batch=? GROUP BY state", (batch,)))
-        return counts
-
-    def is_paused(self, name: str) -> bool:
-        return bool(self._read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
-
     def oldest_waiting(self):
         """Of the jobs that could run, the one that has waited longest; None where there is none."""
-        ids, places = [], [(name, 2**62) for name, in self._read("SELECT name FROM queue")]
+        ids, places = [], [(name, 2**62) for name, in self._db.read("SELECT name FROM queue")]
         while places:  # in each queue and priority the first has waited longest
             name, above = places.pop()
-            rows = self._read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
+            rows = self._db.read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
                               "ORDER BY priority DESC, id LIMIT 1", (name, above))
             for number, priority in rows:
                 ids.append(number)
@@ -4970,375 +5223,120 @@ class Queue:
 
     def history(self, number: int) -> list:
         """Every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
-        attempts = [Attempt._make(row) for row in self._rows(
+        attempts = [Attempt._make(row) for row in self._db.rows(
             "history", ", ".join(Attempt._fields), "history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (number,))]
         job = self.find(number)
         if job is not None and job.state == "processing":
             attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None))
         return attempts
 
-    # -- what a person does to jobs --
-
-    def _each(self, ids, action) -> list:
-        """(id, result) of `action(job, now)` for each job, some hundreds in one transaction."""
-        results, ids = [], list(ids)
-        for start in range(0, len(ids), 500):
-            with self._undo, Transaction(self) as now:
-                for number in ids[start:start + 500]:
-                    job = self._job(number)
-                    results.append((number, "gone" if job is None else action(job, now)))
-        return results
-
-    def cancel(self, ids) -> list:
-        """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
-        ids = list(ids)
-        before = {number for number in ids if getattr(self.find(number), "state", None) == "cancelled"}
-        return [(number, "cancelled" if result == "cancelled already" and number not in before else result)  # with its parent
-                for number, result in self._each(ids, self._cancel)]
-
-    def _cancel(self, job, now: float) -> str:
-        if job.state == "processing":
-            self._db.execute("UPDATE job SET cancel=1 WHERE id=?", (job.id,))
-            self._tell()
-            return "asked"
-        if self._end(job, "cancel", now, error="cancelled"):
-            return "cancelled"
-        return "cancelled already" if job.state == "cancelled" else job.state
-
-    def retry(self, ids) -> list:
-        """(id, result): `pending` (retries counted anew, history kept), or why not: its state, or a failed parent."""
-        def change(job, now):
-            if self._revive(job, now):
-                return "pending"
-            failed = self._failed_parent(job)
-            if job.state == "pending":
-                return "pending already"
-            if failed is None and job.state in FINAL:
-                return "%s, and %s" % (job.state, duplicate_text(self._duplicate(job)))
-            return job.state if failed is None else "%s: retry %s first" % (job.state, orphan_text(*failed)[4:])
-        return self._each(ids, change)
-
-    def hold(self, ids, held: bool = True) -> list:
-        """(id, result): `held`, or `released`, or its state where it does not wait."""
-        def change(job, now):
-            if job.state not in WAITING:
-                return job.state
-            self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
-            self._regate(job._replace(held=int(held)), now)
-            return "held" if held else "released"
-        return self._each(ids, change)
-
-    def edit(self, ids, options: dict) -> list:
-        """(id, result): `edited`, or the state of a job that does not wait.  `options` are those that `edit` takes, and `command`."""
-        columns, options = job_columns(parse_job(options, taker="edit"), OS.environment())
-
-        def change(job, now):
-            if job.state not in WAITING:
-                return job.state
-            columns.update(time_columns(options, now))
-            self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=?", (*columns.values(), job.id))
-            self._regate(self._job(job.id), now)
-            return "edited"
-        return self._each(ids, change)
-
-    def purge(self, ids) -> list:
-        """Removes finished jobs and their logs; (id, result): `removed`, or its state where it is not finished."""
-        ids, results = list(ids), []
-        for start in range(0, len(ids), 500):
-            jobs = [job for job in map(self.find, ids[start:start + 500]) if job is not None]
-            self._delete([job.id for job in jobs if job.state in FINAL])
-            results += [(job.id, "removed" if job.state in FINAL else job.state) for job in jobs]
-        return results
-
-    # -- queues and batches --
-
-    def queues(self) -> list:
-        """Every queue, with its limits and a count for each state."""
-        return [QueueRow(*row, self.counts(row[0]))
-                for row in self._rows("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
-
-    def set_queue(self, name: str, **changes) -> None:
-        """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
-        with self._undo, Transaction(self):
-            self._need_queue(name)
-            self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=?", (*changes.values(), name))
-            self._tell()
-
-    def batches(self, limit: int = 50) -> list:
-        return [Batch._make(row) for row in self._rows("batch", ", ".join(Batch._fields), "batch ORDER BY id DESC LIMIT ?", (limit or -1,))]
-
-    def batch(self, ref, but=None):
-        """The batch with this id, or the `last` one, `but` left aside; UserError when there is none."""
-        text = str(ref)
-        if text == "last":
-            [number] = self._read("SELECT max(id) FROM batch WHERE id IS NOT ?", (but,))[0]
-        else:
-            number = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-        rows = self._rows("batch", ", ".join(Batch._fields), "batch WHERE id=? AND id IS NOT ?", (number, but))
-        if not rows:
-            raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
-        return Batch._make(rows[0])
-
-    # -- schedules --
-
-    def add_schedule(self, name: str, spec, every, job, tz=None, misfire: str = "once", no_overlap: bool = False,
-                     overlap: str = "", replace: bool = False) -> float:
-        """Store a schedule by a cron line or by seconds between runs; return the time of its first run."""
-        return self.add_schedules([self.plan_schedule(name, spec, every, job, tz, misfire, no_overlap, overlap, replace)], replace)[0]
-
-    def plan_schedule(self, name: str, spec, every, job, tz=None, misfire="once", no_overlap=False, overlap="",
-                      replace=False) -> dict:
-        """Return the row of a schedule of `job`, a dict or a Plan of one, for add_schedules.
-
-        What is replaced keeps its zone unless another is given.
-        """
-        import json
-        now, rule = self._clock(), None
-        if tz is None and replace:
-            tz = next((schedule.tz for schedule in self.schedules() if schedule.name == name), None)
-        plan = job if isinstance(job, Plan) else Plan([job], taker="cron")
-        options, (_, columns, parsed) = dict(plan.given[0]), plan.items[0]
-        if "at" in parsed and len(str(options["at"]).strip()) != 5:
-            options["at"] = utc(parsed["at"])
-        if spec or "at" in parsed:
-            tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
-        if "cwd" in columns:  # from here, not from wherever the supervisor that fires it will be
-            options["cwd"] = columns["cwd"] if isinstance(columns["cwd"], str) else text_of(columns["cwd"])
-        umask = OS.umask()
-        if umask is not None:
-            options = {"umask": "%04o" % umask, **options}
-        if "stdin" in parsed:
-            options["stdin"] = parsed["stdin"].decode("utf-8", "surrogateescape")
-        for ref in parsed.get("after", []) + parsed.get("after_any", []):
-            if ref not in [schedule.name for schedule in self.schedules()]:
-                self.ids(ref)
-        return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": misfire, "created_at": now,
-                "no_overlap": OVERLAPS.index(parse_choice(overlap or ("skip" if no_overlap else "allow"), "overlap", OVERLAPS)),
-                "next_at": now + every if every else next_run(parse_cron(spec), now, tz, rule), "boot": OS.boot(),
-                "options": json.dumps(options), "cwd": encodable(given(os.getcwd()), "this directory")}
-
-    def add_schedules(self, rows: list, replace: bool = False) -> list:
-        """Store rows of plan_schedule, all or none; return the times of their first runs.
-
-        What is replaced stays paused if it was, and one whose times are the same keeps the next of them.
-        """
-        with self._undo, Transaction(self):
-            for row in rows:
-                before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
-                                          (row["name"],)).fetchone()
-                if before and not replace:
-                    raise UserError("there is a schedule %s already: give --replace, or remove it with `%s cron rm`" % (
-                        quoted(row["name"]), PROGRAM))
-                row["env"] = self._store_env(OS.environment(), 1)
-                if before:
-                    if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:
-                        row["next_at"] = before[3]
-                    row.update(zip(("paused", "last_at", "last_job"), before[4:]))
-                    self._db.execute("DELETE FROM schedule WHERE name=?", (row["name"],))
-                self._db.execute("INSERT INTO schedule(" + ", ".join(row) + ") VALUES(" + ", ".join(":" + key for key in row) + ")", row)
-            self._tell()
-        return [row["next_at"] for row in rows]
-
-    def _settle_zones(self) -> None:
-        """Gives schedules of an earlier release the zone that they were added in: that of their environment, or else this machine's."""
-        for schedule in self._schedules("WHERE spec IS NOT NULL AND rule IS NULL"):
-            tz = schedule.tz
-            try:
-                if tz is None:
-                    row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
-                    found = [os.fsdecode(entry[3:]) for entry in (row[0] if row else b"").split(b"\0") if entry.startswith(b"TZ=")]
-                    tz = OS.zone(found[0] if found else None)
-                self._set_schedule(schedule, **dict(zip(("tz", "rule"), zone_and_rule(tz))))
-            except (UserError, ValueError, TypeError, AttributeError):
-                continue  # told when it is due
-
-    def schedules(self) -> list:
-        return self._schedules("")
-
-    def _schedules(self, where: str, values=()) -> list:
-        """Schedules, those too that hold a wrong value, without it and with that as their error: one must not hide the others."""
-        columns, found = ", ".join(Schedule._fields), []
-        for row in self._read("SELECT " + columns + " FROM schedule " + where + " ORDER BY name", values):
-            schedule = Schedule._make(row)
-            wrong = [column for column in examined("schedule", columns, tuple(map(type, row)))[0] if column != "name"]
-            if wrong:
-                schedule = schedule._replace(**dict(dict.fromkeys(wrong), error="has a wrong value in " + ", ".join(wrong)))
-            if isinstance(schedule.name, bytes):
-                schedule = schedule._replace(name=as_text(schedule.name))
-            found.append(schedule)
-        return found
-
-    def _set_schedule(self, schedule, **changes) -> None:
-        """Change the row of a schedule, whatever bytes its name is made of: one that stayed due would be tried without end."""
-        self._db.execute("UPDATE schedule SET " + assignments(tuple(changes)) + " WHERE CAST(name AS BLOB)=?",
-                         (*changes.values(), schedule.key))
-
-    def schedule(self, name: str):
-        found = [schedule for schedule in self.schedules() if schedule.name == name]
-        if not found:
-            raise UserError("no schedule %s: see `%s cron list`" % (quoted(name), PROGRAM))
-        return found[0]
-
-    def pause_schedule(self, name: str, paused: bool) -> None:
-        """Pauses a schedule, or lets it go on with its next time from now."""
-        schedule = self.schedule(name)
-        with self._undo, Transaction(self) as now:
-            next_at, error = (schedule.next_at, None) if paused else self._alone(lambda: schedule.following(now))
-            if error is not None:
-                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
-            self._set_schedule(schedule, paused=int(paused), next_at=next_at, boot=OS.boot())
-            self._tell()
-
-    def remove_schedule(self, name: str) -> None:
-        schedule = self.schedule(name)
-        with self._undo, Transaction(self):
-            self._db.execute("DELETE FROM schedule WHERE CAST(name AS BLOB)=?", (schedule.key,))
-
-    def run_schedule(self, name: str) -> int:
-        """Enqueues a schedule's job now, beside its times; returns its id."""
-        schedule = self.schedule(name)
-        with self._undo, Transaction(self) as now:
-            job, error = self._alone(lambda: self._run_schedule(schedule, now))
-            if error is not None:
-                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
-            if job is None:
-                raise UserError("schedule %s has a job that is unfinished, %d, and does not overlap: wait for it, or cancel it" % (
-                    quoted(name), self._unfinished_of(schedule)[0]))
-            return job
-
-    def _fire(self, now: float) -> None:
-        """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once.
-
-        What is wrong with a schedule is noted on it.  One whose next time can't be told stands still until workers
-        start again (mend_clock), or it is resumed or replaced.
-        """
-        due = self._schedules("WHERE paused=0 AND next_at<=?", (now,))
-        for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at)):  # parents first
-            late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
-            error = None if late else self._alone(lambda schedule=schedule: self._run_schedule(schedule, now))[1]
-            next_at, fault = self._alone(lambda schedule=schedule: schedule.following(now))
-            self._set_schedule(schedule, next_at=NEVER if fault else next_at, last_at=schedule.next_at, error=fault or error)
-
-    def _run_schedule(self, schedule, now: float):
-        """Enqueue a schedule's job; return its id, or None if an unfinished job of it makes it superfluous."""
-        overlap = OVERLAPS[schedule.no_overlap]
-        unfinished = self._unfinished_of(schedule) if overlap in ("skip", "replace") else []
-        if overlap == "skip" and unfinished:
-            return None
-        for number in unfinished:
-            self._cancel(self._job(number), now)
-        data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
-        plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
-        [job] = plan.store(self, now)
-        self._set_schedule(schedule, last_job=job)
-        return job
-
-    def _unfinished_of(self, schedule) -> list:
-        """Ids of the jobs of a schedule that are unfinished: whoever enqueued them, `cron run` and `retry` too."""
-        return [job for job, in self._db.execute(
-            "SELECT id FROM job INDEXED BY job_schedule WHERE schedule=:name AND state IN ('pending','processing','failed') UNION "
-            "SELECT id FROM job WHERE id=:last AND state IN ('pending','processing','failed') ORDER BY id",
-            {"name": schedule.name, "last": schedule.last_job})]
-
-    def _job_or_schedule(self, ref: str):
-        """The id of the job of this id or name, else of the last job of the schedule of this name, or None."""
-        job = self.find(ref)
-        if job is not None:
-            return job.id
-        rows = self._read("SELECT last_job FROM schedule WHERE name=?", (searchable(ref),))
-        return rows[0][0] if rows else None
-
-    # -- jobs that wait for jobs --
-
-    def begin_wait(self, job: int, ids: list) -> set:
-        """Write down that a running job waits for others; return those that can't end before it, which it must not wait for."""
-        with self._undo, Transaction(self):
-            self._db.execute("DELETE FROM waiting WHERE NOT EXISTS("
-                             "SELECT 1 FROM job WHERE id=waiting.job AND state='processing' AND attempt=waiting.attempt)")
-            self._db.executemany("INSERT OR REPLACE INTO waiting(target, job, attempt) SELECT ?, id, attempt FROM job WHERE id=?",
-                                 [(target, job) for target in ids])
-        # Only now: of two jobs that begin to wait for each other at once, one at least sees the other.
-        later = self.later_than(job) | {job}
-        self.end_wait(job, later.intersection(ids))
-        return later
-
-    def end_wait(self, job: int, ids) -> None:
-        with self._undo, Transaction(self):
-            self._db.executemany("DELETE FROM waiting WHERE target=? AND job=?", [(target, job) for target in ids])
-
-    def later_than(self, job: int) -> set:
-        """The jobs that can't end before this one: they wait for it, come after it or its batch, or queue for its key."""
-        found, left = set(), [job]
-        while left:
-            rows = self._read(
-                "SELECT waiting.job FROM waiting JOIN job ON job.id=waiting.job AND state='processing' AND job.attempt=waiting.attempt "
-                "WHERE target=:id UNION ALL SELECT child FROM dep WHERE parent=:id AND done=0 UNION ALL "
-                "SELECT child FROM dep WHERE parent=-(SELECT batch FROM job WHERE id=:id) AND done=0 UNION ALL "
-                "SELECT id FROM job INDEXED BY job_keyed WHERE gate=4 AND key=(SELECT key FROM job WHERE id=:id) "
-                "AND (SELECT job FROM keylock WHERE keylock.key=job.key)=:id", {"id": left.pop()})
-            fresh = {number for number, in rows} - found
-            found |= fresh
-            left.extend(fresh)
-        return found - {job}
-
-    # -- why a job does not run --
-
     def why_waiting(self, job) -> list:
         """(reason, detail) for everything that keeps a waiting job from running now, from the facts that claims use."""
         reasons = []
-        now, job = self._clock(), job._replace(queue=searchable(job.queue))
+        now, job = self._db.clock(), job._replace(queue=searchable(job.queue))
         if job.held:
             reasons.append(("held", None))
-        parents = [p for p, in self._read("SELECT parent FROM dep WHERE child=? AND done=0 LIMIT 6", (job.id,))]
+        parents = [p for p, in self._db.read("SELECT parent FROM dep WHERE child=? AND done=0 LIMIT 6", (job.id,))]
         if parents:
             reasons.append(("parents", parents))
         if job.run_at > now:
             reasons.append(("time", job.run_at))
         if job.gate == KEYED:
-            reasons.extend(("key", holder) for holder, in self._read("SELECT job FROM keylock WHERE key=?", (job.key,)))
-        rows = self._read("SELECT paused, max_running, next_at, every FROM queue WHERE name=?", (job.queue,))
+            reasons.extend(("key", holder) for holder, in self._db.read("SELECT job FROM keylock WHERE key=?", (job.key,)))
+        rows = self._db.read("SELECT paused, max_running, next_at, every FROM queue WHERE name=?", (job.queue,))
         paused, limit, next_at, every = rows[0] if rows else (0, None, 0, None)
         if paused:
             reasons.append(("paused", job.queue))
-        if limit is not None and self.counts(job.queue)["processing"] >= limit:
+        if limit is not None and self._store.queues.counts(job.queue)["processing"] >= limit:
             reasons.append(("limit", limit))
         if every is not None and now < next_at <= now + every:
             reasons.append(("rate", next_at))
         if job.gate in (READY, OWN):
-            ahead = self._read("SELECT count(*) FROM job INDEXED BY job_ready WHERE queue=:queue AND gate=0 AND "
+            ahead = self._db.read("SELECT count(*) FROM job INDEXED BY job_ready WHERE queue=:queue AND gate=0 AND "
                                "(priority>:priority OR priority=:priority AND id<:id)", job._asdict())[0][0]
             if ahead and job.gate == READY:
                 reasons.append(("behind", ahead))
         return reasons
 
-    # -- what has happened --
-
     def events(self, after: int = 0, most: int = 1000) -> list:
         """Changes of state with a number above `after`, in order, as dicts."""
         names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "error", "started_at", "duration")
-        rows = self._rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration",
+        rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration",
                           "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
         return [dict(zip(names, row), at=utc(row[1]), started_at=utc(row[9])) for row in rows]
 
     def last_event(self) -> int:
-        return self._read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
+        return self._db.read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
 
     def finished_since(self, since: float, most: int = 200000) -> list:
         """The attempts (Ended) that ended since then, newest first."""
-        return [Ended._make(row) for row in self._rows(
+        return [Ended._make(row) for row in self._db.rows(
             "history", "history.finished_at, outcome, history.duration, job.queue, job.command, history.state, "
             "CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END", "history JOIN job ON job.id=history.job "
             "WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
 
-    # -- out and in again --
+
+class Keep(Part):
+    """Retention, removal, export and import, backup, check and repair."""
 
     TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "sqlite_sequence")
 
+    def tidy(self, after: int, most: int = 500) -> int:
+        """Removes finished jobs that are older than keep_finished, logs first, of some rows of the history.
+
+        Every job that ended has its row there, in the order of their ends; `after` is the last one looked at.
+        Returns the number to go on from, which is `after` when there is nothing to do.
+        """
+        keep = self._store.settings.value("keep_finished")
+        if keep is None:
+            return after
+        rows = self._db.read("SELECT seq, history.finished_at, job.id, job.state, job.finished_at FROM history "
+                          "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
+        now = self._db.clock()
+        old, stray, limit = set(), [], now - keep
+        for seq, ended_at, job, state, finished_at in rows:
+            if any(time.__class__ is str or time.__class__ is bytes for time in (ended_at, finished_at)):
+                raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
+            if ended_at is not None and limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
+                break
+            after = seq
+            if state in ("completed", "cancelled") and finished_at < limit:
+                old.add(job)
+            elif job is None:
+                stray.append((seq,))
+        self._delete(sorted(old))
+        if stray:  # rows that were the newest when their job went, which the trigger spares
+            with self._db.undo, Transaction(self._db):
+                self._db.connection.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
+        return after
+
+    def _delete(self, rows: list) -> None:
+        """Remove finished jobs, given by their ids, with their logs."""
+        if rows:
+            self._db.files.remove_logs(rows)
+            with self._db.undo, Transaction(self._db):
+                batches = {self._store.look.row(job).batch for job in rows if self._store.look.row(job)} - {None}
+                self._db.connection.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
+                                     [(job,) for job in rows])
+                self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
+                                 "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
+                self._db.connection.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
+                                     "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", [(batch,) for batch in batches])
+
+    def purge(self, ids) -> list:
+        """Removes finished jobs and their logs; (id, result): `removed`, or its state where it is not finished."""
+        ids, results = list(ids), []
+        for start in range(0, len(ids), 500):
+            jobs = [job for job in map(self._store.look.find, ids[start:start + 500]) if job is not None]
+            self._delete([job.id for job in jobs if job.state in FINAL])
+            results += [(job.id, "removed" if job.state in FINAL else job.state) for job in jobs]
+        return results
+
     def export(self):
         """Yields every row of every table that makes up the queue, as (table, row as a dict), from one moment."""
-        with self._undo, self._undo:  # twice, as in a Transaction: an interrupt may take the place of one __exit__
-            self._patiently(lambda: self._db.execute("BEGIN"))
+        with self._db.undo, self._db.undo:  # twice, as in a Transaction: an interrupt may take the place of one __exit__
+            self._db.patiently(lambda: self._db.execute("BEGIN"))
             count = 0
             for table in self.TABLES:
                 cursor = self._db.execute("SELECT * FROM " + table)
@@ -5353,20 +5351,20 @@ class Queue:
 
         What ran when it was exported is pending again, as after a shutdown.
         """
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
                 raise UserError("the queue holds jobs already: import into a fresh one, with --db")
             self._restore_rows(rows)
             for fault in [fault for fault, _, _ in self.wrong_values()] or self._lost():
                 raise UserError("%s: not from `%s export`" % (fault, PROGRAM))
-            self._settle_zones()
+            self._store.schedules.settle_zones()
             for name, in self._db.execute("SELECT DISTINCT queue FROM job UNION SELECT name FROM queue").fetchall():
-                self._need_queue(name)
-                self._open_tally(name)  # of a queue that came with the rows, too
+                self._store.queues.need(name)
+                self._store.queues.open_tally(name)  # of a queue that came with the rows, too
             self._db.execute("UPDATE job SET pool=NULL, gate=CASE gate WHEN 5 THEN 0 ELSE gate END WHERE pool IS NOT NULL")
             self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, attempts=max(0, attempts-1) WHERE state='processing'")
-            self._recount()
-            self._tell(1)
+            self._store.queues.recount()
+            self._db.hint(1)
             return self._db.execute("SELECT count(*) FROM job").fetchone()[0]
 
     def _restore_rows(self, rows) -> None:
@@ -5411,8 +5409,6 @@ class Queue:
         if table == "config":
             parse_setting(setting_key(row.get("key")), row.get("value"))
 
-    # -- keeping it safe --
-
     def backup(self, path: str) -> None:
         """Makes a consistent copy of the database, while it is in use; `path` must not exist."""
         part = path + ".part"
@@ -5424,12 +5420,12 @@ class Queue:
             if any(os.path.lexists(part + end) for end in ("-wal", "-journal")):  # SQLite would write it into the copy
                 raise UserError("there is a file beside %s that SQLite would read: give another name" % plain(part))
             copy = sqlite3.connect(part)
-            self._patiently(lambda: self._db.backup(copy))
+            self._db.patiently(lambda: self._db.connection.backup(copy))
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
             copy.close()
-            with Queue(part, create=False) as mine:
-                mine.release_workers(mine.workers())  # what runs, runs here
-                mine._mark()  # put back beside a -wal of today, it is told from the database that this belongs to
+            with Store(part, create=False) as mine:
+                mine.workers.release_workers(mine.workers.workers())  # what runs, runs here
+                mine.db.mark()  # put back beside a -wal of today, it is told from the database that this belongs to
             if os.path.exists(path):
                 raise UserError("%s exists: give another name" % plain(path))
             os.replace(part, path)
@@ -5438,21 +5434,21 @@ class Queue:
 
     def check(self) -> list:
         """What is wrong inside the database, as lines of text; [] when all is well."""
-        faults = [row[0] for row in self._read("PRAGMA integrity_check(20)") if row[0] != "ok"]
+        faults = [row[0] for row in self._db.read("PRAGMA integrity_check(20)") if row[0] != "ok"]
         faults = faults or [fault for fault, _, _ in self.wrong_values()]
         if faults:
             return faults
-        wrong = self._read("SELECT queue, state FROM tally WHERE n<>(SELECT count(*) FROM job WHERE job.queue=tally.queue "
+        wrong = self._db.read("SELECT queue, state FROM tally WHERE n<>(SELECT count(*) FROM job WHERE job.queue=tally.queue "
                            "AND job.state=tally.state)")
         if wrong:
             faults.append("the counts of queue %s are wrong" % ", ".join(sorted({plain(queue) for queue, _ in wrong})))
-        stray = self._read("SELECT id FROM job WHERE state='processing' AND NOT EXISTS("
+        stray = self._db.read("SELECT id FROM job WHERE state='processing' AND NOT EXISTS("
                            "SELECT 1 FROM worker WHERE worker.id=job.worker)")
         faults.extend("job %d is processing, but its worker is not listed" % job for job, in stray)
         return faults + self._lost()
 
     def _lost(self) -> list:
-        return ["job %d waits behind no gate" % job for job, in self._read(
+        return ["job %d waits behind no gate" % job for job, in self._db.read(
             "SELECT id FROM job WHERE state IN ('pending','failed') AND gate IS NULL")]
 
     def wrong_values(self) -> list:
@@ -5477,20 +5473,20 @@ class Queue:
                 words = WORDS.get("%s.%s" % (table, column))
                 if words:
                     wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
-                rows = self._read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong))
+                rows = self._db.read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong))
                 if str in kinds:  # of those that hold more than ASCII, what is not valid
-                    rows += [row for row in self._read("SELECT %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
+                    rows += [row for row in self._db.read("SELECT %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
                         key, column, table, column, column)) if not is_valid(row[1])]
                 for where, value in rows:
                     found.append(("%s %s has a wrong value in %s: %s" % (
                         table, plain(where if isinstance(where, bytes) else str(where)), column, quoted(value)),
                         *self._mending(table, column, kinds, key, where)))
         found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
-                  for key, value in self._read("SELECT key, value FROM config")
+                  for key, value in self._db.read("SELECT key, value FROM config")
                   if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
         found += [("the counter of %s ids stands at %d, and leaves none" % row, "UPDATE sqlite_sequence SET seq=("
                    "SELECT coalesce(max(id), 0) FROM %s) WHERE name='%s'" % (row[0], row[0]), ()) for row in self._counters()]
-        found += [("job %d is %s and yet has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._read(
+        found += [("job %d is %s and yet has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._db.read(
             "SELECT id, state FROM job WHERE gate IS NOT NULL AND "
             "(state NOT IN ('pending','failed') OR gate NOT BETWEEN 0 AND 5) LIMIT 1000")]
         return found
@@ -5500,9 +5496,9 @@ class Queue:
         parts = ["SELECT name, seq FROM sqlite_sequence WHERE seq>%d" % LARGEST]  # each enqueue asks: seeks, and no sort
         parts += ["SELECT '%s', max(id) FROM %s WHERE id>%d" % (table, table, LARGEST)
                   for table in ("job", "env", "batch", "supervisor", "worker")]
-        return list(dict.fromkeys(row for row in self._read(" UNION ALL ".join(parts)) if row[1] and row[0] in schema_texts()))
+        return list(dict.fromkeys(row for row in self._db.read(" UNION ALL ".join(parts)) if row[1] and row[0] in schema_texts()))
 
-    def _refuse_counters(self) -> None:
+    def refuse_counters(self) -> None:
         for table, last in self._counters():  # else SQLite says that the disk is full
             raise WrongValue("no id is left for a new %s after %d" % (table, last))
 
@@ -5527,35 +5523,136 @@ class Queue:
 
     def mend_values(self) -> list:
         """Take away every value that its column can't have; return what they were, as lines of text."""
-        with self._undo, Transaction(self):
+        with self._db.undo, Transaction(self._db):
             wrong = self.wrong_values()
             for _, sql, values in wrong:
                 self._db.execute(sql, values)
             for name, in self._db.execute("SELECT name FROM queue").fetchall():
-                self._open_tally(name)
-            self._recount()
-            self._tell()
+                self._store.queues.open_tally(name)
+            self._store.queues.recount()
+            self._db.hint()
         return [fault for fault, _, _ in wrong]
 
     def mend(self) -> None:
         """Puts right what `check` can find but damage to the file itself."""
         self.mend_values()
-        with self._undo, Transaction(self) as now:
-            self._recount()
-            self._release_unlisted("crashed", "worker died", now)
+        with self._db.undo, Transaction(self._db) as now:
+            self._store.queues.recount()
+            self._store.workers.release_unlisted("crashed", "worker died", now)
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job "
                                         "WHERE state IN ('pending','failed') AND gate IS NULL").fetchall():
-                self._regate(Job.of(row), now)
+                self._store.life.regate(Job.of(row), now)
 
     def orphaned_logs(self) -> list:
         """Paths of logs whose job is no longer there."""
         found = []
-        for folder, _, names in os.walk(self.files.logs):
+        for folder, _, names in os.walk(self._db.files.logs):
             for name in names:
                 number = name.split(".")[0]
-                if number.isdigit() and self.find(number) is None:
+                if number.isdigit() and self._store.look.find(number) is None:
                     found.append(os.path.join(folder, name))
         return found
+
+
+class Store:
+    """One database and all that is asked of it, in parts of one subject each; safe to use from any number of processes.
+
+    `create` says whether a database that is not there is made.  See Database for the other parameters.
+    """
+
+    def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time, create: bool = True):
+        self.db = Database(path, patience, sync, clock)
+        self.settings = Settings(self)
+        self.queues = Queues(self)
+        self.life = Life(self)
+        self.claims = Claims(self)
+        self.workers = Workers(self)
+        self.schedules = Schedules(self)
+        self.look = Look(self)
+        self.keep = Keep(self)
+        try:
+            self.db.open(create, self.schedules.settle_zones)
+            self.workers.leave_behind()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        self.db.close()
+
+    def enqueue(self, command, **options) -> int:
+        """Store one job and return its id; see Queue.enqueue."""
+        return self.enqueue_many([dict(options, command=command)])[0]
+
+    def enqueue_many(self, items, label=None, pool=None, progress=None) -> list:
+        """Stores many jobs, all or none: commands, dicts, or (line number, either), or a Plan.  Returns their ids, in order.
+
+        With `label` they form a batch; `pool` keeps them for one `run`.  `progress(n)` is called now and then
+        with the number stored.
+        """
+        plan = items if isinstance(items, Plan) else Plan(items)
+        with self.db.undo, Transaction(self.db) as now:
+            return plan.store(self, now, label, pool, progress)
+
+
+class Queue:
+    """A queue in one database file, for Python programs; safe to use from any number of processes.
+
+    A method that changes something returns when that is on the disk.  UserError says what the caller did wrong.
+    """
+
+    def __init__(self, path=None):
+        self._store = Store(path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def enqueue(self, command, **options) -> int:
+        """Store one job and return its id; with `unique`, the id of the one that is there already.
+
+        `command` is a shell string or a list of arguments; the options are those of JOB_OPTIONS.
+        """
+        return self._store.enqueue(command, **options)
+
+    def enqueue_many(self, jobs) -> list:
+        """Store many jobs, commands or dicts of options with a `command`, all or none; return their ids in order."""
+        return self._store.enqueue_many(jobs)
+
+    def job(self, ref):
+        """Return the job with this id or name; UserError if there is none."""
+        return self._store.look.job(ref)
+
+    def jobs(self, states=(), limit: int = 0) -> list:
+        """Return jobs in these states (all), newest first, at most `limit` (0: 1,000)."""
+        return self._store.look.jobs(states, limit)
+
+    def history(self, number: int) -> list:
+        """Return every attempt of a job ever begun, oldest first; the one that runs has no end and the outcome `running`."""
+        return self._store.look.history(number)
+
+    def counts(self, queue=None) -> dict:
+        """Return how many jobs are in each state."""
+        return self._store.queues.counts(queue)
+
+    def cancel(self, ids) -> list:
+        """Cancel jobs; return (id, result) of each: `cancelled`, `asked` (its worker ends it at once), or its state."""
+        return self._store.life.cancel(ids)
+
+    def retry(self, ids) -> list:
+        """Run finished jobs again; return (id, result) of each: `pending`, or why not."""
+        return self._store.life.retry(ids)
 
 
 # == Runner ============================================================================
@@ -5940,18 +6037,18 @@ class Worker:
         self._signals = signals
         self._tell = say
         self._lock = None
-        self._queue = Queue(post.database, patience=5.0, sync=False, create=False)
-        self._queue.sync = self._queue.setting("sync") == "full"
-        self._queue.on_wait = self._on_wait
-        self.id, self._lock = self._queue.add_worker(post.supervisor)
-        self._lock_path = self._queue.files.lock(self.id)
+        self._queue = Store(post.database, patience=5.0, sync=False, create=False)
+        self._queue.db.sync = self._queue.settings.value("sync") == "full"
+        self._queue.db.on_wait = self._on_wait
+        self.id, self._lock = self._queue.workers.add_worker(post.supervisor)
+        self._lock_path = self._queue.db.files.lock(self.id)
         self._done = 0
         self._trouble = self._noted = None
         self._kept_at = 0.0  # when the lock file was last seen to be there
         self._machine = OS.machine()
         self._loads = OS.loads()
         self._write_record(0, 0, 0, 0.0)
-        self._runner = Runner(self._queue.files, self.id, signals, self._asked, self._setting, self._say, self._record,
+        self._runner = Runner(self._queue.db.files, self.id, signals, self._asked, self._setting, self._say, self._record,
                               self._read, self._keep_lock)
 
     def work(self) -> None:
@@ -5980,7 +6077,7 @@ class Worker:
         self._runner.close()
         gone = False
         try:
-            gone = self._queue.remove_worker(self.id)
+            gone = self._queue.workers.remove_worker(self.id)
         except (sqlite3.Error, OSError, QueueGone):
             pass  # its lock is free, so the next supervisor takes it off the list
         self._queue.close()
@@ -6030,7 +6127,7 @@ class Worker:
             try:
                 if outcome is not None and not self._runner.kept:
                     raise OSError("the job's output has no place")
-                return self._queue.exchange(self.id, outcome, claim, self._post.queues,
+                return self._queue.claims.exchange(self.id, outcome, claim, self._post.queues,
                                             self._post.supervisor if self._post.own else None, again)
             except WrongValue:
                 self._mend()
@@ -6039,7 +6136,7 @@ class Worker:
                     raise
                 self._say("trouble", why="%scan't write to the database yet: %s" % (self._keep_end(outcome), error))
                 if self._signals.level >= 2:
-                    self._queue.patience = 1.0
+                    self._queue.db.patience = 1.0
                     limit = limit or time.monotonic() + GIVE_UP_S
                 if self._signals.level and outcome is None:
                     return None
@@ -6052,7 +6149,7 @@ class Worker:
     def _mend(self) -> None:
         """Has values taken away that somebody else has put into the database: one row must not stop the others."""
         try:
-            for fault in self._queue.mend_values():
+            for fault in self._queue.keep.mend_values():
                 self._say("trouble", why=fault)
         except (sqlite3.Error, OSError) as error:
             self._say("trouble", why="can't write to the database yet: %s" % error)
@@ -6073,7 +6170,7 @@ class Worker:
         if now < self._kept_at + LOOK_S:
             return
         self._kept_at = now
-        self._queue.sync = self._setting("sync") == "full"
+        self._queue.db.sync = self._setting("sync") == "full"
         try:
             lock = keep_lock(self._lock_path, self._lock)
             if lock != self._lock:
@@ -6081,23 +6178,23 @@ class Worker:
                 self._write_record(*self._written)
                 write_note(lock, self._noted)
         except OSError as error:
-            self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._queue.files.root))
+            self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._queue.db.files.root))
 
     def _asked(self, job) -> int:
         try:
-            return self._queue.cancel_asked(job)
+            return self._queue.claims.cancel_asked(job)
         except sqlite3.Error:
             return 0  # asked again when the supervisor repeats it
 
     def _read(self, job) -> bytes:
         try:
-            return self._queue.input_of(job)
+            return self._queue.claims.input_of(job)
         except sqlite3.OperationalError as error:
             raise OSError(0, str(error)) from None  # tried again
 
     def _setting(self, key: str):
         try:
-            return self._queue.setting(key)
+            return self._queue.settings.value(key)
         except sqlite3.Error:
             return SETTINGS[key].default
 
@@ -6130,7 +6227,7 @@ class Worker:
 
     def _find(self, number: int):
         try:
-            return self._queue.find(number)
+            return self._queue.look.find(number)
         except sqlite3.Error:
             return None  # only the log line has less to say
 
@@ -6165,15 +6262,15 @@ def rescue(queue, worker, say) -> bool:
     The worker's lock tells that it is dead, the lock of the attempt's output that nothing of the attempt
     lives.  Returns False when either is still held: try again later.
     """
-    files = queue.files_of(worker)
+    files = queue.workers.files_of(worker)
     lock = take_from_dead(queue, worker, files.lock(worker.id))
     if lock is None:
         return False
     released = False
     try:
-        job = queue.job_of_worker(worker.id)
+        job = queue.claims.job_of_worker(worker.id)
         if job is None:
-            queue.release_dead(worker.id, None)
+            queue.workers.release_dead(worker.id, None)
             released = True
             remove(files.output(worker.id))
             return True
@@ -6189,7 +6286,7 @@ def rescue(queue, worker, say) -> bool:
             duration = max(0.0, time.time() - job.started_at)
             outcome = Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration)
         files.keep(worker.id, job.id, job.attempt)
-        queue.release_dead(worker.id, outcome)
+        queue.workers.release_dead(worker.id, outcome)
         released = True
         remove(files.output(worker.id))
         say("crashed" if outcome.kind == "crashed" else "recorded", job=job, worker=worker.id, why=outcome.error)
@@ -6206,7 +6303,7 @@ def take_from_dead(queue, worker, path: str):
     A living worker whose lock file was deleted makes it again within some two seconds.  So if nothing else tells whether it
     lives, since it is in another pid namespace, an empty file is put there: if it stays so, the worker is dead.
     """
-    alive = queue.is_alive(worker)
+    alive = queue.workers.is_alive(worker)
     if alive is None:
         try:
             alive = abs(time.time() - os.stat(path).st_mtime) < MISSING_S
@@ -6225,8 +6322,8 @@ def take_from_dead(queue, worker, path: str):
 
 def end_attempt(queue, files, worker, job, record, group: int):
     """End what is left of a dead worker's attempt; return the pids of what lives on, as far as they are known, or None."""
-    marks = ["%s=%s" % pair for pair in job_variables(job, queue.home(worker)).items()]
-    here = record is not None and record.machine == OS.machine() and record.machine != "" and queue.is_at_home(worker)
+    marks = ["%s=%s" % pair for pair in job_variables(job, queue.workers.home(worker)).items()]
+    here = record is not None and record.machine == OS.machine() and record.machine != "" and queue.workers.is_at_home(worker)
     for path in (files.output(worker.id), files.log(job.id, job.attempt)):
         left = OS.end_orphans(group, record.born, path, marks) if here else []
         if OS.is_held(path):
@@ -6251,13 +6348,13 @@ class Supervisor:
         self._argv = list(argv)   # starts a worker as a new program, where processes don't fork
         self.database = database
         self._queue = self._connect()
-        fault = OS.foreign_files(self.queue.files)
+        fault = OS.foreign_files(self.queue.db.files)
         if fault:
             raise UserError(fault)
         self._listen()
         self._busy_at = self._last_event = None  # when one of its workers was last seen to have a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
-        self.id, self._lock = self._mending(lambda: self.queue.add_supervisor(
+        self.id, self._lock = self._mending(lambda: self.queue.workers.add_supervisor(
             kind, self._port, self._token, count, self._queues, asked.get("max_jobs"), arguments))
         self._record()
         self._workers = OS.worker_processes(self._token)
@@ -6281,7 +6378,7 @@ class Supervisor:
     # -- setting up --
 
     def _connect(self, create: bool = True):
-        return Queue(self.database, patience=5.0, create=create)
+        return Store(self.database, patience=5.0, create=create)
 
     @property
     def queue(self):
@@ -6291,7 +6388,7 @@ class Supervisor:
                 self._queue = self._connect(create=False)
             except UserError as error:  # others may write to it now
                 raise OSError("can't open the database yet: %s" % error) from None
-            self._queue.on_wait = self._on_wait
+            self._queue.db.on_wait = self._on_wait
             self._seen = None  # a new connection counts changes anew
         return self._queue
 
@@ -6343,11 +6440,11 @@ class Supervisor:
 
     def start(self) -> None:
         """Releases what dead ones left, starts the workers, returns when they are ready to take jobs."""
-        self._mending(self.queue.mend_clock)
+        self._mending(self.queue.schedules.mend_clock)
         self._mending(self._rescue)
-        self.queue.sweep()
+        self.queue.workers.sweep()
         if self.kind != "run":
-            self.queue.fire_at_boot(OS.boot())
+            self.queue.schedules.fire_at_boot(OS.boot())
         OS.before_forks()
         limit = time.monotonic() + 30
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
@@ -6360,7 +6457,7 @@ class Supervisor:
         self._begun = True
 
     def _ready_workers(self) -> int:
-        return sum(worker.supervisor == self.id for worker in self.queue.workers())
+        return sum(worker.supervisor == self.id for worker in self.queue.workers.workers())
 
     def run(self, each=None) -> None:
         """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
@@ -6377,7 +6474,7 @@ class Supervisor:
         try:
             return action()
         except WrongValue:
-            for fault in self.queue.mend_values():
+            for fault in self.queue.keep.mend_values():
                 self._say("trouble", why=fault)
             return action()
 
@@ -6468,10 +6565,10 @@ class Supervisor:
             pass  # its directory was deleted: nobody can ask there
 
     def _tick(self) -> None:
-        self.queue.tick()
+        self.queue.schedules.tick()
 
     def _check_file(self) -> None:
-        self.queue.check_file()
+        self.queue.db.check_file()
 
     def _waits(self):
         """What this supervisor waits for, in words; None: for work alone."""
@@ -6524,18 +6621,18 @@ class Supervisor:
             self._news = False
 
     def _act(self, now: float) -> bool:
-        changes = self.queue.changes()
+        changes = self.queue.db.changes()
         self._check_idle(now)
         if not self._news and changes == self._seen and not self._drain:
             return True
-        stop, wanted, may_take = self.queue.orders(self.id)
+        stop, wanted, may_take = self.queue.workers.orders(self.id)
         self.level = max(self.level, stop, 0 if may_take else 1)
         self._scale(wanted)
         self._cancel()
-        self._next = self.queue.next_time(self._own())
+        self._next = self.queue.claims.next_time(self._own())
         if not self.level:
-            self._workers.wake(self.queue.ready(self.count, self._queues, self._own()))
-            if self._drain and not self.queue.unfinished(self._queues, self._own(), self.within):
+            self._workers.wake(self.queue.claims.ready(self.count, self._queues, self._own()))
+            if self._drain and not self.queue.claims.unfinished(self._queues, self._own(), self.within):
                 self.level = 1
         self._relay()
         self._seen = changes
@@ -6544,7 +6641,7 @@ class Supervisor:
     def _keep_lock(self) -> None:
         """Take the lock again where someone has deleted its file, and have the workers do so."""
         try:
-            lock = keep_lock(self.queue.files.lock("s%d" % self.id), self._lock)
+            lock = keep_lock(self.queue.db.files.lock("s%d" % self.id), self._lock)
         except OSError as error:
             self._say_once("can't make its lock file again: %s" % (error.strerror or error))
             return
@@ -6556,14 +6653,14 @@ class Supervisor:
                 OS.signal_worker(pid, "look")
 
     def _cancel(self) -> None:
-        for pid in self.queue.to_cancel(self.id):
+        for pid in self.queue.workers.to_cancel(self.id):
             OS.signal_worker(pid, "look")
 
     def _check_idle(self, now: float) -> None:
         """--idle-timeout: end when no worker has had a job for so long."""
         if self._idle_timeout is not None and not self.level:
-            last = self.queue.last_event()
-            if last != self._last_event or any(worker.job for worker in self.queue.workers() if worker.supervisor == self.id):
+            last = self.queue.look.last_event()
+            if last != self._last_event or any(worker.job for worker in self.queue.workers.workers() if worker.supervisor == self.id):
                 self._busy_at, self._last_event = now, last
             elif now - self._busy_at > self._idle_timeout:
                 self.level = 1
@@ -6574,7 +6671,7 @@ class Supervisor:
             return
         surplus = self.count - wanted
         if surplus > 0:
-            mine = sorted((w for w in self.queue.workers() if w.supervisor == self.id and w.pid not in self._retiring),
+            mine = sorted((w for w in self.queue.workers.workers() if w.supervisor == self.id and w.pid not in self._retiring),
                           key=lambda worker: worker.job is not None)
             for worker in mine[:surplus]:
                 self._retiring.add(worker.pid)
@@ -6589,18 +6686,18 @@ class Supervisor:
         """A clock set back would leave retries waiting for as long."""
         skew = time.time() - time.monotonic()
         if skew < self._skew - 2:
-            self.queue.mend_clock()
+            self.queue.schedules.mend_clock()
         self._skew = skew
 
     def _tidy(self, now: float) -> None:
         if now >= self._tidy_at:
-            before, self._tidied = self._tidied, self.queue.tidy(self._tidied)
+            before, self._tidied = self._tidied, self.queue.keep.tidy(self._tidied)
             self._tidy_at = now + (1.0 if self._tidied > before else 30.0)
 
     # -- workers --
 
     def _start_worker(self) -> None:
-        self.queue.check_file()
+        self.queue.db.check_file()
         self._queue.close()  # a connection must not cross a fork
         self._queue = None
         post = Post(self.database, self.id, self._queues, self.kind == "run", self._load)
@@ -6652,7 +6749,7 @@ class Supervisor:
             self._relayed = self.level
 
     def _kill_grace(self) -> float:
-        return self.queue.setting("kill_grace")
+        return self.queue.settings.value("kill_grace")
 
     # -- rescue --
 
@@ -6662,13 +6759,13 @@ class Supervisor:
         The locks say who is dead, once a second: so nobody is forgotten because an earlier try failed, or because
         the supervisor that should have done it is stopped.
         """
-        lock, pids = self.queue.files.lock, self._workers.pids()
-        listed = {supervisor.id for supervisor in self.queue.supervisors()}
+        lock, pids = self.queue.db.files.lock, self._workers.pids()
+        listed = {supervisor.id for supervisor in self.queue.workers.supervisors()}
         living = {number for number in listed if number == self.id or OS.is_held(lock("s%d" % number))}
-        left = [worker for worker in self.queue.workers() if not self._try(rescue, self.queue, worker, self._say)]
+        left = [worker for worker in self.queue.workers.workers() if not self._try(rescue, self.queue, worker, self._say)]
         self._dead = {worker.id for worker in left if worker.supervisor == self.id and worker.pid not in pids}
         for supervisor in listed - living - {worker.supervisor for worker in left}:
-            self.queue.remove_supervisor(supervisor)
+            self.queue.workers.remove_supervisor(supervisor)
         self._rescue_at = time.monotonic() + (0.25 if self._dead else LOOK_S)
 
     def close(self) -> None:
@@ -6686,7 +6783,7 @@ class Supervisor:
         self._say("ended")
 
     def _leave(self) -> bool:
-        self.queue.remove_supervisor(self.id)
+        self.queue.workers.remove_supervisor(self.id)
         return True
 
 
@@ -7243,14 +7340,14 @@ def wait_facts(record) -> dict:
 def worker_facts(queue) -> list:
     """Every worker listed, with what its lock file adds: alive or not, jobs done, and what it waits for."""
     now = time.time()
-    stops = {supervisor.id: supervisor for supervisor in queue.supervisors()}
+    stops = {supervisor.id: supervisor for supervisor in queue.workers.supervisors()}
     facts = []
-    for worker in queue.workers():
-        path = queue.files.lock(worker.id)
+    for worker in queue.workers.workers():
+        path = queue.db.files.lock(worker.id)
         record = read_record(path)
         supervisor = stops.get(worker.supervisor)
         state = "busy" if worker.job else "idle"
-        if queue.is_alive(worker) is False:
+        if queue.workers.is_alive(worker) is False:
             state = "dead"
         elif supervisor is None or supervisor.stop:
             state = "stopping"
@@ -7263,8 +7360,8 @@ def worker_facts(queue) -> list:
 def supervisor_facts(queue, silent) -> list:
     """Every supervisor listed: alive or not, what it waits for, or since when it is `silent` (see Queue.unanswered)."""
     facts = []
-    for supervisor in queue.supervisors():
-        path = queue.files.lock("s%d" % supervisor.id)
+    for supervisor in queue.workers.supervisors():
+        path = queue.db.files.lock("s%d" % supervisor.id)
         state = "stopping" if supervisor.stop else "working"
         wait = wait_facts(read_record(path))
         if supervisor.id in silent:
@@ -7295,9 +7392,9 @@ def print_workers(facts) -> None:
 
 def open_queue(args):
     refuse_strange_wal(find_database(args.db))
-    queue = Queue(args.db)
+    queue = Store(args.db)
     if is_terminal(sys.stderr):
-        queue.on_wait = tell_wait
+        queue.db.on_wait = tell_wait
     return queue
 
 
@@ -7393,11 +7490,11 @@ def this_job(queue):
     """The running job of this queue in which this command runs, or None: its environment says so."""
     told = os.environ.get
     try:
-        if not os.path.samefile(told("QUEUECTL_DB", ""), queue.path):
+        if not os.path.samefile(told("QUEUECTL_DB", ""), queue.db.path):
             return None
     except OSError:
         return None
-    job = queue.find(told("QUEUECTL_JOB_ID", ""))
+    job = queue.look.find(told("QUEUECTL_JOB_ID", ""))
     return job if job is not None and job.state == "processing" and str(job.attempt) == told("QUEUECTL_ATTEMPT") else None
 
 
@@ -7406,7 +7503,7 @@ def begin_wait(queue, ids: list) -> tuple:
     within = this_job(queue)
     if within is None or not ids:
         return within, ids
-    later = queue.begin_wait(within.id, ids)
+    later = queue.workers.begin_wait(within.id, ids)
     left_out = [number for number in ids if number in later]
     if within.id in left_out:
         talk("job %d runs this command: it is not waited for" % within.id)
@@ -7423,19 +7520,19 @@ def deadlocked(queue, number: int, seen=frozenset()) -> bool:
 
     Workers that stop take no job: where no others are left, one that they still run waits in vain.
     """
-    job = queue.find(number)
+    job = queue.look.find(number)
     if job is None or job.state not in WAITING or number in seen:
         return False
-    reasons = queue.why_waiting(job)
+    reasons = queue.look.why_waiting(job)
     before = [parent for reason, detail in reasons for parent in (
         detail if reason == "parents" else [detail] if reason == "key" else []) if parent > 0]
     if before or job.gate not in (READY, OWN):
         return any(deadlocked(queue, parent, seen | {number}) for parent in before)
-    later, running = queue.later_than(number), queue.jobs(("processing",))
+    later, running = queue.workers.later_than(number), queue.look.jobs(("processing",))
     if any(reason == "limit" for reason, _ in reasons):
         return later.issuperset(other.id for other in running if other.queue == job.queue)
-    homes = {worker.id: worker.supervisor for worker in queue.workers()}
-    listed = queue.supervisors()
+    homes = {worker.id: worker.supervisor for worker in queue.workers.workers()}
+    listed = queue.workers.supervisors()
     pools = [pool for pool in listed if serves(queue, pool, job)]
     if not pools:
         stopping = {pool.id for pool in listed if pool.stop}
@@ -7455,10 +7552,10 @@ def deadlock_text(number: int, within) -> str:
 
 def warn_if_stuck(queue, number: int) -> None:
     """Says so where nothing will pick a job up."""
-    job = queue.job(number)
+    job = queue.look.job(number)
     if not serving(queue, job):
         talk("no worker serves it: start some with `%s worker start`" % invoked())
-    elif job.state in WAITING and queue.is_paused(job.queue):
+    elif job.state in WAITING and queue.queues.is_paused(job.queue):
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
@@ -7564,7 +7661,7 @@ class Run:
         self._progress = Progress(len(plan.items), lines=True)
         self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), {"drain": True}, print_trouble, worker_argv(database))
         try:
-            with Queue(database) as queue:
+            with Store(database) as queue:
                 ids = queue.enqueue_many(plan, label=label, pool=self._supervisor.id)
                 self._total, self._batch, self._twins = len(ids), plan.batch, plan.twins  # the first: lines of the input
                 self._within, self._awaited = begin_wait(queue, [job for job in ids if job > plan.newest])
@@ -7579,9 +7676,9 @@ class Run:
         finally:
             self._supervisor.close()
         self._progress.clear()
-        with Queue(self._supervisor.database) as queue:
+        with Store(self._supervisor.database) as queue:
             if self._within is not None:
-                queue.end_wait(self._within.id, self._awaited)
+                queue.workers.end_wait(self._within.id, self._awaited)
             return self._sum_up(queue)
 
     def _show(self) -> None:
@@ -7591,7 +7688,7 @@ class Run:
             self._tell_why_stalled(self._supervisor.queue)
         if not self._progress.due():
             return
-        counts = self._supervisor.queue.batch_counts(self._batch)
+        counts = self._supervisor.queue.queues.batch_counts(self._batch)
         done = sum(counts[state] for state in FINAL) + len(self._twins)
         failed = counts["dead"]
         note = "  %d failed" % failed if failed else ""
@@ -7601,8 +7698,8 @@ class Run:
 
     def _tell_why_stalled(self, queue) -> None:
         """Say what keeps all of its jobs back, when that lasts for a second; a wait for a retry is in the progress."""
-        job, before = queue.stalled_job(self._supervisor.id), self._stalled
-        reasons = [reason for reason in queue.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
+        job, before = queue.claims.stalled_job(self._supervisor.id), self._stalled
+        reasons = [reason for reason in queue.look.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
         self._stalled = [reason for reason, _ in reasons]
         if reasons and self._stalled == before and self._within is not None and deadlocked(queue, job.id):
             self._progress.clear()
@@ -7616,15 +7713,15 @@ class Run:
 
     def _sum_up(self, queue) -> int:
         took = time.monotonic() - self._begun
-        counts = queue.batch_counts(self._batch)
-        twins = [(where, queue.find(number)) for where, number in self._twins]
+        counts = queue.queues.batch_counts(self._batch)
+        twins = [(where, queue.look.find(number)) for where, number in self._twins]
         done, total = counts["completed"], self._total
-        bad = queue.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
+        bad = queue.look.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
         for job in bad:
             out("%s job %d%s, %s, attempt %d: %s" % (
                 paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "", plain(job.error or job.state),
                 job.attempt, fit(plain(job.command), 200)))
-            for line in last_lines(queue.files.log(job.id, job.attempt), 10):
+            for line in last_lines(queue.db.files.log(job.id, job.attempt), 10):
                 out("    " + line)
         failed = counts["dead"] + counts["cancelled"]
         if failed > len(bad):
@@ -7641,7 +7738,7 @@ class Run:
         verdict("%d of %d completed in %s%s" % (done, total, span(took), "".join(", %d %s" % part for part in parts if part[0])), good)
         if self._junit:
             jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page][::-1]
-            self._write_junit(junit(jobs + [job for _, job in twins if job is not None], queue.files, took))
+            self._write_junit(junit(jobs + [job for _, job in twins if job is not None], queue.db.files, took))
         return 0 if good else 130 if left and self._supervisor.interrupted else 1
 
     def _write_junit(self, text: str) -> None:
@@ -7760,9 +7857,9 @@ def launch(database: str, count: int, asked: str) -> tuple:
     `asked` is the JSON of cmd_worker_start, or the words that 1.0 wrote, one a line.
     """
     words = [asked] if asked[:1] == "{" else ["", *asked.splitlines()]
-    with Queue(database) as queue:
-        queue.files.make()
-        log = queue.files.journal
+    with Store(database) as queue:
+        queue.db.files.make()
+        log = queue.db.files.journal
         rotate(log)
     pid, answer = OS.detach(program_argv() + ["worker", "start", "--db", database, "--count", str(count), "--announce", *words], log)
     with answer:
@@ -7778,8 +7875,8 @@ def args_worker_stop(parser) -> None:
 
 def cmd_worker_stop(args) -> int:
     with open_queue(args) as queue:
-        wanted = {s.id for s in queue.supervisors() if s.kind == "start"}
-        workers = [w.id for w in queue.workers() if w.supervisor in wanted]
+        wanted = {s.id for s in queue.workers.supervisors() if s.kind == "start"}
+        workers = [w.id for w in queue.workers.workers() if w.supervisor in wanted]
         gone = stop_supervisors(queue, wanted, 2 if args.now else 1)
     if not wanted:
         out("No workers are running")
@@ -7796,18 +7893,18 @@ def stop_supervisors(queue, wanted: set, level: int):
     Told to stop now, they have kill_grace and some seconds; then they are killed.
     """
     within = this_job(queue)
-    own = {worker.supervisor for worker in queue.workers() if within is not None and worker.id == within.worker}
+    own = {worker.supervisor for worker in queue.workers.workers() if within is not None and worker.id == within.worker}
     if level == 2:
-        queue.patience = 2.0
+        queue.db.patience = 2.0
         if own & wanted:
-            queue.spare(within)
+            queue.workers.spare(within)
     for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may end us at once
         ask_stop(queue, supervisor, level)
     if within is not None:
         talk("job %d runs this command, which therefore does not wait until the workers have stopped" % within.id)
         return None
     tell_at = time.monotonic() + 1.0
-    kill_at = tell_at + queue.setting("kill_grace") + END_NOW_S + 3.0 if level == 2 else float("inf")
+    kill_at = tell_at + queue.settings.value("kill_grace") + END_NOW_S + 3.0 if level == 2 else float("inf")
     end_at = kill_at + 4.0
     while True:
         try:
@@ -7832,9 +7929,9 @@ def stop_supervisors(queue, wanted: set, level: int):
 def ask_stop(queue, supervisor: int, level: int) -> None:
     """Ask in the database; while nobody can write there, `now` is told by a signal."""
     try:
-        queue.ask_stop(supervisor, level)
+        queue.workers.ask_stop(supervisor, level)
     except (sqlite3.OperationalError, OSError) as error:
-        record = read_record(queue.files.lock("s%d" % supervisor))
+        record = read_record(queue.db.files.lock("s%d" % supervisor))
         if level < 2 or not is_here(record):
             raise
         talk("can't write to the database (%s): the supervisor is told by a signal" % plain(str(error)))
@@ -7848,8 +7945,8 @@ def is_here(record) -> bool:
 
 def kill_supervisors(queue, wanted: set) -> None:
     """Kill what did not end now: a process that is stopped, or stuck.  What it held is rescued."""
-    names = [w.id for w in queue.workers() if w.supervisor in wanted] + ["s%d" % number for number in wanted]
-    for path in map(queue.files.lock, names):
+    names = [w.id for w in queue.workers.workers() if w.supervisor in wanted] + ["s%d" % number for number in wanted]
+    for path in map(queue.db.files.lock, names):
         record = read_record(path)
         if is_here(record) and OS.is_held(path):
             OS.signal_worker(record.pid, "kill")
@@ -7858,7 +7955,7 @@ def kill_supervisors(queue, wanted: set) -> None:
 def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
     """Say what a stop waits for: jobs that run, and what their workers and supervisors wait for."""
     workers = [fact for fact in worker_facts(queue) if fact["supervisor"] in wanted]
-    supervisors = [fact for fact in supervisor_facts(queue, queue.unanswered()) if fact["id"] in wanted]
+    supervisors = [fact for fact in supervisor_facts(queue, queue.workers.unanswered()) if fact["id"] in wanted]
     running = [str(fact["job"]) for fact in workers if fact["job"] and not fact["note"]]
     if running:
         talk("waiting for job %s to end%s" % (", ".join(running[:5]), (
@@ -7869,16 +7966,17 @@ def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
     """Whether any of these supervisors is left; the workers of a dead one are waited for, and their jobs released."""
-    left = [s for s in queue.supervisors() if s.id in wanted]
+    left = [s for s in queue.workers.supervisors() if s.id in wanted]
     for supervisor in left:
-        if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
-            orphans = [worker for worker in queue.workers() if worker.supervisor == supervisor.id]
+        if not OS.is_held(queue.db.files.lock("s%d" % supervisor.id)):
+            orphans = [worker for worker in queue.workers.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
-                alive = OS.is_held(queue.files.lock(worker.id)) or worker.place and queue.is_alive(worker)  # else it may be a copy's
+                alive = OS.is_held(queue.db.files.lock(worker.id)) or (
+                    worker.place and queue.workers.is_alive(worker))  # else it may be a copy's
                 if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
             if not orphans:
-                queue.remove_supervisor(supervisor.id)
+                queue.workers.remove_supervisor(supervisor.id)
     return bool(left)
 
 
@@ -7888,14 +7986,14 @@ def args_worker_scale(parser) -> None:
 
 def cmd_worker_scale(args) -> int:
     with open_queue(args) as queue:
-        started = [s for s in queue.supervisors() if s.kind == "start" and OS.is_held(queue.files.lock("s%d" % s.id))]
+        started = [s for s in queue.workers.supervisors() if s.kind == "start" and OS.is_held(queue.db.files.lock("s%d" % s.id))]
         if len(started) != 1:
             raise UserError("%s: start workers with `%s worker start --count %d`" % (
                 "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),
                 invoked(), args.count))
-        queue.ask_scale(started[0].id, args.count)
+        queue.workers.ask_scale(started[0].id, args.count)
         limit = time.monotonic() + (10 if this_job(queue) is None else 0)  # surplus workers that are busy finish their jobs first
-        while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in queue.workers()) != args.count:
+        while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in queue.workers.workers()) != args.count:
             time.sleep(0.01)
     verdict("Scaled from %d to %s" % (started[0].slots, plural(args.count, "worker")))
     return 0
@@ -7904,14 +8002,14 @@ def cmd_worker_scale(args) -> int:
 def cmd_worker_restart(args) -> int:
     """New workers first, from the file as it is now; then the old ones end, each after its job."""
     with open_queue(args) as queue:
-        old = [s for s in queue.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
+        old = [s for s in queue.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
         if not old:
             raise UserError("no workers are running: start some with `%s worker start`" % invoked())
         if any("--foreground" in s.arguments.splitlines() or
                s.arguments[:1] == "{" and parse_json(s.arguments)[0].get("foreground") for s in old):
             raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
         for supervisor in old:
-            launch(queue.path, supervisor.slots, supervisor.arguments)
+            launch(queue.db.path, supervisor.slots, supervisor.arguments)
         gone = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
     verdict("%s %s" % ("Restarted" if gone is not None else "Started new ones in place of",
                        plural(sum(supervisor.slots for supervisor in old), "worker")))
@@ -7920,7 +8018,7 @@ def cmd_worker_restart(args) -> int:
 
 def cmd_worker_list(args) -> int:
     with open_queue(args) as queue:
-        facts, supervisors = worker_facts(queue), supervisor_facts(queue, queue.unanswered())
+        facts, supervisors = worker_facts(queue), supervisor_facts(queue, queue.workers.unanswered())
     if args.json:
         out_json(facts)
         return 0
@@ -7994,15 +8092,15 @@ def list_once(args) -> int:
                "sort": SORTS[parse_choice(args.sort, "--sort", tuple(SORTS))] if args.sort else None,
                "since": time.time() - parse_duration(args.since, "--since") if args.since is not None else None}
     with open_queue(args) as queue:
-        filters["batch"] = queue.batch(args.batch).id if args.batch else None
+        filters["batch"] = queue.queues.batch(args.batch).id if args.batch else None
         narrowed = any(value is not None for key, value in filters.items() if key != "sort")
-        total = None if narrowed else sum(n for state, n in queue.counts().items() if not states or state in states)
+        total = None if narrowed else sum(n for state, n in queue.queues.counts().items() if not states or state in states)
         pages = job_pages(queue, states, limit, filters)
         if args.json:
             return print_json_pages(pages, limit, total)
         if args.tree:
             jobs = [job for page in pages for job in page][::-1]
-            print_tree(jobs, queue.parents([job.id for job in jobs]))
+            print_tree(jobs, queue.look.parents([job.id for job in jobs]))
             return 0
         shown, widths = 0, None
         for page in pages:
@@ -8025,7 +8123,7 @@ def job_pages(queue, states, limit: int, filters=None):
     """Jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
     before, left, filters = None, limit or 2**62, filters or {}
     while left > 0:
-        page = queue.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
+        page = queue.look.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
         if not page:
             return
         yield page
@@ -8049,9 +8147,9 @@ def print_json_pages(pages, limit: int, total) -> int:
 
 def cmd_status(args) -> int:
     with open_queue(args) as queue:
-        counts, workers, oldest = queue.counts(), worker_facts(queue), queue.oldest_waiting()
-        supervisors = supervisor_facts(queue, queue.unanswered())
-        path = queue.path
+        counts, workers, oldest = queue.queues.counts(), worker_facts(queue), queue.look.oldest_waiting()
+        supervisors = supervisor_facts(queue, queue.workers.unanswered())
+        path = queue.db.path
     if args.json:
         out_json({"jobs": counts, "workers": workers, "supervisors": supervisors,
                   "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
@@ -8078,15 +8176,15 @@ def args_show(parser) -> None:
 
 
 def one_job(queue, ref: str):
-    return queue.job(queue.ids(ref)[0])
+    return queue.look.job(queue.look.ids(ref)[0])
 
 
 def cmd_show(args) -> int:
     with open_queue(args) as queue:
         job = one_job(queue, args.id)
-        attempts = queue.history(job.id)
+        attempts = queue.look.history(job.id)
         history = [history_row(queue, job, attempt) for attempt in attempts]
-        wait = wait_facts(read_record(queue.files.lock(job.worker)) if job.state == "processing" else None)
+        wait = wait_facts(read_record(queue.db.files.lock(job.worker)) if job.state == "processing" else None)
     if args.json:
         out_json(dict(job.to_dict(), history=history, **wait))
         return 0
@@ -8110,7 +8208,7 @@ def history_row(queue, job, attempt) -> dict:
     """One attempt as `show --json` has it; the pid of a running one stands in its worker's lock file."""
     row = attempt._asdict()
     if attempt.outcome == "running":
-        record = read_record(queue.files.lock(attempt.worker))
+        record = read_record(queue.db.files.lock(attempt.worker))
         if record and (record.job, record.attempt) == (job.id, attempt.attempt):
             row["pid"] = record.group
     row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at),
@@ -8134,12 +8232,12 @@ def cmd_logs(args) -> int:
         if args.follow:
             _, ids = begin_wait(queue, ids)
         readers = []
-        for job in [queue.job(number) for number in ids]:
+        for job in [queue.look.job(number) for number in ids]:
             first = last = max(1, job.attempt)
             if args.attempt is not None:
                 first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
             prefix = "%d | " % job.id if len(ids) > 1 else ""
-            begun = [attempt.attempt for attempt in queue.history(job.id)] if args.all_attempts else [first]
+            begun = [attempt.attempt for attempt in queue.look.history(job.id)] if args.all_attempts else [first]
             for attempt in begun or [first]:
                 readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
                 readers[-1].skip_to_last(lines)
@@ -8147,7 +8245,7 @@ def cmd_logs(args) -> int:
                 continue
             if job.attempt == 0:
                 talk("job %d has not run yet" % job.id)
-            elif job.state != "processing" and not os.path.exists(queue.files.log(job.id, first)):
+            elif job.state != "processing" and not os.path.exists(queue.db.files.log(job.id, first)):
                 talk("job %d wrote nothing in attempt %d" % (job.id, first))
         write = output_writer(len(ids) > 1)
         while readers:
@@ -8208,12 +8306,12 @@ class TerminalWriter:
 
 def running(queue, job, attempt: int) -> bool:
     """Whether an attempt writes still: one whose end can't be recorded yet has its log already."""
-    return job.state == "processing" and job.attempt == attempt and not os.path.exists(queue.files.log(job.id, attempt))
+    return job.state == "processing" and job.attempt == attempt and not os.path.exists(queue.db.files.log(job.id, attempt))
 
 
 def output_of(queue, job, attempt: int) -> str:
     """The file that holds the output of an attempt."""
-    return queue.files.output(job.worker) if running(queue, job, attempt) else queue.files.log(job.id, attempt)
+    return queue.db.files.output(job.worker) if running(queue, job, attempt) else queue.db.files.log(job.id, attempt)
 
 
 class LogReader:
@@ -8234,14 +8332,14 @@ class LogReader:
 
     def read(self, write, follow: bool) -> bool:
         """Passes on what has come since; returns whether to come again: more may follow, or not all was read."""
-        job = self._queue.find(self._job)
+        job = self._queue.look.find(self._job)
         if job is None:
             return False
-        log = self._queue.files.log(self._job, self._attempt)
+        log = self._queue.db.files.log(self._job, self._attempt)
         if running(self._queue, job, self._attempt):
             place = self._offset, self._cut
-            data = self._part(self._queue.files.output(job.worker))
-            again = self._queue.find(self._job)
+            data = self._part(self._queue.db.files.output(job.worker))
+            again = self._queue.look.find(self._job)
             if os.path.exists(log):
                 self._offset, self._cut = place  # it ended meanwhile
             elif again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
@@ -8265,7 +8363,7 @@ class LogReader:
 
     def skip_to_last(self, lines) -> None:
         """Starts at the last so many lines of what is there now; None: at the beginning."""
-        job = self._queue.find(self._job)
+        job = self._queue.look.find(self._job)
         if lines is None or job is None:
             return
         path = output_of(self._queue, job, self._attempt)
@@ -8331,7 +8429,7 @@ def cmd_stats(args) -> int:
     window = parse_duration(args.since, "--since", 1)
     now = time.time()
     with open_queue(args) as queue:
-        rows = queue.finished_since(now - max(window, 86400))
+        rows = queue.look.finished_since(now - max(window, 86400))
     recent = [ended for ended in rows if ended.at >= now - window]
     facts = {"since": utc(now - window), "throughput": throughput(rows, now),
              "queues": group_stats(recent, lambda ended: ended.queue),
@@ -8411,20 +8509,20 @@ def cmd_events(args) -> int:
         if args.after is not None:
             after = parse_number(args.after, "--after", 0, 2**62, whole=True)
         else:
-            after = queue.last_event() if args.follow else 0
+            after = queue.look.last_event() if args.follow else 0
         seen = None
         while True:
-            events = queue.events(after)
+            events = queue.look.events(after)
             for event in events:
                 out(json.dumps(event))
                 after = event["seq"]
             sys.stdout.flush()
             if not events and not args.follow:
                 return 0
-            while not events and seen == queue.changes():
+            while not events and seen == queue.db.changes():
                 if OS.reader_left(0.02):
                     return 0
-            seen = queue.changes()
+            seen = queue.db.changes()
 
 
 # -- top --
@@ -8489,7 +8587,7 @@ class Top:
         head = self._head(width, height)[:max(2, height - 7)]
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
-        self._jobs = self._queue.jobs(states, 1000)
+        self._jobs = self._queue.look.jobs(states, 1000)
         ids = [job.id for job in self._jobs]
         self._place = ids.index(self._marked) if self._marked in ids else max(0, min(self._place, len(ids) - 1))
         self._marked = ids[self._place] if ids else None
@@ -8506,29 +8604,29 @@ class Top:
         return head + body + [fit(plain(self._note), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
 
     def _head(self, width: int, height: int) -> list:
-        counts = self._queue.counts()
+        counts = self._queue.queues.counts()
         if time.monotonic() - self._sampled >= 0.95:
-            self._sampled, last = time.monotonic(), self._queue.last_event()
+            self._sampled, last = time.monotonic(), self._queue.look.last_event()
             self._ends = (self._ends + [max(0, last - self._last)])[-max(10, width - 30):] if self._last is not None else []
             self._last = last
-        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.path)), width),
+        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.db.path)), width),
                  fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
                  fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
-        for row in self._queue.queues()[:4]:
+        for row in self._queue.queues.list()[:4]:
             lines.append(fit("queue %-12s %s  %d waiting, %d running%s" % (
                 row.name, "paused" if row.paused else "open  ", row.jobs["pending"] + row.jobs["failed"], row.jobs["processing"],
                 ", limit %d" % row.max_running if row.max_running is not None else ""), width))
         for worker in worker_facts(self._queue)[:8]:
-            job = self._queue.find(worker["job"]) if worker["job"] else None
+            job = self._queue.look.find(worker["job"]) if worker["job"] else None
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
                              "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
-        for job in self._queue.jobs(("dead",), 2) if height > 20 else ():
+        for job in self._queue.look.jobs(("dead",), 2) if height > 20 else ():
             lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(job.error or ""),
                                                                plain(job.command)), width), "red", sys.stdout))
         return lines
 
     def _log_lines(self, width: int, height: int) -> list:
-        job = self._queue.find(self._log)
+        job = self._queue.look.find(self._log)
         if job is None:
             return ["the job is gone"]
         path = output_of(self._queue, job, job.attempt)
@@ -8558,19 +8656,19 @@ class Top:
             self._asked = job.id
             self._note = "cancel job %d? y cancels it, any other key does not" % job.id
         elif job is not None and key == "r":
-            self._note = "job %d: %s" % self._queue.retry([job.id])[0]
+            self._note = "job %d: %s" % self._queue.life.retry([job.id])[0]
         elif job is not None and key == "e":
-            why = self._queue.why_waiting(job) if job.state in WAITING else []
+            why = self._queue.look.why_waiting(job) if job.state in WAITING else []
             self._note = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
 
     def _answer(self, key: str) -> None:
         if key:
-            self._note = "job %d: %s" % self._queue.cancel([self._asked])[0] if key == "y" else ""
+            self._note = "job %d: %s" % self._queue.life.cancel([self._asked])[0] if key == "y" else ""
             self._asked = None
 
     def _pause(self, name: str) -> None:
-        paused = not self._queue.is_paused(name)
-        self._queue.set_queue(name, paused=int(paused))
+        paused = not self._queue.queues.is_paused(name)
+        self._queue.queues.set(name, paused=int(paused))
         self._note = "queue %s is %s" % (name, "paused" if paused else "open")
 
 
@@ -8627,7 +8725,7 @@ def refuse_both(args, option: str, *others) -> None:
 
 def ids_named(queue, refs) -> list:
     """The ids of the jobs named by id, name, range (5-8) or `last`; all looked up before anything is done."""
-    return list(dict.fromkeys(number for ref in refs for number in queue.ids(ref)))
+    return list(dict.fromkeys(number for ref in refs for number in queue.look.ids(ref)))
 
 
 def select_ids(queue, args, states, before=None) -> list:
@@ -8638,8 +8736,8 @@ def select_ids(queue, args, states, before=None) -> list:
         raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
     ids = ids_named(queue, args.ids) if args.ids else None
     if filtered or ids is None:
-        batch = queue.batch(args.batch).id if args.batch else None
-        ids = queue.select(wanted, args.queue, args.name, batch, ids, before)
+        batch = queue.queues.batch(args.batch).id if args.batch else None
+        ids = queue.look.select(wanted, args.queue, args.name, batch, ids, before)
     return ids
 
 
@@ -8651,7 +8749,7 @@ def act(args, states, verb: str, done: str, change, good, strict: bool = False, 
     """
     with open_queue(args) as queue:
         ids = select_ids(queue, args, states, before)
-        jobs = [queue.job(number) for number in ids] if strict or args.dry_run else []
+        jobs = [queue.look.job(number) for number in ids] if strict or args.dry_run else []
         for job in jobs:
             if strict and job.state not in states:
                 raise UserError("job %d is %s, and this can be used on jobs that are %s: `%s explain %d` says how it stands" % (
@@ -8678,15 +8776,15 @@ def report_each(word: str, results: list, good: tuple) -> int:
 
 
 def cmd_dlq_retry(args) -> int:
-    return act(args, ("dead",), "retry", "Back to pending:", Queue.retry, ("pending",), strict=True)
+    return act(args, ("dead",), "retry", "Back to pending:", lambda queue, ids: queue.life.retry(ids), ("pending",), strict=True)
 
 
 def cmd_retry(args) -> int:
-    return act(args, FINAL, "retry", "Back to pending:", Queue.retry, ("pending",))
+    return act(args, FINAL, "retry", "Back to pending:", lambda queue, ids: queue.life.retry(ids), ("pending",))
 
 
 def cmd_dlq_purge(args) -> int:
-    return act(args, ("dead",), "remove", "Removed", Queue.purge, ("removed",), strict=True)
+    return act(args, ("dead",), "remove", "Removed", lambda queue, ids: queue.keep.purge(ids), ("removed",), strict=True)
 
 
 def args_rm(parser) -> None:
@@ -8696,7 +8794,7 @@ def args_rm(parser) -> None:
 
 def cmd_rm(args) -> int:
     before = time.time() - parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
-    return act(args, FINAL, "remove", "Removed", Queue.purge, ("removed",), strict=True, before=before)
+    return act(args, FINAL, "remove", "Removed", lambda queue, ids: queue.keep.purge(ids), ("removed",), strict=True, before=before)
 
 
 # -- edit --
@@ -8714,7 +8812,7 @@ def cmd_edit(args) -> int:
     if not options:
         raise UserError("what shall be changed? Give an option such as --command or --priority")
     options = parse_job(options, taker="edit")
-    return act(args, WAITING, "edit", "Edited", lambda queue, ids: queue.edit(ids, options), ("edited",))
+    return act(args, WAITING, "edit", "Edited", lambda queue, ids: queue.life.edit(ids, options), ("edited",))
 
 
 # -- wait --
@@ -8730,7 +8828,7 @@ def cmd_wait(args) -> int:
     with open_queue(args) as queue:
         ids = select_ids(queue, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
         within, ids = begin_wait(queue, ids)
-        waiting = [job for job in map(queue.find, ids[:1]) if job is not None and job.state in WAITING]
+        waiting = [job for job in map(queue.look.find, ids[:1]) if job is not None and job.state in WAITING]
         if waiting:
             warn_if_stuck(queue, waiting[0].id)
         try:
@@ -8739,8 +8837,8 @@ def cmd_wait(args) -> int:
                 return 124
         finally:
             if within is not None:
-                queue.end_wait(within.id, ids)
-        jobs = [queue.find(number) for number in ids]
+                queue.workers.end_wait(within.id, ids)
+        jobs = [queue.look.find(number) for number in ids]
         gone = [number for number, job in zip(ids, jobs) if job is None]
         bad = [job for job in jobs if job is not None and job.state != "completed"]
         for job in bad[:20]:
@@ -8762,11 +8860,11 @@ def wait_for(queue, ids: list, timeout, within=None) -> bool:
     seen = None
     look_at, stuck = time.monotonic() + 1.0, None
     while left:
-        changes = queue.changes()
+        changes = queue.db.changes()
         if changes != seen:
             seen = changes
             while left:
-                job = queue.find(left[-1])
+                job = queue.look.find(left[-1])
                 if job is not None and job.state not in FINAL:
                     break
                 left.pop()
@@ -8797,34 +8895,34 @@ def cmd_cancel(args) -> int:
 
 
 def cancel(queue, ids: list) -> list:
-    """As Queue.cancel; a job of a dead worker, which nobody would end, is released first."""
-    for worker in queue.workers():
-        if worker.job in ids and queue.is_alive(worker) is False:
+    """As lambda queue, ids: queue.life.cancel(ids); a job of a dead worker, which nobody would end, is released first."""
+    for worker in queue.workers.workers():
+        if worker.job in ids and queue.workers.is_alive(worker) is False:
             rescue(queue, worker, lambda event, **facts: None)
-    return queue.cancel(ids)
+    return queue.life.cancel(ids)
 
 
 STILL_RUNNING = "still running, and asked to end"
 
 
 def cancel_and_wait(queue, ids: list) -> list:
-    """As Queue.cancel, but with what became of jobs that run: they have kill_grace, and some seconds, to end."""
+    """As Life.cancel, but with what became of jobs that run: they have kill_grace, and some seconds, to end."""
     results, within = cancel(queue, ids), this_job(queue)
     if within is not None and (within.id, "asked") in results:
         talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
     asked = [number for number, result in results if result == "asked" and (within is None or number != within.id)]
-    wait_for(queue, asked, queue.setting("kill_grace") + 10)
-    after = {number: queue.find(number) for number in asked}
+    wait_for(queue, asked, queue.settings.value("kill_grace") + 10)
+    after = {number: queue.look.find(number) for number in asked}
     return [(number, result if number not in after else "gone" if after[number] is None else
              after[number].state if after[number].state in FINAL else STILL_RUNNING) for number, result in results]
 
 
 def cmd_hold(args) -> int:
-    return act(args, WAITING, "hold", "Held", Queue.hold, ("held",))
+    return act(args, WAITING, "hold", "Held", lambda queue, ids: queue.life.hold(ids), ("held",))
 
 
 def cmd_release(args) -> int:
-    return act(args, WAITING, "release", "Released", lambda queue, ids: queue.hold(ids, False), ("released",))
+    return act(args, WAITING, "release", "Released", lambda queue, ids: queue.life.hold(ids, False), ("released",))
 
 
 # -- explain --
@@ -8832,9 +8930,9 @@ def cmd_release(args) -> int:
 def cmd_explain(args) -> int:
     with open_queue(args) as queue:
         job = one_job(queue, args.id)
-        reasons = queue.why_waiting(job) if job.state in WAITING else []
+        reasons = queue.look.why_waiting(job) if job.state in WAITING else []
         reasons += why_workers_wait(queue, job)
-        dead = any(worker.id == job.worker and queue.is_alive(worker) is False for worker in queue.workers())
+        dead = any(worker.id == job.worker and queue.workers.is_alive(worker) is False for worker in queue.workers.workers())
     if args.json:
         out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
     elif dead and not reasons:
@@ -8857,7 +8955,7 @@ def why_workers_wait(queue, job) -> list:
     serve = serving(queue, job)
     if job.state in WAITING and not serve:
         return [("no worker", job.queue)]
-    silent = queue.unanswered()
+    silent = queue.workers.unanswered()
     supervisors = [fact for fact in supervisor_facts(queue, silent) if fact["id"] in serve]
     workers = [fact for fact in worker_facts(queue) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
     if job.state == "processing":
@@ -8869,14 +8967,14 @@ def why_workers_wait(queue, job) -> list:
 
 def serving(queue, job) -> list:
     """The ids of the living supervisors that have workers for a job."""
-    return [supervisor.id for supervisor in queue.supervisors() if serves(queue, supervisor, job)]
+    return [supervisor.id for supervisor in queue.workers.supervisors() if serves(queue, supervisor, job)]
 
 
 def serves(queue, supervisor, job) -> bool:
     """Whether a supervisor lives and has workers that may take a job."""
     return ((supervisor.queues is None or slashed([job.queue]) in supervisor.queues) and not supervisor.stop
             and (supervisor.id == job.pool or supervisor.kind == "start" and job.pool is None)
-            and OS.is_held(queue.files.lock("s%d" % supervisor.id)))
+            and OS.is_held(queue.db.files.lock("s%d" % supervisor.id)))
 
 
 def reason_text(job, reason: str, detail) -> str:
@@ -8907,7 +9005,7 @@ REASONS = {
 
 def cmd_queue_list(args) -> int:
     with open_queue(args) as queue:
-        rows = queue.queues()
+        rows = queue.queues.list()
     if args.json:
         out_json([dict(row._asdict(), paused=bool(row.paused)) for row in rows])
         return 0
@@ -8928,8 +9026,8 @@ def pause_queues(args, paused: int) -> int:
         raise UserError("which queue? Give a name or --all")
     names = [parse_name(name, "a queue") for name in args.names]
     with open_queue(args) as queue:
-        for name in names or [row.name for row in queue.queues()]:
-            queue.set_queue(name, paused=paused)
+        for name in names or [row.name for row in queue.queues.list()]:
+            queue.queues.set(name, paused=paused)
             out("queue %s is %s" % (name, "paused: running jobs go on" if paused else "open"))
     return 0
 
@@ -8951,7 +9049,7 @@ def cmd_queue_limit(args) -> int:
     name = parse_name(args.name, "a queue")
     limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
     with open_queue(args) as queue:
-        queue.set_queue(name, max_running=limit)
+        queue.queues.set(name, max_running=limit)
     out("queue %s: %s" % (name, "no limit" if limit is None else "at most %d at once" % limit))
     return 0
 
@@ -8965,7 +9063,7 @@ def cmd_queue_rate(args) -> int:
     name = parse_name(args.name, "a queue")
     rate, every = parse_rate(args.rate)
     with open_queue(args) as queue:
-        queue.set_queue(name, rate=rate, every=every, next_at=0)
+        queue.queues.set(name, rate=rate, every=every, next_at=0)
     out("queue %s: %s" % (name, "no rate" if rate is None else "at most %s, a start each %s" % (rate, seconds_text(every))))
     return 0
 
@@ -8977,7 +9075,7 @@ def args_batch_list(parser) -> None:
 
 def cmd_batch_list(args) -> int:
     with open_queue(args) as queue:
-        rows = queue.batches(limit_asked(args))
+        rows = queue.queues.batches(limit_asked(args))
     if args.json:
         out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
     elif rows:
@@ -8996,9 +9094,9 @@ def args_batch_show(parser) -> None:
 
 def cmd_batch_show(args) -> int:
     with open_queue(args) as queue:
-        batch = queue.batch(args.id)
-        counts = queue.batch_counts(batch.id)
-        bad = queue.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
+        batch = queue.queues.batch(args.id)
+        counts = queue.queues.batch_counts(batch.id)
+        bad = queue.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
     if args.json:
         out_json(dict(batch._asdict(), created_at=utc(batch.created_at), jobs=counts))
         return 0
@@ -9046,8 +9144,8 @@ def cmd_cron_add(args) -> int:
     parse_choice(args.misfire, "--misfire", ("once", "skip"))
     parse_choice(args.overlap, "--overlap", OVERLAPS)
     with open_queue(args) as queue:
-        queue.add_schedule(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
-        verdict("S" + next_text(queue.schedule(name))[1:])
+        queue.schedules.add(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+        verdict("S" + next_text(queue.schedules.get(name))[1:])
     return 0
 
 
@@ -9071,12 +9169,12 @@ def cmd_cron_load(args) -> int:
         rows = []
         for number, name, spec, tz, job in entries:
             try:
-                rows.append(queue.plan_schedule(name, spec, None, job, tz, replace=args.replace))
+                rows.append(queue.schedules.plan(name, spec, None, job, tz, replace=args.replace))
             except UserError as error:
                 raise UserError("line %d: %s" % (number, error)) from None
-        queue.add_schedules(rows, args.replace)
+        queue.schedules.add_all(rows, args.replace)
         for row in rows:
-            out(next_text(queue.schedule(row["name"])))
+            out(next_text(queue.schedules.get(row["name"])))
     return 0
 
 
@@ -9221,7 +9319,7 @@ def crontab_line(schedule, job: dict) -> tuple:
 def cmd_cron_list(args) -> int:
     now = time.time()
     with open_queue(args) as queue:
-        rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules()]
+        rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules.list()]
     if args.crontab:
         print_crontab(rows)
         return 0
@@ -9273,7 +9371,7 @@ def each_schedule(args, change) -> int:
     """Calls change(queue, name), which returns a line, for each schedule named; all must be there."""
     with open_queue(args) as queue:
         for name in args.names:
-            queue.schedule(name)
+            queue.schedules.get(name)
         for name in args.names:
             out(change(queue, name))
     return 0
@@ -9281,34 +9379,34 @@ def each_schedule(args, change) -> int:
 
 def cmd_cron_pause(args) -> int:
     def pause(queue, name: str) -> str:
-        queue.pause_schedule(name, True)
+        queue.schedules.pause(name, True)
         return "schedule %s is paused" % plain(name)
     return each_schedule(args, pause)
 
 
 def cmd_cron_resume(args) -> int:
     def resume(queue, name: str) -> str:
-        queue.pause_schedule(name, False)
-        return next_text(queue.schedule(name))
+        queue.schedules.pause(name, False)
+        return next_text(queue.schedules.get(name))
     return each_schedule(args, resume)
 
 
 def cmd_cron_rm(args) -> int:
     def remove_one(queue, name: str) -> str:
-        queue.remove_schedule(name)
+        queue.schedules.remove(name)
         return "schedule %s is removed; jobs that it enqueued stay" % plain(name)
     return each_schedule(args, remove_one)
 
 
 def cmd_cron_run(args) -> int:
-    return each_schedule(args, lambda queue, name: str(queue.run_schedule(name)))
+    return each_schedule(args, lambda queue, name: str(queue.schedules.run(name)))
 
 
 # -- config --
 
 def cmd_config_list(args) -> int:
     with open_queue(args) as queue:
-        values = queue.config()
+        values = queue.settings.values()
     if args.json:
         out_json(values)
         return 0
@@ -9326,7 +9424,7 @@ def args_config_get(parser) -> None:
 def cmd_config_get(args) -> int:
     key = setting_key(args.key)
     with open_queue(args) as queue:
-        out(SETTINGS[key].text(queue.setting(key)))
+        out(SETTINGS[key].text(queue.settings.value(key)))
     return 0
 
 
@@ -9339,16 +9437,16 @@ def cmd_config_set(args) -> int:
     key = setting_key(args.key)
     parse_setting(key, shell_command(args.value))
     with open_queue(args) as queue:
-        queue.set_config(key, args.value)
-        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.setting(key)))))
+        queue.settings.set(key, args.value)
+        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
     return 0
 
 
 def cmd_config_unset(args) -> int:
     key = setting_key(args.key)
     with open_queue(args) as queue:
-        queue.unset_config(key)
-        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.setting(key)))))
+        queue.settings.unset(key)
+        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
     return 0
 
 
@@ -9363,7 +9461,7 @@ def cmd_backup(args) -> int:
     if os.path.exists(path):
         raise UserError("%s exists: give another name" % plain(path))
     with open_queue(args) as queue:
-        queue.backup(path)
+        queue.keep.backup(path)
     verdict("Copied the queue to %s (logs are not in it)" % plain(path))
     return 0
 
@@ -9413,7 +9511,7 @@ def examine_files(files, fix: bool) -> list:
 def examine_queue(path: str, fix: bool) -> list:
     try:
         refuse_strange_wal(path)
-        with Queue(path) as queue:
+        with Store(path) as queue:
             return (examine_database(queue, fix) + examine_workers(queue, fix) + examine_schedules(queue) + examine_logs(queue, fix) +
                     examine_disk(path))
     except UserError as error:
@@ -9426,16 +9524,16 @@ def examine_queue(path: str, fix: bool) -> list:
 
 
 def examine_database(queue, fix: bool) -> list:
-    faults = queue.check()
+    faults = queue.keep.check()
     if faults and fix and not any("***" in fault or "page" in fault.lower() for fault in faults):
-        queue.mend()
-        left = queue.check()
+        queue.keep.mend()
+        left = queue.keep.check()
         return [("bad" if fault in left else "fixed", "database", fault) for fault in faults]
-    return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % queue.path)]
+    return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % queue.db.path)]
 
 
 def examine_schedules(queue) -> list:
-    faults = [(schedule, schedule.trouble(time.time())) for schedule in queue.schedules()]
+    faults = [(schedule, schedule.trouble(time.time())) for schedule in queue.schedules.list()]
     return [("bad", "schedules", "%s: %s; put it right with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
             for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]
 
@@ -9444,7 +9542,7 @@ def rescue_in_time(queue, worker) -> bool:
     """Rescue, but first wait until it can be told whether the worker is dead."""
     limit = time.monotonic() + MISSING_S + 2
     while not rescue(queue, worker, lambda event, **facts: None):
-        if queue.is_alive(worker) is not None or time.monotonic() > limit:
+        if queue.workers.is_alive(worker) is not None or time.monotonic() > limit:
             return False
         time.sleep(0.1)
     return True
@@ -9452,33 +9550,33 @@ def rescue_in_time(queue, worker) -> bool:
 
 def examine_workers(queue, fix: bool) -> list:
     found = []
-    for worker in queue.workers():
-        if not queue.is_alive(worker):
+    for worker in queue.workers.workers():
+        if not queue.workers.is_alive(worker):
             mended = fix and rescue_in_time(queue, worker)
             found.append(("fixed" if mended else "warn", "workers", "worker %d is dead%s%s" % (
                 worker.id, ", its job %d is not released yet" % worker.job if worker.job else "",
-                "".join("; " + wait for _, wait in waits([dict(wait_facts(read_record(queue.files.lock(worker.id))), id=worker.id)])))))
-    listed = {worker.supervisor for worker in queue.workers()}
-    for supervisor in queue.supervisors():
-        if not OS.is_held(queue.files.lock("s%d" % supervisor.id)):
+                "".join("; " + wait for _, wait in waits([dict(wait_facts(read_record(queue.db.files.lock(worker.id))), id=worker.id)])))))
+    listed = {worker.supervisor for worker in queue.workers.workers()}
+    for supervisor in queue.workers.supervisors():
+        if not OS.is_held(queue.db.files.lock("s%d" % supervisor.id)):
             if fix and supervisor.id not in listed:
-                queue.remove_supervisor(supervisor.id)
+                queue.workers.remove_supervisor(supervisor.id)
             found.append(("fixed" if fix and supervisor.id not in listed else "warn", "workers",
                           "supervisor %d is dead: the next `worker start` releases what it left" % supervisor.id))
-    for number, since in queue.unanswered().items():
+    for number, since in queue.workers.unanswered().items():
         found.append(("warn", "workers", "supervisor %d has not answered since %s: is its process stopped?" % (number, local(since))))
-    known = {str(w.id) for w in queue.workers()} | {"s%d" % s.id for s in queue.supervisors()}
-    for name in sorted(os.listdir(queue.files.workers) if os.path.isdir(queue.files.workers) else ()):
-        path = os.path.join(queue.files.workers, name)
+    known = {str(w.id) for w in queue.workers.workers()} | {"s%d" % s.id for s in queue.workers.supervisors()}
+    for name in sorted(os.listdir(queue.db.files.workers) if os.path.isdir(queue.db.files.workers) else ()):
+        path = os.path.join(queue.db.files.workers, name)
         if name.split(".")[0] not in known and not OS.is_held(path):
             if fix:
                 remove(path)
             found.append(("fixed" if fix else "warn", "workers", "%s belongs to no worker" % path))
-    return found or [("ok", "workers", "%d at work, no stale lock" % len(queue.workers()))]
+    return found or [("ok", "workers", "%d at work, no stale lock" % len(queue.workers.workers()))]
 
 
 def examine_logs(queue, fix: bool) -> list:
-    orphans = queue.orphaned_logs()
+    orphans = queue.keep.orphaned_logs()
     if fix:
         for path in orphans:
             remove(path)
@@ -9536,7 +9634,7 @@ def export_to(args, path: str) -> int:
 
 def write_rows(queue, file) -> None:
     import json
-    for table, row in queue.export():
+    for table, row in queue.keep.export():
         row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
         file.write(json.dumps({"table": table, "row": row}) + "\n")
 
@@ -9547,7 +9645,7 @@ def args_import(parser) -> None:
 
 def cmd_import(args) -> int:
     with open_queue(args) as queue:
-        count = queue.restore(import_rows(args.file))
+        count = queue.keep.restore(import_rows(args.file))
     verdict("Imported %s" % plural(count, "job"))
     return 0
 
@@ -9932,13 +10030,13 @@ def value_choices(args, found, actions, last: str) -> list:
         return []  # looking must not make a queue
     with open_queue(args) as queue:
         if place.metavar == "ID":
-            jobs = queue.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
+            jobs = queue.look.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
             return [job.id for job in jobs] + [job.name for job in jobs if job.name]
         if place.metavar in ("B", "BATCH"):
-            return [row.id for row in queue.batches()]
+            return [row.id for row in queue.queues.batches()]
         if place.dest in ("queue", "job_queue") or found.words[0] == "queue":
-            return [row.name for row in queue.queues()]
-        return [row.name for row in queue.schedules()] if found.words[0] == "cron" else []
+            return [row.name for row in queue.queues.list()]
+        return [row.name for row in queue.schedules.list()] if found.words[0] == "cron" else []
 
 
 def complete(args) -> int:

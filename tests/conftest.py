@@ -221,8 +221,8 @@ class LiveQueue:
     def job(self, ref):
         """The job's record, read through the Python API: cheap enough to poll. None: no such job yet."""
         import queuectl
-        with queuectl.Queue(str(self.db)) as store:
-            return store.find(ref)
+        with queuectl.Store(str(self.db)) as store:
+            return store.look.find(ref)
 
     def wait_for(self, ref, *states, timeout=20):
         """Polls until the job is in one of the states and returns its record."""
@@ -311,7 +311,7 @@ def queue(tmp_path):
 def store(tmp_path):
     """The Python API on a fresh database, in this process."""
     import queuectl
-    opened = queuectl.Queue(str(tmp_path / "store.db"))
+    opened = queuectl.Store(str(tmp_path / "store.db"))
     yield opened
     opened.close()
 

@@ -24,8 +24,8 @@ class Clock:
 
 
 def open_store(directory, clock=None, name="life.db"):
-    store = queuectl.Queue(str(directory / name), clock=clock or Clock(), sync=False)
-    store._db.execute("PRAGMA synchronous=OFF")  # no test of these cuts the power
+    store = queuectl.Store(str(directory / name), clock=clock or Clock(), sync=False)
+    store.db.connection.execute("PRAGMA synchronous=OFF")  # no test of these cuts the power
     return store
 
 
@@ -35,13 +35,13 @@ def outcome(job, kind="completed", code=0, error=None):
 
 def claim(store, worker=1, queues=None, own=None):
     """The next job for a worker, or None."""
-    got = store.exchange(worker, queues=queues, own=own)
+    got = store.claims.exchange(worker, queues=queues, own=own)
     return got and got[0]
 
 
 def finish(store, job, kind="completed", code=0, error=None):
-    store.exchange(job.worker, outcome(job, kind, code, error), claim=False)
-    return store.job(job.id)
+    store.claims.exchange(job.worker, outcome(job, kind, code, error), claim=False)
+    return store.look.job(job.id)
 
 
 def fail(store, job, code=1):
@@ -69,18 +69,18 @@ def order(store, **options):
 def pool(store, slots=1, kind="start", queues=None):
     """A registered supervisor's id and the ids of its workers."""
     import os
-    boss, lock = store.add_supervisor(kind, 9, "token", slots, queues)
+    boss, lock = store.workers.add_supervisor(kind, 9, "token", slots, queues)
     workers = []
     os.close(lock)
     for _ in range(slots):
-        worker, lock = store.add_worker(boss)
+        worker, lock = store.workers.add_worker(boss)
         os.close(lock)
         workers.append(worker)
     return boss, workers
 
 
 def rows(store, sql, *values):
-    return store._db.execute(sql, values).fetchall()
+    return store.db.connection.execute(sql, values).fetchall()
 
 
 # ---- plans and costs ---------------------------------------------------------------------------------
@@ -88,16 +88,16 @@ def rows(store, sql, *values):
 def statements(store, action):
     """The distinct statements that an action runs, with their values, as SQLite got them."""
     seen = []
-    store._db.set_trace_callback(seen.append)
+    store.db.connection.set_trace_callback(seen.append)
     try:
         action()
     finally:
-        store._db.set_trace_callback(None)
+        store.db.connection.set_trace_callback(None)
     return [sql for sql in dict.fromkeys(seen) if re.match(r"\s*(SELECT|UPDATE|DELETE|INSERT|WITH|REPLACE)\b", sql)]
 
 
 def plan(store, sql):
-    return [row[-1] for row in store._db.execute("EXPLAIN QUERY PLAN " + sql).fetchall()]
+    return [row[-1] for row in store.db.connection.execute("EXPLAIN QUERY PLAN " + sql).fetchall()]
 
 
 def steps(store, action):
@@ -107,20 +107,20 @@ def steps(store, action):
     def tick():
         count[0] += 1
         return 0
-    store._db.set_progress_handler(tick, 1)
+    store.db.connection.set_progress_handler(tick, 1)
     try:
         action()
     finally:
-        store._db.set_progress_handler(None, 1)
+        store.db.connection.set_progress_handler(None, 1)
     return count[0]
 
 
 def guard_states(store):
     """From now on a change of state that the table does not know is an error of the statement that made it."""
     pairs = sorted({(old, new) for moves in queuectl.TRANSITIONS.values() for old, new in moves.items()})
-    store._db.execute("CREATE TEMP TABLE allowed(old TEXT, new TEXT)")
-    store._db.executemany("INSERT INTO allowed VALUES(?, ?)", pairs)
-    store._db.execute("CREATE TEMP TRIGGER guard AFTER UPDATE OF state ON job WHEN old.state<>new.state AND NOT EXISTS("
+    store.db.connection.execute("CREATE TEMP TABLE allowed(old TEXT, new TEXT)")
+    store.db.connection.executemany("INSERT INTO allowed VALUES(?, ?)", pairs)
+    store.db.connection.execute("CREATE TEMP TRIGGER guard AFTER UPDATE OF state ON job WHEN old.state<>new.state AND NOT EXISTS("
                       "SELECT 1 FROM allowed WHERE allowed.old=old.state AND allowed.new=new.state) BEGIN "
                       "SELECT RAISE(ABORT, 'a change of state that is not in TRANSITIONS'); END")
 
@@ -135,7 +135,7 @@ def dump(store):
 
 def invariants(store):
     """Everything that must hold between any two transactions; AssertionError says what does not."""
-    now = store._clock()
+    now = store.db.clock()
     jobs = {row[0]: queuectl.Job.of(row) for row in rows(store, "SELECT " + queuectl.JOB_SELECT + " FROM job")}
     _check_counts(store, jobs)
     deps = rows(store, "SELECT parent, child, any, done FROM dep")

@@ -31,8 +31,8 @@ def fill(store, clock):
     store.enqueue_many([{"command": "p", "name": "p"}] + [{"command": "c", "after": "p"}] * 10 + [{"command": "e", "after_any": "p"}] * 10
                        + [{"command": "b", "after_batch": "2"}] * 10)
     store.enqueue_many([{"command": "u", "unique": "u%d" % n, "hold": True} for n in range(10)])
-    store.set_queue("c", max_running=1)
-    store.set_queue("b", rate="10/m", every=6.0)
+    store.queues.set("c", max_running=1)
+    store.queues.set("b", rate="10/m", every=6.0)
 
 
 # ---- plans -------------------------------------------------------------------------------------------
@@ -43,15 +43,15 @@ def events(store, clock):
 
     def run(number):
         """Has the job with this number running, whatever is in front of it."""
-        if store.job(number).state == "processing":
-            return store.job(number)
-        with queuectl.Transaction(store) as now:
-            return store._take(store.job(number), workers[0], now)
+        if store.look.job(number).state == "processing":
+            return store.look.job(number)
+        with queuectl.Transaction(store.db) as now:
+            return store.claims._take(store.look.job(number), workers[0], now)
 
     def ends(kind, code=0, **options):
         def act():
             job = run(store.enqueue("x", **options))
-            store.exchange(job.worker, outcome(job, kind, code, None if kind == "completed" else kind))
+            store.claims.exchange(job.worker, outcome(job, kind, code, None if kind == "completed" else kind))
         return act
 
     def parent_ends(kind):
@@ -77,19 +77,19 @@ def events(store, clock):
         "fail": ends("failed", 1), "die": ends("failed", 1, max_retries=0), "timeout": ends("timeout", None),
         "snooze": ends("failed", 75, snooze_on="75"), "release": ends("released", None), "crash": ends("crashed", None),
         "complete the parent": parent_ends("completed"), "kill the parent": parent_ends("failed"),
-        "promote and expire": lambda: (clock.pass_by(70), store.tick()),
-        "ready": lambda: store.ready(4), "ready of its own": lambda: store.ready(4, own=boss), "next time": store.next_time,
-        "next time of its own": lambda: store.next_time(boss), "stalled": lambda: store.stalled_job(boss),
-        "orders": lambda: (store.orders(boss), store.to_cancel(boss)),
-        "drained": lambda: store.unfinished(), "drained of its own": lambda: store.unfinished(own=boss),
+        "promote and expire": lambda: (clock.pass_by(70), store.schedules.tick()),
+        "ready": lambda: store.claims.ready(4), "ready of its own": lambda: store.claims.ready(4, own=boss), "next time": store.claims.next_time,
+        "next time of its own": lambda: store.claims.next_time(boss), "stalled": lambda: store.claims.stalled_job(boss),
+        "orders": lambda: (store.workers.orders(boss), store.workers.to_cancel(boss)),
+        "drained": lambda: store.claims.unfinished(), "drained of its own": lambda: store.claims.unfinished(own=boss),
         "enqueue": lambda: store.enqueue("x"), "enqueue unique": lambda: store.enqueue("x", unique="u3"),
         "enqueue with all": lambda: store.enqueue("x", key="k", after="p", after_any=[str(waiting)], after_batch="1", ttl=5),
-        "hold": lambda: store.hold([waiting]), "let go": lambda: store.hold([waiting], False),
-        "cancel": lambda: store.cancel([waiting]), "cancel what runs": lambda: store.cancel([run(store.enqueue("x")).id]),
-        "retry": lambda: store.retry([dead()]),
-        "explain": lambda: store.why_waiting(store.job(store.enqueue("x", key="k1"))),
-        "purge": lambda: store.purge([dead()]), "tidy": lambda: store.tidy(0),
-        "the run's end": lambda: store.remove_supervisor(boss),
+        "hold": lambda: store.life.hold([waiting]), "let go": lambda: store.life.hold([waiting], False),
+        "cancel": lambda: store.life.cancel([waiting]), "cancel what runs": lambda: store.life.cancel([run(store.enqueue("x")).id]),
+        "retry": lambda: store.life.retry([dead()]),
+        "explain": lambda: store.look.why_waiting(store.look.job(store.enqueue("x", key="k1"))),
+        "purge": lambda: store.keep.purge([dead()]), "tidy": lambda: store.keep.tidy(0),
+        "the run's end": lambda: store.workers.remove_supervisor(boss),
     }
 
 
@@ -137,9 +137,9 @@ def test_a_claim_is_one_transaction_of_few_statements(store):
     store.enqueue_many(["x"] * 10)
     job = claim(store)
     seen = []
-    store._db.set_trace_callback(seen.append)
-    store.exchange(1, outcome(job))
-    store._db.set_trace_callback(None)
+    store.db.connection.set_trace_callback(seen.append)
+    store.claims.exchange(1, outcome(job))
+    store.db.connection.set_trace_callback(None)
     assert seen[0] == "BEGIN IMMEDIATE" and seen[-1] == "COMMIT" and seen.count("COMMIT") == 1
     assert len(seen) < 25, seen
 
@@ -153,7 +153,7 @@ def by_dependency(store, n):
 
 def by_limit(store, n):
     store.enqueue_many({"command": "x", "queue": "limited", "priority": 5} for _ in range(n))
-    store.set_queue("limited", max_running=0)
+    store.queues.set("limited", max_running=0)
 
 
 def by_key(store, n):
@@ -167,12 +167,12 @@ def by_delay(store, n):
 
 def by_pause(store, n):
     store.enqueue_many({"command": "x", "queue": "paused", "priority": 5} for _ in range(n))
-    store.set_queue("paused", paused=1)
+    store.queues.set("paused", paused=1)
 
 
 def by_rate(store, n):
     store.enqueue_many({"command": "x", "queue": "slow", "priority": 5} for _ in range(n))
-    store.set_queue("slow", rate="1/h", every=3600.0, next_at=0)
+    store.queues.set("slow", rate="1/h", every=3600.0, next_at=0)
     assert claim(store, 99).queue == "slow"
 
 
@@ -197,9 +197,9 @@ def cost_behind(tmp_path, block, n):
     assert [job.command for job in jobs] == ["free"] * 3
     costs = {
         "claim": steps(store, lambda: claim(store)),
-        "finish and claim": steps(store, lambda: store.exchange(1, outcome(jobs[0]))),
-        "fail and claim": steps(store, lambda: store.exchange(1, outcome(jobs[1], "failed", 1, "exit 1"))),
-        "look": steps(store, lambda: (store.ready(4), store.next_time(), store.tick())),
+        "finish and claim": steps(store, lambda: store.claims.exchange(1, outcome(jobs[0]))),
+        "fail and claim": steps(store, lambda: store.claims.exchange(1, outcome(jobs[1], "failed", 1, "exit 1"))),
+        "look": steps(store, lambda: (store.claims.ready(4), store.claims.next_time(), store.schedules.tick())),
     }
     store.close()
     return costs
@@ -232,7 +232,7 @@ def test_the_end_of_a_keys_holder_moves_one_job_however_many_wait(tmp_path):
         store = open_store(tmp_path, Clock(), "key-%d.db" % n)
         store.enqueue_many({"command": "x", "key": "k"} for _ in range(n))
         job = claim(store)
-        cost = steps(store, lambda: store.exchange(1, outcome(job)))
+        cost = steps(store, lambda: store.claims.exchange(1, outcome(job)))
         assert rows(store, "SELECT count(*) FROM job WHERE gate=0 OR state='processing'") == [(1,)]
         store.close()
         return cost
@@ -243,9 +243,9 @@ def test_drain_looks_at_no_finished_job(tmp_path):
     def cost(n):
         store = open_store(tmp_path, Clock(), "drain-%d.db" % n)
         store.enqueue_many(["x"] * n)
-        store.cancel(range(1, n + 1))
-        cost = steps(store, lambda: store.unfinished()) + steps(store, lambda: store.unfinished(queues="/default/"))
-        assert not store.unfinished()
+        store.life.cancel(range(1, n + 1))
+        cost = steps(store, lambda: store.claims.unfinished()) + steps(store, lambda: store.claims.unfinished(queues="/default/"))
+        assert not store.claims.unfinished()
         store.close()
         return cost
     assert cost(3000) <= cost(100) * 1.05 + 20
@@ -255,8 +255,8 @@ def test_drain_looks_at_no_finished_job(tmp_path):
 
 def gate_moves(store):
     """Counts from now on how often each job's gate is written."""
-    store._db.execute("CREATE TEMP TABLE move(job INTEGER)")
-    store._db.execute("CREATE TEMP TRIGGER moved AFTER UPDATE OF gate ON job WHEN old.gate IS NOT new.gate BEGIN "
+    store.db.connection.execute("CREATE TEMP TABLE move(job INTEGER)")
+    store.db.connection.execute("CREATE TEMP TRIGGER moved AFTER UPDATE OF gate ON job WHEN old.gate IS NOT new.gate BEGIN "
                       "INSERT INTO move VALUES(new.id); END")
 
 
@@ -269,11 +269,11 @@ def work_all(store, clock):
     while True:
         job = claim(store)
         if job is None:
-            next_at = store.next_time()
+            next_at = store.claims.next_time()
             if next_at is None or next_at == clock():
                 return count
             clock.now = max(clock.now, next_at)
-            store.tick()
+            store.schedules.tick()
             continue
         finish(store, job)
         count += 1
@@ -299,7 +299,7 @@ def test_a_claim_promotes_a_bounded_number_and_loses_none(store, clock):
     assert claim(store) is not None
     assert 0 < rows(store, "SELECT count(*) FROM move")[0][0] <= 2 * queuectl.CLAIM_LIMIT
     assert work_all(store, clock) == 999
-    assert store.counts()["completed"] == 999
+    assert store.queues.counts()["completed"] == 999
 
 
 def test_expired_jobs_in_front_are_put_away_by_the_claim_and_counted_once(store, clock):
@@ -311,9 +311,9 @@ def test_expired_jobs_in_front_are_put_away_by_the_claim_and_counted_once(store,
         if job is not None:
             break
     assert job.id == free
-    store.tick()
-    store.tick()
-    assert store.counts()["cancelled"] == 250
+    store.schedules.tick()
+    store.schedules.tick()
+    assert store.queues.counts()["cancelled"] == 250
     assert {row[0] for row in rows(store, "SELECT error FROM job WHERE state='cancelled'")} == {"expired"}
     invariants(store)
 
@@ -323,7 +323,7 @@ def test_a_dead_parent_of_many_costs_its_children_once(store, clock):
     store.enqueue_many([{"command": "c", "after": str(parent)}] * 500)
     gate_moves(store)
     bury(store, parent)
-    assert store.counts()["cancelled"] == 500
+    assert store.queues.counts()["cancelled"] == 500
     assert most_moves(store) == 1
     assert claim(store) is None
     invariants(store)

@@ -162,7 +162,7 @@ WRONG = {
 @pytest.mark.parametrize("words", WRONG.values(), ids=WRONG.keys())
 def test_wrong_input_is_one_line_and_status_2_and_writes_nothing(queue, words):
     import queuectl
-    store = queuectl.Queue(str(queue.db))
+    store = queuectl.Store(str(queue.db))
     store.enqueue("true", name="taken")
     store.close()
     before = contents(queue)

@@ -60,7 +60,7 @@ def test_values_are_checked(queue, store, key):
     import queuectl
     for value in BAD[key]:
         with pytest.raises(queuectl.UserError):
-            store.set_config(key, value)
+            store.settings.set(key, value)
     done = queue.cli("config", "set", key, "banana", check=False)
     assert done.returncode == 2 and key in done.stderr and "banana" in done.stderr
     assert same(queue.out("config", "get", key), DEFAULTS[key])

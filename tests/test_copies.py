@@ -379,7 +379,7 @@ def test_a_copy_that_cannot_be_written_can_be_looked_at(queue, tmp_path):
     queue.wait_for(job, "completed")
     code = ("import sys; sys.path.insert(0, %r); import queuectl\n"
             "def refuse(self, workers): raise queuectl.sqlite3.OperationalError('attempt to write a readonly database')\n"
-            "queuectl.Queue.release_workers = refuse\nwith queuectl.Queue(%r) as queue: print(queue.job(1).state)" % (
+            "queuectl.Workers.release_workers = refuse\nwith queuectl.Store(%r) as queue: print(queue.look.job(1).state)" % (
                 str(ROOT), str(tmp_path / "copy.db")))
     assert queue.run([sys.executable, "-IS", "-c", code]).stdout == "processing\n"
     assert json.loads(queue.run([*queue.program, "--db", str(tmp_path / "copy.db"), "list", "--json"]).stdout)[0]["state"] == "pending"
@@ -405,10 +405,10 @@ def test_a_running_job_whose_worker_is_on_no_list_but_alive_is_left_alone(queue)
 
 
 def test_a_backup_that_is_put_back_beside_the_log_of_the_original_is_refused_and_loses_nothing(queue, tmp_path):
-    with queuectl.Queue(str(queue.db)) as store:
+    with queuectl.Store(str(queue.db)) as store:
         store.enqueue_many(["exit 0"] * 30)
     queue.cli("backup", tmp_path / "backup.db")
-    code = ("import os, sys; sys.path.insert(0, %r); import queuectl\nqueue = queuectl.Queue(%r)\n"
+    code = ("import os, sys; sys.path.insert(0, %r); import queuectl\nqueue = queuectl.Store(%r)\n"
             "for n in range(60): queue.enqueue('exit 0 # later %%d' %% n + 'x' * 500)\nos._exit(0)")
     queue.run([sys.executable, "-IS", "-c", code % (str(ROOT), str(queue.db))])  # as a power cut leaves it
     wal = queue.dir / "queue.db-wal"

@@ -38,7 +38,7 @@ def call(queue, *words):
 
 def api(queue):
     import queuectl
-    return queuectl.Queue(str(queue.db))
+    return queuectl.Store(str(queue.db))
 
 
 def change(queue, statement, *values):
@@ -86,7 +86,7 @@ def nine_jobs(tmp_path_factory):
     work_off(queue, {"command": "exit 0", "name": "nightly-1"}, "exit 0", "exit 0", {"command": "exit 1", "queue": "mail"},
              {"command": "exit 2", "name": "nightly-2"})
     with api(queue) as store:
-        store.cancel([store.enqueue("exit 0")])
+        store.life.cancel([store.enqueue("exit 0")])
         store.enqueue_many([{"command": "exit 0", "name": "nightly-3"}, {"command": "exit 0", "queue": "mail"}, "exit 0"], label="later")
     assert list(states(queue).values()) == ["completed"] * 3 + ["dead"] * 2 + ["cancelled"] + ["pending"] * 3
     return queue
@@ -167,7 +167,7 @@ def test_wait_for_nothing_that_exists_is_a_mistake(queue):
 def test_wait_for_a_cancelled_job_is_not_0(queue):
     with api(queue) as store:
         job = store.enqueue("exit 0")
-        store.cancel([job])
+        store.life.cancel([job])
     status, _, told = call(queue, "wait", job)
     assert status == 1 and "cancelled" in told
 
@@ -179,8 +179,8 @@ def test_wait_for_a_job_that_is_removed_meanwhile_is_not_told_as_a_success(queue
     wait_until(lambda: "no worker" in waiting.text(), message="wait says that nothing serves the job")
     os.kill(waiting.pid, signal.SIGSTOP)
     with api(queue) as store:
-        store.cancel([job])
-        store.purge([job])
+        store.life.cancel([job])
+        store.keep.purge([job])
     os.kill(waiting.pid, signal.SIGCONT)
     assert waiting.ends() == 1
 
@@ -616,7 +616,7 @@ def test_no_row_of_a_table_is_wider_than_the_terminal(queue, columns):
 @posix_only("pseudo-terminals")
 def test_columns_stand_under_one_another_whatever_the_width_of_their_characters(queue):
     with api(queue) as store:
-        store.cancel(store.enqueue_many(WIDE))
+        store.life.cancel(store.enqueue_many(WIDE))
     lines = COLOUR.sub("", queue.terminal("list", "--columns", "id,command,state", columns=50)[1]).splitlines()
     assert {cells(line[:re.search("STATE|cancelled", line).start()]) for line in lines} == {50 - len("cancelled")}
 
@@ -678,7 +678,7 @@ def test_list_watch_draws_the_list_again_until_it_is_interrupted(queue, screens)
     screen = screens(queue.command("list", "--watch"), columns=60, lines=8)
     screen.until(r"1 +pending")
     with api(queue) as store:
-        store.cancel([job])
+        store.life.cancel([job])
         store.enqueue_many(["exit 0"] * 30)
     screen.until(r"^ *31 +pending")
     seen = screen.steady()
@@ -757,8 +757,8 @@ def test_events_are_the_changes_of_state_in_order_without_a_row_more_per_job(que
         "exit 0", "exit 0", json.dumps({"command": queue.script(code), "backoff_base": 0.1}), json.dumps({"command": "exit 4", "max_retries": 0})]),
         check=False)
     with api(queue) as store:
-        store.retry([4])
-        store.cancel([4])
+        store.life.retry([4])
+        store.life.cancel([4])
     found = events(queue.cli("events").stdout)
     assert [e["seq"] for e in found] == sorted({e["seq"] for e in found})
     by_job = {job: [e["state"] for e in found if e["job"] == job] for job in (1, 2, 3, 4)}

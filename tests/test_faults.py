@@ -313,24 +313,24 @@ queuectl.OS.spawn = spawn_and_die""",
 real = queuectl.Runner._keep_output
 queuectl.Runner._keep_output = lambda *args, **more: die() if once("died") else real(*args, **more)""",
     "between the keeping of its output and the commit of its outcome": """
-real = queuectl.Queue._record
-queuectl.Queue._record = lambda *args, **more: die() if once("died") else real(*args, **more)""",
+real = queuectl.Claims.record
+queuectl.Claims.record = lambda *args, **more: die() if once("died") else real(*args, **more)""",
     "in the commit of its outcome": """
-real = queuectl.Queue._record
+real = queuectl.Claims.record
 def record_and_die(*args, **more):
     done = real(*args, **more)
     if once("died"):
         die()
     return done
-queuectl.Queue._record = record_and_die""",
+queuectl.Claims.record = record_and_die""",
     "just after the commit of its outcome": """
 real = queuectl.Worker._report
 queuectl.Worker._report = lambda *args, **more: die() if once("died") else real(*args, **more)""",
     "while another rescues": """
-real = queuectl.Queue._record
-queuectl.Queue._record = lambda *args, **more: die() if once("died") else real(*args, **more)
-release = queuectl.Queue.release_dead
-queuectl.Queue.release_dead = lambda *args, **more: die() if once("died too") else release(*args, **more)""",
+real = queuectl.Claims.record
+queuectl.Claims.record = lambda *args, **more: die() if once("died") else real(*args, **more)
+release = queuectl.Workers.release_dead
+queuectl.Workers.release_dead = lambda *args, **more: die() if once("died too") else release(*args, **more)""",
 }
 
 
@@ -360,7 +360,7 @@ def finish(*args, **more):
     real(*args, **more)
     die()
 queuectl.Plan._finish = finish""", 0),
-    "between commit and the hint": ("queuectl.Queue._send = lambda *args, **more: die()", 1),
+    "between commit and the hint": ("queuectl.Database.send = lambda *args, **more: die()", 1),
     "before its id is printed": ("queuectl.out = lambda text='': die()", 1),
 }
 
@@ -450,7 +450,7 @@ def test_the_first_use_killed_while_it_makes_the_tables_leaves_an_empty_database
     bench.queue.cli("config", "list")
     for path in bench.folder.glob("queue.db*"):
         path.unlink() if path.is_file() else shutil.rmtree(path)
-    done = bench.patched("queuectl.Queue._need_queue = lambda *args, **more: die()", "enqueue", "exit 0")
+    done = bench.patched("queuectl.Database.mark = lambda *args, **more: die()", "enqueue", "exit 0")
     assert done.returncode == -signal.SIGKILL
     bench.queue.start(1)
     bench.queue.wait_for(bench.enqueue("exit=0"), "completed")
@@ -818,7 +818,7 @@ def test_commands_wait_for_a_locked_database_and_then_say_one_clear_line(bench, 
     wait_until(lambda: bench.started(job), message="the job runs")
     workers = bench.workers()
     holder = Holder(bench.queue.db)
-    short = "queuectl.Queue.__init__.__defaults__ = tuple(1.0 if d == queuectl.PATIENCE_S else d for d in queuectl.Queue.__init__.__defaults__)"
+    short = "queuectl.Store.__init__.__defaults__ = tuple(1.0 if d == queuectl.PATIENCE_S else d for d in queuectl.Store.__init__.__defaults__)"
     begun = time.monotonic()
     one_error_line(bench.patched(short, "enqueue", "exit 0"), "locked")
     assert 0.9 < time.monotonic() - begun < within(5)
@@ -1033,7 +1033,7 @@ def test_workers_of_a_database_that_is_damaged_under_them_end_with_a_message(ben
 def leave_wal(queue, path, count):
     """Jobs whose commits stay in the -wal of a database at `path`, as after a power cut."""
     text = ("import os, sys; sys.path.insert(0, %r); import queuectl\n"
-            "q = queuectl.Queue(%r)\nfor n in range(%d): q.enqueue('exit 0 # foreign %%d' %% n)\nos._exit(0)") % (
+            "q = queuectl.Store(%r)\nfor n in range(%d): q.enqueue('exit 0 # foreign %%d' %% n)\nos._exit(0)") % (
         str(faults.ROOT), str(path), count)
     queue.run([sys.executable, "-c", text])
     wal = Path(str(path) + "-wal")
@@ -1537,7 +1537,7 @@ PRODUCER = """
 import os, sys, time
 sys.path.insert(0, %(root)r)
 import queuectl
-queue = queuectl.Queue(%(db)r)
+queue = queuectl.Store(%(db)r)
 number = 0
 while not os.path.exists(%(stop)r):
     kind = number %% 5

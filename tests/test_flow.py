@@ -30,7 +30,7 @@ def store(bare_store):
 
 
 def states(store, *ids):
-    return [store.job(number).state for number in ids]
+    return [store.look.job(number).state for number in ids]
 
 
 def at_once(history):
@@ -129,7 +129,7 @@ def test_a_delayed_job_starts_when_its_time_has_come_and_not_before(store, clock
     ("2026-12-01", datetime(2026, 12, 1).timestamp()),
     ("2020-01-01T00:00:00Z", datetime(2020, 1, 1, tzinfo=timezone.utc).timestamp())])
 def test_at_takes_iso_8601_local_unless_it_names_a_zone(store, text, moment):
-    assert store.job(store.enqueue("x", at=text)).run_at == moment
+    assert store.look.job(store.enqueue("x", at=text)).run_at == moment
 
 
 def test_a_time_in_the_past_and_no_delay_mean_now(store):
@@ -142,34 +142,34 @@ def test_a_time_in_the_past_and_no_delay_mean_now(store):
 def test_a_time_that_is_none_is_refused(store, options):
     with pytest.raises(queuectl.UserError):
         store.enqueue("x", **options)
-    assert store.counts()["pending"] == 0
+    assert store.queues.counts()["pending"] == 0
 
 
 def test_a_job_not_started_by_its_ttl_is_cancelled_as_expired(store, clock):
     number = store.enqueue("x", ttl="1h")
     clock.pass_by(HOUR + 1)
     assert claim(store) is None
-    job = store.job(number)
+    job = store.look.job(number)
     assert (job.state, job.error, job.attempt) == ("cancelled", "expired", 0)
-    assert store.events()[-1]["event"] == "expire"
+    assert store.look.events()[-1]["event"] == "expire"
 
 
 @pytest.mark.parametrize("block", [{}, {"hold": True}, {"delay": "2h"}, {"after": "p"}, {"key": "k"}, {"queue": "paused"}], ids=str)
 def test_a_job_expires_by_itself_whatever_keeps_it_back(store, clock, block):
     store.enqueue("x", name="p", key="k", hold="after" not in block and "key" not in block)
-    store.set_queue("paused", paused=1)
+    store.queues.set("paused", paused=1)
     number = store.enqueue("x", ttl="1h", **block)
-    assert store.next_time() <= clock() + HOUR
+    assert store.claims.next_time() <= clock() + HOUR
     clock.pass_by(HOUR + 1)
-    store.tick()
-    assert (store.job(number).state, store.job(number).error) == ("cancelled", "expired")
+    store.schedules.tick()
+    assert (store.look.job(number).state, store.look.job(number).error) == ("cancelled", "expired")
 
 
 def test_the_ttl_is_for_the_start_a_retry_may_be_later(store, clock):
     number = store.enqueue("x", ttl="1m", backoff_base=100, backoff="constant")
     fail(store, claim(store))
     clock.pass_by(200)
-    store.tick()
+    store.schedules.tick()
     assert claim(store).id == number
 
 
@@ -177,9 +177,9 @@ def test_an_expired_parent_cancels_its_children_and_says_why(store, clock):
     parent = store.enqueue("x", ttl=5)
     child = store.enqueue("x", after=str(parent))
     clock.pass_by(6)
-    store.tick()
+    store.schedules.tick()
     assert states(store, parent, child) == ["cancelled", "cancelled"]
-    assert "job %d" % parent in store.job(child).error
+    assert "job %d" % parent in store.look.job(child).error
 
 
 # ---- cancel, hold, release -------------------------------------------------------------------------------
@@ -192,47 +192,47 @@ def test_a_job_is_cancelled_in_any_state_but_when_it_has_completed(store, clock)
     bury(store, dead)
     finish(store, claim(store))
     child = store.enqueue("x", after=str(late))
-    assert store.cancel([child, waits, held, late, failed, dead]) == [(n, "cancelled") for n in (child, waits, held, late, failed, dead)]
-    assert store.cancel([done]) == [(done, "completed")]
+    assert store.life.cancel([child, waits, held, late, failed, dead]) == [(n, "cancelled") for n in (child, waits, held, late, failed, dead)]
+    assert store.life.cancel([done]) == [(done, "completed")]
     clock.pass_by(DAY)
-    store.tick()
+    store.schedules.tick()
     assert claim(store) is None, "a cancelled job is never retried by itself"
-    assert store.counts()["cancelled"] == 6
+    assert store.queues.counts()["cancelled"] == 6
 
 
 def test_a_running_job_that_is_cancelled_is_not_retried(store, clock):
     number = store.enqueue("x", max_retries=9)
     job = claim(store)
-    assert not store.cancel_asked(job)
-    assert store.cancel([number]) == [(number, "asked")]
-    assert store.cancel_asked(job)
+    assert not store.claims.cancel_asked(job)
+    assert store.life.cancel([number]) == [(number, "asked")]
+    assert store.claims.cancel_asked(job)
     assert finish(store, job, "cancelled", None).state == "cancelled"
     clock.pass_by(DAY)
     assert claim(store) is None
-    assert store.history(number)[-1].outcome == "cancelled"
+    assert store.look.history(number)[-1].outcome == "cancelled"
 
 
 def test_a_job_that_completed_before_the_term_got_it_is_completed(store):
     number = store.enqueue("x")
     job = claim(store)
-    store.cancel([number])
+    store.life.cancel([number])
     assert finish(store, job).state == "completed"
 
 
 def test_a_cancelled_job_whose_worker_dies_stays_cancelled(store):
     number = store.enqueue("x")
     job = claim(store)
-    store.cancel([number])
+    store.life.cancel([number])
     assert finish(store, job, "crashed", None, "worker died").state == "cancelled"
 
 
 def test_a_held_job_waits_for_its_release_and_keeps_its_place(store):
     first, second = store.enqueue_many(["x", "x"])
-    assert store.hold([first]) == [(first, "held")]
+    assert store.life.hold([first]) == [(first, "held")]
     assert claim(store).id == second
     assert claim(store) is None
     third = store.enqueue("x")
-    assert store.hold([first], False) == [(first, "released")]
+    assert store.life.hold([first], False) == [(first, "released")]
     assert order(store) == [first, third]
 
 
@@ -241,11 +241,11 @@ def test_a_job_that_awaits_its_retry_or_a_parent_can_be_held(store, clock):
     fail(store, claim(store))
     parent = store.enqueue("x")
     child = store.enqueue("x", after=str(parent))
-    store.hold([failed, child])
+    store.life.hold([failed, child])
     clock.pass_by(60)
     finish(store, claim(store))
     assert claim(store) is None
-    store.hold([failed, child], False)
+    store.life.hold([failed, child], False)
     assert set(order(store)) == {failed, child}
 
 
@@ -253,7 +253,7 @@ def test_what_runs_or_has_ended_cannot_be_held(store):
     running, ended = store.enqueue_many(["x", "x"])
     finish(store, claim(store), "completed")
     claim(store)
-    assert store.hold([running, ended]) == [(running, "completed"), (ended, "processing")]
+    assert store.life.hold([running, ended]) == [(running, "completed"), (ended, "processing")]
 
 
 # ---- queues: pause, limit, rate ----------------------------------------------------------------------------
@@ -261,38 +261,38 @@ def test_what_runs_or_has_ended_cannot_be_held(store):
 def test_a_paused_queue_starts_nothing_and_its_running_jobs_go_on(store):
     first, second = store.enqueue_many([{"command": "x", "queue": "q"}] * 2)
     job = claim(store)
-    store.set_queue("q", paused=1)
+    store.queues.set("q", paused=1)
     assert claim(store) is None
     assert finish(store, job).state == "completed"
     other = store.enqueue("x")
     assert order(store) == [other]
-    store.set_queue("q", paused=0)
+    store.queues.set("q", paused=0)
     assert order(store) == [second]
 
 
 def test_a_limit_holds_over_all_workers_and_changes_live(store):
     store.enqueue_many([{"command": "x", "queue": "q"}] * 9)
-    store.set_queue("q", max_running=2)
+    store.queues.set("q", max_running=2)
     running = [claim(store, worker) for worker in (1, 2)]
-    assert claim(store, 3) is None and store.ready(9) == 0
-    store.set_queue("q", max_running=3)
-    assert store.ready(9) == 1
+    assert claim(store, 3) is None and store.claims.ready(9) == 0
+    store.queues.set("q", max_running=3)
+    assert store.claims.ready(9) == 1
     running.append(claim(store, 3))
-    store.set_queue("q", max_running=1)
+    store.queues.set("q", max_running=1)
     for job in running[:2]:
         finish(store, job)
         assert claim(store, job.worker) is None
     finish(store, running[2])
     assert claim(store, 3) is not None
-    store.set_queue("q", max_running=0)
+    store.queues.set("q", max_running=0)
     assert claim(store, 4) is None
-    store.set_queue("q", max_running=None)
+    store.queues.set("q", max_running=None)
     assert claim(store, 4) is not None
 
 
 @pytest.mark.parametrize("kind", ["completed", "failed", "released", "crashed", "cancelled"])
 def test_no_end_of_a_job_keeps_the_room_under_the_limit(store, clock, kind):
-    store.set_queue("default", max_running=1)
+    store.queues.set("default", max_running=1)
     store.enqueue_many(["x"] * 2)
     finish(store, claim(store), kind, 1)
     clock.pass_by(100)
@@ -303,7 +303,7 @@ def test_a_rate_spaces_the_starts_and_changes_live(store, clock):
     store.enqueue_many(["x"] * 50)
     text, every = queuectl.parse_rate("10/m")
     assert every == 6.0
-    store.set_queue("default", rate=text, every=every, next_at=0)
+    store.queues.set("default", rate=text, every=every, next_at=0)
     starts = []
     for _ in range(300):
         clock.pass_by(0.1)
@@ -311,24 +311,24 @@ def test_a_rate_spaces_the_starts_and_changes_live(store, clock):
             starts.append(clock())
     assert len(starts) == 5  # 30 seconds
     assert all(later - sooner >= 6.0 for sooner, later in zip(starts, starts[1:]))
-    assert store.next_time() <= starts[-1] + 6.0
-    store.set_queue("default", rate=None, every=None, next_at=0)
+    assert store.claims.next_time() <= starts[-1] + 6.0
+    store.queues.set("default", rate=None, every=None, next_at=0)
     assert claim(store) is not None and claim(store) is not None
 
 
 def test_a_slow_rate_that_is_made_fast_does_not_wait_for_the_old_time(store, clock):
     store.enqueue_many(["x"] * 3)
-    store.set_queue("default", rate="1/h", every=3600.0, next_at=0)
+    store.queues.set("default", rate="1/h", every=3600.0, next_at=0)
     claim(store)
     clock.pass_by(5)
     assert claim(store) is None
-    store.set_queue("default", rate="1/s", every=1.0, next_at=0)
+    store.queues.set("default", rate="1/s", every=1.0, next_at=0)
     assert claim(store) is not None
 
 
 def test_a_rate_survives_a_clock_that_is_set_back(store, clock):
     store.enqueue_many(["x"] * 3)
-    store.set_queue("default", rate="1/m", every=60.0, next_at=0)
+    store.queues.set("default", rate="1/m", every=60.0, next_at=0)
     claim(store)
     clock.pass_by(-5 * HOUR)
     assert claim(store) is not None, "the queue would wait for five hours"
@@ -337,9 +337,9 @@ def test_a_rate_survives_a_clock_that_is_set_back(store, clock):
 
 def test_a_held_up_queue_does_not_stop_another(store):
     store.enqueue_many([{"command": "x", "queue": queue, "priority": 5} for queue in ("paused", "full", "slow") for _ in range(3)])
-    store.set_queue("paused", paused=1)
-    store.set_queue("full", max_running=0)
-    store.set_queue("slow", rate="1/h", every=3600.0)
+    store.queues.set("paused", paused=1)
+    store.queues.set("full", max_running=0)
+    store.queues.set("slow", rate="1/h", every=3600.0)
     assert claim(store).queue == "slow"
     free = store.enqueue("x")
     assert claim(store).id == free
@@ -399,45 +399,45 @@ def test_each_pool_has_its_own_slots(store):
 
 def test_pause_limit_and_rate_of_a_queue_hold_for_the_jobs_of_a_run(store, clock):
     boss, workers = pool(store, 4, kind="run")
-    store.set_queue("paused", paused=1)
-    store.set_queue("narrow", max_running=1)
-    store.set_queue("slow", every=60.0, rate="1/m")
+    store.queues.set("paused", paused=1)
+    store.queues.set("narrow", max_running=1)
+    store.queues.set("slow", every=60.0, rate="1/m")
     names = ("paused", "narrow", "narrow", "slow", "slow", "default")
     ids = store.enqueue_many([{"command": "x", "queue": name} for name in names], pool=boss)
-    assert store.ready(9, own=boss) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
+    assert store.claims.ready(9, own=boss) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
     taken = [claim(store, workers[n], own=boss) for n in range(4)]
-    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.ready(9, own=boss) == 0
-    assert store.next_time(boss) == clock() + 60 and store.next_time() is None
-    assert store.unfinished(own=boss), "a run waits for its jobs, whatever keeps them back"
+    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.claims.ready(9, own=boss) == 0
+    assert store.claims.next_time(boss) == clock() + 60 and store.claims.next_time() is None
+    assert store.claims.unfinished(own=boss), "a run waits for its jobs, whatever keeps them back"
     for job in taken:
         job and finish(store, job)
     assert claim(store, workers[0], own=boss).id == ids[2]
     clock.pass_by(61)
     assert claim(store, workers[1], own=boss).id == ids[4]
-    assert claim(store, workers[2], own=boss) is None and store.stalled_job(boss) is None
-    store.set_queue("paused", paused=0)
+    assert claim(store, workers[2], own=boss) is None and store.claims.stalled_job(boss) is None
+    store.queues.set("paused", paused=0)
     assert claim(store, workers[2], own=boss).id == ids[0]
 
 
 def test_a_run_and_the_workers_share_the_limit_of_a_queue(store):
     boss, workers = pool(store, 2, kind="run")
-    store.set_queue("default", max_running=2)
+    store.queues.set("default", max_running=2)
     mine = store.enqueue_many(["x"] * 3, pool=boss)
     other = store.enqueue("x", priority=5)
     assert claim(store, 1).id == other and claim(store, workers[0], own=boss).id == mine[0]
     assert claim(store, workers[1], own=boss) is None and claim(store, 2) is None
-    finish(store, store.job(other))
+    finish(store, store.look.job(other))
     assert claim(store, workers[1], own=boss).id == mine[1]
 
 
 def test_a_run_says_which_of_its_jobs_waits_only_while_none_of_them_runs(store):
     boss, workers = pool(store, 2, kind="run")
-    store.set_queue("shut", max_running=0)
+    store.queues.set("shut", max_running=0)
     shut, done = store.enqueue_many([{"command": "x", "queue": "shut"}, "x"], pool=boss)
     job = claim(store, workers[0], own=boss)
-    assert job.id == done and store.stalled_job(boss) is None
+    assert job.id == done and store.claims.stalled_job(boss) is None
     finish(store, job)
-    assert store.stalled_job(boss).id == shut and store.why_waiting(store.job(shut)) == [("limit", 0)]
+    assert store.claims.stalled_job(boss).id == shut and store.look.why_waiting(store.look.job(shut)) == [("limit", 0)]
 
 
 def test_slots_hold_in_a_run_too(store):
@@ -455,7 +455,7 @@ def hints(store):
     ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     ear.bind(("127.0.0.1", 0))
     ear.setblocking(False)
-    store._db.execute("INSERT INTO supervisor(pid, port, token, slots, kind, started_at) VALUES(1, ?, 'ear', 9, 'start', 0)",
+    store.db.connection.execute("INSERT INTO supervisor(pid, port, token, slots, kind, started_at) VALUES(1, ?, 'ear', 9, 'start', 0)",
                       (ear.getsockname()[1],))
 
     def told():
@@ -474,20 +474,20 @@ def test_what_edit_and_schedules_do_not_take_is_refused_from_python_too(store):
     job = store.enqueue("exit 0")
     for options in ({"name": "x"}, {"id": "x"}, {"ttl": 60}, {"env": {"A": "b"}}, {"after": "1"}, {"hold": True}):
         with pytest.raises(queuectl.UserError, match="`edit` can't change"):
-            store.edit([job], options)
+            store.life.edit([job], options)
     for name in ("name", "id"):
         with pytest.raises(queuectl.UserError, match="every job of a schedule"):
-            store.add_schedule("s", None, 60.0, {"command": "x", name: "y"})
-    assert store.schedules() == []
-    assert store.job(job).name is None
+            store.schedules.add("s", None, 60.0, {"command": "x", name: "y"})
+    assert store.schedules.list() == []
+    assert store.look.job(job).name is None
 
 
 def test_an_edit_of_the_time_keeps_the_command_and_the_later_of_two_edits_counts(store):
     job = store.enqueue("exit 0", delay="1h")
-    store.edit([job], {"at": "2100-01-01T00:00:00Z"})
-    assert (store.job(job).delay, store.job(job).run_at, store.job(job).command) == (None, 4102444800.0, "exit 0")
-    store.edit([job], {"delay": "2h", "command": "exit 1"})
-    assert (store.job(job).delay, store.job(job).command) == (7200.0, "exit 1")
+    store.life.edit([job], {"at": "2100-01-01T00:00:00Z"})
+    assert (store.look.job(job).delay, store.look.job(job).run_at, store.look.job(job).command) == (None, 4102444800.0, "exit 0")
+    store.life.edit([job], {"delay": "2h", "command": "exit 1"})
+    assert (store.look.job(job).delay, store.look.job(job).command) == (7200.0, "exit 1")
 
 
 
@@ -505,15 +505,15 @@ def test_whatever_makes_a_job_ready_wakes_workers_at_once(store, clock, hints):
     assert job.id == first
     woken(lambda: finish(store, job))
     job = claim(store)
-    store.hold([child], False)
+    store.life.hold([child], False)
     woken(lambda: finish(store, job))
-    store.hold([child])
-    woken(lambda: store.hold([child], False))
-    store.edit([child], {"delay": 60})
-    woken(lambda: store.edit([child], {"delay": 0}))
+    store.life.hold([child])
+    woken(lambda: store.life.hold([child], False))
+    store.life.edit([child], {"delay": 60})
+    woken(lambda: store.life.edit([child], {"delay": 0}))
     job = claim(store)
     woken(lambda: finish(store, job, "released", None))
-    woken(lambda: (store.cancel([child]), store.retry([child])))
+    woken(lambda: (store.life.cancel([child]), store.life.retry([child])))
 
 
 def test_the_end_of_a_big_job_wakes_those_that_it_kept_waiting(store, hints):
@@ -522,14 +522,14 @@ def test_the_end_of_a_big_job_wakes_those_that_it_kept_waiting(store, hints):
     job = claim(store, workers[0])
     assert claim(store, workers[1]) is None
     hints()
-    store.exchange(workers[0], outcome(job))
+    store.claims.exchange(workers[0], outcome(job))
     assert sum(hints()) >= 1, "the two others sleep until the supervisor looks"
 
 
 def test_a_limit_that_is_raised_and_a_queue_that_is_resumed_are_told(store, hints):
     for change in ({"max_running": 5}, {"paused": 0}, {"rate": None, "every": None}):
         hints()
-        store.set_queue("default", **change)
+        store.queues.set("default", **change)
         assert hints()
 
 
@@ -580,11 +580,11 @@ def test_the_end_of_a_job_hands_its_key_on(store, kind):
 
 def test_a_key_is_handed_on_by_cancel_expiry_and_by_what_is_put_off(store, clock):
     ids = store.enqueue_many([{"command": "x", "key": "k"}, {"command": "x", "key": "k", "ttl": 5}] + [{"command": "x", "key": "k"}] * 3)
-    store.cancel([ids[0]])
+    store.life.cancel([ids[0]])
     clock.pass_by(6)
-    store.tick()
-    store.hold([ids[2]])
-    store.edit([ids[3]], {"delay": 60})
+    store.schedules.tick()
+    store.life.hold([ids[2]])
+    store.life.edit([ids[3]], {"delay": 60})
     assert claim(store).id == ids[4]
 
 
@@ -624,9 +624,9 @@ def test_a_unique_job_is_not_doubled_while_it_waits_runs_or_awaits_its_retry(sto
     twin.append(store.enqueue("y", unique="u", priority=9))
     fail(store, job)
     twin.append(store.enqueue("x", unique="u"))
-    store.hold([number])
+    store.life.hold([number])
     twin.append(store.enqueue("x", unique="u", delay=60))
-    store.hold([number], False)
+    store.life.hold([number], False)
     assert set(twin) == {number}
     clock.pass_by(60)
     finish(store, claim(store))
@@ -637,7 +637,7 @@ def test_a_unique_job_is_not_doubled_while_it_waits_runs_or_awaits_its_retry(sto
 def test_a_unique_job_may_come_again_after_its_end_and_the_time_asked_for(store, clock, end):
     number = store.enqueue("x", unique="u", max_retries=0)
     if end == "cancelled":
-        store.cancel([number])
+        store.life.cancel([number])
     else:
         finish(store, claim(store), "completed" if end == "completed" else "failed", 1)
     clock.pass_by(HOUR - 1)
@@ -653,7 +653,7 @@ def test_unique_keys_hold_within_a_file_and_only_new_jobs_count_in_its_batch(sto
     plan = queuectl.Plan([{"command": "x", "unique": key} for key in "aabc"])
     ids = store.enqueue_many(plan, label="f")
     assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.twins == [("", ids[0]), ("", old)]
-    assert [(b.total, b.unfinished) for b in store.batches()] == [(2, 2)]
+    assert [(b.total, b.unfinished) for b in store.queues.batches()] == [(2, 2)]
 
 
 def test_a_retry_makes_no_second_unfinished_job_of_a_unique_key(store):
@@ -661,10 +661,10 @@ def test_a_retry_makes_no_second_unfinished_job_of_a_unique_key(store):
     bury(store, number)
     newer = store.enqueue("x", unique="u")
     assert newer != number
-    [(_, result)] = store.retry([number])
+    [(_, result)] = store.life.retry([number])
     assert result.startswith("dead, and job %d" % newer)
     assert order(store) == [newer]
-    assert store.retry([number, newer])[0] == (number, "pending")
+    assert store.life.retry([number, newer])[0] == (number, "pending")
     assert states(store, number, newer) == ["pending", "completed"]
 
 
@@ -674,7 +674,7 @@ def test_an_old_job_that_was_retried_is_seen_behind_hundreds_of_newer_ones_with_
     for _ in range(150):
         assert store.enqueue("x", unique="u") != first
         finish(store, claim(store))
-    assert store.retry([first]) == [(first, "pending")]
+    assert store.life.retry([first]) == [(first, "pending")]
     assert store.enqueue("x", unique="u") == first
     job = claim(store)
     assert job.id == first and store.enqueue("x", unique="u") == first
@@ -688,10 +688,10 @@ def test_of_two_finished_jobs_with_a_unique_key_one_call_retries_one(store, end)
     for _ in range(2):
         ids.append(store.enqueue("x", unique="u", max_retries=0))
         if end == "cancelled":
-            store.cancel([ids[-1]])
+            store.life.cancel([ids[-1]])
         else:
             finish(store, claim(store), "completed" if end == "completed" else "failed", 1)
-    assert [result.split(",")[0] for _, result in store.retry(ids)] == ["pending", end]
+    assert [result.split(",")[0] for _, result in store.life.retry(ids)] == ["pending", end]
     assert states(store, *ids) == ["pending", end]
 
 
@@ -701,11 +701,11 @@ def test_a_child_comes_back_with_its_parent_but_not_beside_an_unfinished_job_of_
     grandchild = store.enqueue("g", after=str(child))
     bury(store, parent)
     newer = store.enqueue("c", unique="u")
-    store.retry([parent])
+    store.life.retry([parent])
     assert states(store, parent, child, grandchild, newer) == ["pending", "cancelled", "cancelled", "pending"]
-    assert str(newer) in store.job(child).error
+    assert str(newer) in store.look.job(child).error
     assert sorted(order(store)) == [parent, newer]
-    assert store.retry([child]) == [(child, "pending")]
+    assert store.life.retry([child]) == [(child, "pending")]
     assert states(store, grandchild) == ["pending"]
 
 
@@ -728,12 +728,12 @@ def test_a_job_starts_after_all_its_parents_have_completed(store):
 def test_after_any_starts_however_the_parent_ended(store, clock, end):
     parent = store.enqueue("x", max_retries=0, ttl=5)
     alarm = store.enqueue("alarm", after_any=str(parent))
-    assert store.job(alarm).gate != READY
+    assert store.look.job(alarm).gate != READY
     if end == "cancelled":
-        store.cancel([parent])
+        store.life.cancel([parent])
     elif end == "expired":
         clock.pass_by(6)
-        store.tick()
+        store.schedules.tick()
     else:
         finish(store, claim(store), "completed" if end == "completed" else "failed", 1)
     assert claim(store).id == alarm
@@ -757,10 +757,10 @@ def test_a_parent_that_dies_or_is_cancelled_cancels_its_line_of_children_saying_
     if end == "dead":
         bury(store, parent)
     else:
-        store.cancel([parent])
+        store.life.cancel([parent])
     assert states(store, parent, child, grandchild) == [end, "cancelled", "cancelled"]
-    assert "job %d" % parent in store.job(child).error and word in store.job(child).error
-    assert "job %d" % child in store.job(grandchild).error
+    assert "job %d" % parent in store.look.job(child).error and word in store.look.job(child).error
+    assert "job %d" % child in store.look.job(grandchild).error
     assert claim(store) is None
 
 
@@ -769,11 +769,11 @@ def test_retrying_the_parent_brings_its_line_of_children_back(store):
     child = store.enqueue("x", after=str(parent))
     grandchild = store.enqueue("x", after=str(child))
     bystander = store.enqueue("x", after=str(parent))
-    store.cancel([bystander])  # by a person's will, before: it stays
+    store.life.cancel([bystander])  # by a person's will, before: it stays
     bury(store, parent)
-    assert store.retry([parent]) == [(parent, "pending")]
+    assert store.life.retry([parent]) == [(parent, "pending")]
     assert states(store, parent, child, grandchild, bystander) == ["pending", "pending", "pending", "cancelled"]
-    assert store.job(child).error is None
+    assert store.look.job(child).error is None
     assert order(store) == [parent, child, grandchild]
 
 
@@ -782,11 +782,11 @@ def test_a_child_of_two_dead_parents_comes_back_when_both_were_retried(store):
     child = store.enqueue("x", after=[str(first), str(second)])
     bury(store, first)
     bury(store, second)
-    store.retry([first])
-    assert store.job(child).state == "cancelled", "it would wait for ever for the other, which is dead"
-    assert "job %d" % second in store.job(child).error
+    store.life.retry([first])
+    assert store.look.job(child).state == "cancelled", "it would wait for ever for the other, which is dead"
+    assert "job %d" % second in store.look.job(child).error
     finish(store, claim(store))
-    store.retry([second])
+    store.life.retry([second])
     assert order(store) == [second, child]
 
 
@@ -794,9 +794,9 @@ def test_a_child_cannot_come_back_before_its_dead_parent(store):
     parent = store.enqueue("x", max_retries=0)
     child = store.enqueue("x", after=str(parent))
     bury(store, parent)
-    store.retry([child])
-    assert store.job(child).state == "cancelled"
-    store.retry([parent])
+    store.life.retry([child])
+    assert store.look.job(child).state == "cancelled"
+    store.life.retry([parent])
     assert states(store, parent, child) == ["pending", "pending"]
 
 
@@ -805,7 +805,7 @@ def test_a_dead_letter_queue_that_is_retried_whole_comes_back_whole(store):
     children = store.enqueue_many([{"command": "x", "after": [str(n) for n in parents]}] * 3)
     for parent in parents:
         bury(store, parent)
-    store.retry(parents)
+    store.life.retry(parents)
     assert states(store, *children) == ["pending"] * 3
     assert order(store) == parents + children
 
@@ -814,24 +814,24 @@ def test_a_parent_that_has_ended_already_counts(store):
     done, dead, cancelled = store.enqueue_many([{"command": "x", "max_retries": 0}] * 3)
     finish(store, claim(store))
     bury(store, dead)
-    store.cancel([cancelled])
+    store.life.cancel([cancelled])
     fine = store.enqueue("x", after=str(done))
     alarm = store.enqueue("x", after_any=[str(dead), str(cancelled)])
     late, gone = store.enqueue("x", after=str(dead)), store.enqueue("x", after=str(cancelled))
     assert states(store, late, gone) == ["cancelled"] * 2
     assert order(store) == [fine, alarm]
-    store.retry([dead, cancelled])
+    store.life.retry([dead, cancelled])
     assert order(store) == [dead, cancelled, late, gone]
 
 
 def test_removing_a_parent_does_not_release_its_children(store):
     parent = store.enqueue("x", max_retries=0)
     child = store.enqueue("x", after=str(parent))
-    store.purge([parent])
-    assert store.job(parent).state == "pending", "only what has ended can be removed"
+    store.keep.purge([parent])
+    assert store.look.job(parent).state == "pending", "only what has ended can be removed"
     bury(store, parent)
-    store.purge([parent])
-    assert store.job(child).state == "cancelled" and claim(store) is None
+    store.keep.purge([parent])
+    assert store.look.job(child).state == "cancelled" and claim(store) is None
 
 
 def test_of_after_and_after_any_of_one_job_the_stricter_holds(store):
@@ -839,8 +839,8 @@ def test_of_after_and_after_any_of_one_job_the_stricter_holds(store):
         parent = store.enqueue("x", name="p", max_retries=0)
         child = store.enqueue("x", **options)
         bury(store, parent)
-        assert store.job(child).state == "cancelled"
-        store.purge([parent])
+        assert store.look.job(child).state == "cancelled"
+        store.keep.purge([parent])
 
 
 def test_lines_of_a_file_refer_to_each_other_in_any_order(store):
@@ -851,7 +851,7 @@ def test_lines_of_a_file_refer_to_each_other_in_any_order(store):
     store.enqueue_many(shuffled, label="f")
     ended = []
     for number in order(store):
-        job = store.job(number)
+        job = store.look.job(number)
         parents = next(line["after"] for line in lines if line["name"] == job.name) or ()
         assert set(parents) <= set(ended), job.name
         ended.append(job.name)
@@ -871,7 +871,7 @@ def test_lines_of_a_file_refer_to_each_other_in_any_order(store):
 def test_a_cycle_or_an_unknown_job_refuses_the_whole_file(store, lines, why):
     with pytest.raises(queuectl.UserError, match=why):
         store.enqueue_many([(n, dict(line, command="x")) for n, line in enumerate(lines, 1)], label="f")
-    assert sum(store.counts().values()) == 0 and store.batches() == []
+    assert sum(store.queues.counts().values()) == 0 and store.queues.batches() == []
     assert rows(store, "SELECT count(*) FROM dep") == [(0,)]
 
 
@@ -882,23 +882,23 @@ def test_a_chain_of_5000_goes_in_backwards_dies_comes_back_and_ends(store):
     ids = store.enqueue_many(lines[::-1], label="chain")
     first, last = ids[-1], ids[0]
     bury(store, first)
-    assert store.counts()["cancelled"] == count - 1
-    assert store.batches()[0].unfinished == 0
-    store.retry([first])
-    assert store.counts()["pending"] == count and store.batches()[0].unfinished == count
+    assert store.queues.counts()["cancelled"] == count - 1
+    assert store.queues.batches()[0].unfinished == 0
+    store.life.retry([first])
+    assert store.queues.counts()["pending"] == count and store.queues.batches()[0].unfinished == count
     for number in ids[:-41:-1]:
         job = claim(store)
         assert job.id == number
         finish(store, job)
-    store.cancel([ids[-41]])
-    assert states(store, last) == ["cancelled"] and store.counts()["completed"] == 40
+    store.life.cancel([ids[-41]])
+    assert states(store, last) == ["cancelled"] and store.queues.counts()["completed"] == 40
 
 
 def test_a_chain_of_5000_that_would_be_a_ring_is_refused(store):
     lines = [{"command": "x", "name": "n%d" % n, "after": "n%d" % ((n - 1) % 5000)} for n in range(5000)]
     with pytest.raises(queuectl.UserError, match="itself"):
         store.enqueue_many(lines)
-    assert store.counts()["pending"] == 0
+    assert store.queues.counts()["pending"] == 0
 
 
 # ---- exit codes and backoff -------------------------------------------------------------------------------
@@ -915,7 +915,7 @@ def test_a_chain_of_5000_that_would_be_a_ring_is_refused(store):
 def test_the_exit_code_decides_what_follows(store, options, code, state):
     number = store.enqueue("x", **options)
     fail(store, claim(store), code)
-    assert store.job(number).state == state
+    assert store.look.job(number).state == state
 
 
 @posix_only("signals")
@@ -941,23 +941,23 @@ def test_a_snooze_is_tried_again_later_and_not_charged(store, clock):
         job = claim(store)
         assert (job.attempt, job.attempts) == (count, 1)
         fail(store, job, 75)
-        job = store.job(number)
+        job = store.look.job(number)
         assert (job.state, job.attempts, job.snoozes, job.run_at) == ("pending", 0, count, clock() + 30)
         clock.pass_by(29)
         assert claim(store) is None
         clock.pass_by(2)
     assert finish(store, claim(store)).state == "completed"
-    assert [a.outcome for a in store.history(number)] == ["snoozed"] * 3 + ["completed"]
+    assert [a.outcome for a in store.look.history(number)] == ["snoozed"] * 3 + ["completed"]
 
 
 def test_snoozes_are_bounded_by_max_snoozes_and_30_seconds_by_default(store, clock):
-    store.set_config("max_snoozes", 2)
+    store.settings.set("max_snoozes", 2)
     number = store.enqueue("x", snooze_on="75", max_retries=1, backoff_base=0)
     for state in ("pending", "pending", "failed", "dead"):
         fail(store, claim(store), 75)
-        assert store.job(number).state == state
+        assert store.look.job(number).state == state
         clock.pass_by(31)
-    assert [a.outcome for a in store.history(number)] == ["snoozed", "snoozed", "failed", "failed"]
+    assert [a.outcome for a in store.look.history(number)] == ["snoozed", "snoozed", "failed", "failed"]
 
 
 @pytest.mark.parametrize("kind, waits", [
@@ -966,8 +966,8 @@ def test_the_kinds_of_backoff(store, clock, kind, waits):
     number = store.enqueue("x", max_retries=9, backoff_base=3, backoff_max=100, **({"backoff": kind} if kind else {}))
     for seconds in waits:
         fail(store, claim(store))
-        assert seconds <= store.job(number).run_at - clock() <= seconds * 1.1
-        clock.now = store.job(number).run_at
+        assert seconds <= store.look.job(number).run_at - clock() <= seconds * 1.1
+        clock.now = store.look.job(number).run_at
     with pytest.raises(queuectl.UserError, match="exponential"):
         store.enqueue("x", backoff="quadratic")
 
@@ -980,14 +980,14 @@ def fired(store, name):
 
 def test_a_schedule_fires_at_its_times_each_once_whoever_looks(store, clock, tmp_path):
     others = [open_store(tmp_path, clock) for _ in range(3)]
-    store.add_schedule("s", None, 90.0, {"command": "x"})
+    store.schedules.add("s", None, 90.0, {"command": "x"})
     start = clock()
     times = []
     while clock() < start + HOUR:
         clock.pass_by(7)
         for supervisor in [store] + others:
             before = fired(store, "s")
-            supervisor.tick()
+            supervisor.schedules.tick()
             times += [clock()] * (fired(store, "s") - before)
     assert len(times) == 40
     for n, moment in enumerate(times, 1):
@@ -999,76 +999,76 @@ def test_a_schedule_fires_at_its_times_each_once_whoever_looks(store, clock, tmp
 @pytest.mark.parametrize("spec, every", [("*/5 * * * *", None), (None, 300.0)])
 @pytest.mark.parametrize("misfire, expected", [("once", 1), ("skip", 0)])
 def test_times_missed_while_nothing_ran_fire_once_or_not_at_all(store, clock, spec, every, misfire, expected):
-    store.add_schedule("s", spec, every, {"command": "x"}, "UTC", misfire)
+    store.schedules.add("s", spec, every, {"command": "x"}, "UTC", misfire)
     clock.pass_by(7 * HOUR + 123)
-    store.tick()
-    store.tick()
+    store.schedules.tick()
+    store.schedules.tick()
     assert fired(store, "s") == expected
-    [schedule] = store.schedules()
+    [schedule] = store.schedules.list()
     assert clock() < schedule.next_at <= clock() + 300
     if every:  # it keeps its beat
         assert (schedule.next_at - 1700000000) % 300 == 0
     clock.now = schedule.next_at + 1
-    store.tick()
+    store.schedules.tick()
     assert fired(store, "s") == expected + 1
 
 
 def test_a_moments_delay_is_no_misfire(store, clock):
-    store.add_schedule("s", "* * * * *", None, {"command": "x"}, "UTC", "skip")
-    clock.now = store.schedules()[0].next_at + 5
-    store.tick()
+    store.schedules.add("s", "* * * * *", None, {"command": "x"}, "UTC", "skip")
+    clock.now = store.schedules.list()[0].next_at + 5
+    store.schedules.tick()
     assert fired(store, "s") == 1
 
 
 def test_no_overlap_skips_while_the_last_one_waits_runs_or_awaits_its_retry(store, clock):
-    store.add_schedule("s", None, 60.0, {"command": "x", "backoff_base": 500, "backoff": "constant"}, no_overlap=True)
+    store.schedules.add("s", None, 60.0, {"command": "x", "backoff_base": 500, "backoff": "constant"}, no_overlap=True)
 
     def next_time():
         clock.pass_by(61)
-        store.tick()
+        store.schedules.tick()
         return fired(store, "s")
     assert [next_time(), next_time()] == [1, 1]
     job = claim(store)
     assert next_time() == 1
     fail(store, job)
     assert next_time() == 1
-    store.cancel([job.id])
+    store.life.cancel([job.id])
     assert next_time() == 2
-    assert store.schedules()[0].last_job == 2
+    assert store.schedules.list()[0].last_job == 2
 
 
 def test_a_paused_schedule_does_not_fire_and_resuming_does_not_make_up_for_it(store, clock):
-    store.add_schedule("s", None, 60.0, {"command": "x"})
-    store.pause_schedule("s", True)
-    assert store.next_time() is None
+    store.schedules.add("s", None, 60.0, {"command": "x"})
+    store.schedules.pause("s", True)
+    assert store.claims.next_time() is None
     clock.pass_by(DAY)
-    store.tick()
+    store.schedules.tick()
     assert fired(store, "s") == 0
-    store.pause_schedule("s", False)
-    store.tick()
+    store.schedules.pause("s", False)
+    store.schedules.tick()
     assert fired(store, "s") == 0
     clock.pass_by(61)
-    store.tick()
+    store.schedules.tick()
     assert fired(store, "s") == 1
 
 
 def test_a_schedule_that_is_run_by_hand_keeps_its_times(store, clock):
-    store.add_schedule("s", None, 60.0, {"command": "echo hi", "priority": 4, "queue": "q"})
-    before = store.schedules()[0].next_at
-    job = store.job(store.run_schedule("s"))
+    store.schedules.add("s", None, 60.0, {"command": "echo hi", "priority": 4, "queue": "q"})
+    before = store.schedules.list()[0].next_at
+    job = store.look.job(store.schedules.run("s"))
     assert (job.command, job.priority, job.queue, job.schedule) == ("echo hi", 4, "q", "s")
-    assert store.schedules()[0].next_at == before
+    assert store.schedules.list()[0].next_at == before
 
 
 def test_a_schedule_that_is_removed_leaves_its_jobs_and_its_name(store, clock):
-    store.add_schedule("s", None, 60.0, {"command": "x"})
+    store.schedules.add("s", None, 60.0, {"command": "x"})
     with pytest.raises(queuectl.UserError, match="already"):
-        store.add_schedule("s", None, 60.0, {"command": "x"})
-    store.run_schedule("s")
-    store.remove_schedule("s")
-    assert store.counts()["pending"] == 1 and store.schedules() == []
-    store.add_schedule("s", None, 60.0, {"command": "x"})
-    for action in (store.remove_schedule, store.run_schedule, lambda name: store.pause_schedule(name, True)):
+        store.schedules.add("s", None, 60.0, {"command": "x"})
+    store.schedules.run("s")
+    store.schedules.remove("s")
+    assert store.queues.counts()["pending"] == 1 and store.schedules.list() == []
+    store.schedules.add("s", None, 60.0, {"command": "x"})
+    for action in (store.schedules.remove, store.schedules.run, lambda name: store.schedules.pause(name, True)):
         with pytest.raises(queuectl.UserError, match="nobody"):
             action("nobody")
 
@@ -1077,11 +1077,11 @@ def test_a_schedule_keeps_to_its_time_zone_through_the_change_of_the_clocks(tmp_
     pytest.importorskip("zoneinfo")
     clock = Clock(datetime(2026, 3, 27, 12, tzinfo=timezone.utc).timestamp())
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
+    store.schedules.add("s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
     seen = []
     for _ in range(4):
-        clock.now = store.schedules()[0].next_at
-        store.tick()
+        clock.now = store.schedules.list()[0].next_at
+        store.schedules.tick()
         seen.append(datetime.fromtimestamp(clock(), timezone.utc).strftime("%d %H:%M"))
     assert seen == ["28 07:30", "29 06:30", "30 06:30", "31 06:30"]
     assert fired(store, "s") == 4
@@ -1089,11 +1089,11 @@ def test_a_schedule_keeps_to_its_time_zone_through_the_change_of_the_clocks(tmp_
 
 
 def test_a_schedule_with_a_unique_key_or_a_key_obeys_it(store, clock):
-    store.add_schedule("u", None, 60.0, {"command": "x", "unique": "u"})
-    store.add_schedule("k", None, 60.0, {"command": "x", "key": "k"})
+    store.schedules.add("u", None, 60.0, {"command": "x", "unique": "u"})
+    store.schedules.add("k", None, 60.0, {"command": "x", "key": "k"})
     for _ in range(3):
         clock.pass_by(60)
-        store.tick()
+        store.schedules.tick()
     assert (fired(store, "u"), fired(store, "k")) == (1, 3)
     assert claim(store) and claim(store) and claim(store) is None
 
@@ -1101,17 +1101,17 @@ def test_a_schedule_with_a_unique_key_or_a_key_obeys_it(store, clock):
 def test_a_schedule_that_can_no_longer_enqueue_harms_nothing_else(store, clock):
     """Its parent was pruned after a week, say.  A supervisor that fell over it would fall again at each start."""
     parent = store.enqueue("x")
-    store.add_schedule("broken", None, 60.0, {"command": "x", "after": str(parent)})
-    store.add_schedule("fine", None, 60.0, {"command": "x"})
+    store.schedules.add("broken", None, 60.0, {"command": "x", "after": str(parent)})
+    store.schedules.add("fine", None, 60.0, {"command": "x"})
     late = store.enqueue("x", delay=30, ttl=50)
     finish(store, claim(store))
-    store.purge([parent])
+    store.keep.purge([parent])
     for _ in range(3):
         clock.pass_by(61)
-        store.tick()
+        store.schedules.tick()
     assert (fired(store, "broken"), fired(store, "fine")) == (0, 3)
-    assert store.job(late).state == "cancelled"
-    assert store.next_time() > clock()
+    assert store.look.job(late).state == "cancelled"
+    assert store.claims.next_time() > clock()
 
 
 # ---- batches ------------------------------------------------------------------------------------------------
@@ -1123,8 +1123,8 @@ def test_after_batch_starts_when_all_of_it_have_ended_however(store):
     bury(store, ids[1])
     assert claim(store).id == ids[2]
     assert claim(store) is None
-    store.cancel([ids[2]])
-    store.exchange(1, outcome(store.job(ids[2]), "cancelled", None), claim=False)
+    store.life.cancel([ids[2]])
+    store.claims.exchange(1, outcome(store.look.job(ids[2]), "cancelled", None), claim=False)
     assert claim(store).id == after
 
 
@@ -1142,19 +1142,19 @@ def test_a_retry_opens_its_batch_again(store):
     ids = store.enqueue_many([{"command": "x", "max_retries": 0}, {"command": "x"}], label="f")
     bury(store, ids[0])
     finish(store, claim(store))
-    assert store.batch(1).unfinished == 0
-    store.retry([ids[0]])
-    assert store.batch(1).unfinished == 1
+    assert store.queues.batch(1).unfinished == 0
+    store.life.retry([ids[0]])
+    assert store.queues.batch(1).unfinished == 1
     waits = store.enqueue("x", after_batch="1")
     assert order(store) == [ids[0], waits]
 
 
 def test_explain_bears_a_key_that_was_given_back_meanwhile(store):
     first, second = store.enqueue_many([{"command": "x", "key": "k"}] * 2)
-    read = store.job(second)
+    read = store.look.job(second)
     finish(store, claim(store))
     finish(store, claim(store))
-    assert isinstance(store.why_waiting(read), list)
+    assert isinstance(store.look.why_waiting(read), list)
 
 
 # ==== with the real program ====================================================================================
@@ -1177,8 +1177,8 @@ def test_a_running_job_gets_the_term_when_it_is_cancelled_and_not_when_someone_l
     stamp = queue.dir / "term"
     number = queue.enqueue(*queue.script(NOTES_TERM, stamp))
     wait_until((queue.dir / "term.ready").exists)
-    with queuectl.Queue(str(queue.db)) as store:
-        assert store.cancel([number]) == [(number, "asked")]
+    with queuectl.Store(str(queue.db)) as store:
+        assert store.life.cancel([number]) == [(number, "asked")]
     queue.wait_for(number, "cancelled")
     assert stamp.exists()
 
@@ -1430,9 +1430,9 @@ def test_delay_at_and_ttl_with_a_worker_at_work(queue):
 # ---- schedules, live ------------------------------------------------------------------------------------------------
 
 def test_three_supervisors_fire_each_schedule_once(queue):
-    with queuectl.Queue(str(queue.db)) as store:
+    with queuectl.Store(str(queue.db)) as store:
         for n in range(25):
-            store.add_schedule("s%d" % n, None, 3600.0, {"command": "exit 0"})
+            store.schedules.add("s%d" % n, None, 3600.0, {"command": "exit 0"})
     for _ in range(3):
         queue.start()
     import sqlite3

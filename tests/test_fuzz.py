@@ -172,8 +172,8 @@ def test_any_words_as_a_command_are_stored_unchanged_or_refused_in_one_line(here
         return
     shown = everything_shows(here, int(answer.out))
     if len(words) > 1 and POSIX:
-        with queuectl.Queue(here.db) as queue:
-            stored = queue.job(int(answer.out)).command
+        with queuectl.Store(here.db) as queue:
+            stored = queue.look.job(int(answer.out)).command
         assert [os.fsencode(word) for word in shlex.split(stored)] == [os.fsencode(word) for word in words]
         assert shown["command"] == stored.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
@@ -181,7 +181,7 @@ def test_any_words_as_a_command_are_stored_unchanged_or_refused_in_one_line(here
 @tries(50)
 @given(command=st.one_of(anything, values), name=anything)
 def test_any_command_through_the_api_is_stored_or_a_user_error(here, command, name):
-    with queuectl.Queue(here.db) as queue:
+    with queuectl.Store(here.db) as queue:
         before = here.content()
         try:
             job = queue.enqueue(command)
@@ -189,7 +189,7 @@ def test_any_command_through_the_api_is_stored_or_a_user_error(here, command, na
             assert_clean((str(error) + "\n").encode(), command)
             assert here.content() == before
             return
-        json.dumps(queue.job(job).to_dict(), allow_nan=False)
+        json.dumps(queue.look.job(job).to_dict(), allow_nan=False)
     everything_shows(here, job)
 
 

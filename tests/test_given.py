@@ -296,9 +296,9 @@ os.umask(0o027)
 seen = []
 real = os.umask
 os.umask = lambda mask: seen.append(mask) or real(mask)
-with queuectl.Queue(sys.argv[1]) as store:
+with queuectl.Store(sys.argv[1]) as store:
     job = store.enqueue("exit 0")
-    print(seen, store.job(job).umask)
+    print(seen, store.look.job(job).umask)
 """ % str(SCRIPT.parent)
     done = queue.run([sys.executable, "-IS", "-c", code, str(queue.db)])
     assert done.stdout.split() == ["[]", str(0o027)]
@@ -316,9 +316,9 @@ other.start()
 seen = []
 real = os.umask
 os.umask = lambda mask: seen.append(mask) or real(mask)
-with queuectl.Queue(sys.argv[1]) as store:
+with queuectl.Store(sys.argv[1]) as store:
     job = store.enqueue("exit 0")
-    print(seen, store.job(job).umask)
+    print(seen, store.look.job(job).umask)
 event.set()
 """ % str(SCRIPT.parent)
     done = queue.run([sys.executable, "-IS", "-c", code, str(queue.db)], env={"QUEUECTL_FALLBACKS": "1"})

@@ -23,13 +23,13 @@ NOT_TEXT = {"state", "backoff", "misfire", "kind", "spec", "options", "hook"}  #
 
 def poisoned(path):
     """Makes a queue with a row in each table, and puts POISON into every column of text; returns the columns that have it."""
-    with queuectl.Queue(str(path)) as queue:
+    with queuectl.Store(str(path)) as queue:
         queue.enqueue_many([{"command": "exit %d" % n, "name": "n%d" % n, "queue": "q%d" % n, "key": "k%d" % n, "unique": "u%d" % n,
                              "retry_on": "1", "dead_on": "2", "snooze_on": "3", "cwd": str(path.parent)} for n in range(1, 8)], label="batch")
-        queue.add_schedule("nightly", "* * * * *", None, {"command": "x"})
-        queue.set_queue("q1", rate="1/h", every=3600, paused=1)
-        queue.set_config("on_dead", "true")
-        queue.set_config("on_idle", "true")
+        queue.schedules.add("nightly", "* * * * *", None, {"command": "x"})
+        queue.queues.set("q1", rate="1/h", every=3600, paused=1)
+        queue.settings.set("on_dead", "true")
+        queue.settings.set("on_idle", "true")
     db = sqlite3.connect(str(path))
     states = ("pending", "processing", "completed", "failed", "dead", "cancelled")
     for number, state in enumerate(states, 1):
@@ -237,14 +237,14 @@ def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     poisoned(folder / "poisoned.db")
     path = folder / "queue.db"
-    with queuectl.Queue(str(path)) as queue:
+    with queuectl.Store(str(path)) as queue:
         queue.enqueue_many([{"command": "exit 0", "name": "n%d" % n, "key": "k%d" % n, "unique": "u%d" % n, "retry_on": "1", "dead_on": "2",
                              "snooze_on": "3", "snooze": 1, "ttl": 10**6, "timeout": 9} for n in range(1, 8)], label="batch")
         queue.enqueue_many([{"command": "exit 0", "after": ["n1"]}, {"command": "exit 0", "delay": 9}])
-        queue.add_schedule("nightly", "* * * * *", None, {"command": "x"})
-        queue.add_schedule("hourly", None, 3600.0, {"command": "x"})
-        queue.set_queue("default", rate="9/s", every=1 / 9, max_running=5)
-        queue.set_config("max_retries", 4)
+        queue.schedules.add("nightly", "* * * * *", None, {"command": "x"})
+        queue.schedules.add("hourly", None, 3600.0, {"command": "x"})
+        queue.queues.set("default", rate="9/s", every=1 / 9, max_running=5)
+        queue.settings.set("max_retries", 4)
     with sqlite3.connect(str(path)) as db:
         with sqlite3.connect(str(folder / "poisoned.db")) as other:
             history = other.execute("SELECT * FROM history").fetchall()
@@ -395,9 +395,9 @@ def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement
 
 
 def test_a_supervisor_whose_row_asks_for_a_million_workers_starts_no_such_number(store):
-    store.add_supervisor("start", 9, "t", 1, None)
-    store._db.execute("UPDATE supervisor SET slots=1000000")
-    assert store.orders(1)[1] == queuectl.MOST_WORKERS
+    store.workers.add_supervisor("start", 9, "t", 1, None)
+    store.db.connection.execute("UPDATE supervisor SET slots=1000000")
+    assert store.workers.orders(1)[1] == queuectl.MOST_WORKERS
 
 
 def test_the_logs_of_a_job_with_a_quadrillion_attempts_are_removed_and_read_at_once(queue):
@@ -551,4 +551,4 @@ def test_a_database_that_sqlite_itself_has_vacuumed_dumped_and_read_again_still_
 
 @pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 31), reason="needs SQLite 3.31: trusted_schema")
 def test_a_schema_is_not_trusted(store):
-    assert store._db.execute("PRAGMA trusted_schema").fetchone() == (0,)
+    assert store.db.connection.execute("PRAGMA trusted_schema").fetchone() == (0,)

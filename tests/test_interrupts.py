@@ -64,7 +64,7 @@ class Probe:
 @pytest.fixture
 def probe(store):
     store.enqueue("true")  # makes the gate
-    asked = Probe(store.path)
+    asked = Probe(store.db.path)
     yield asked
     asked.close()
 
@@ -111,24 +111,24 @@ def interrupted_at(count, action, inside=None):
 
 def work(store):
     import queuectl
-    job = store.job_of_worker(1)
+    job = store.claims.job_of_worker(1)
     if job is None:
         store.enqueue("true")
-        job, _ = store.exchange(1)
-    store.exchange(1, queuectl.Outcome(job, "failed", 1, "exit 1", 1, 0.0, 0.1), claim=False)
+        job, _ = store.claims.exchange(1)
+    store.claims.exchange(1, queuectl.Outcome(job, "failed", 1, "exit 1", 1, 0.0, 0.1), claim=False)
 
 
 def schedule(store):
-    for one in store.schedules():
-        store.remove_schedule(one.name)
-    store.add_schedule("nightly", None, 60.0, {"command": "true"})
-    store.pause_schedule("nightly", True)
-    store.run_schedule("nightly")
+    for one in store.schedules.list():
+        store.schedules.remove(one.name)
+    store.schedules.add("nightly", None, 60.0, {"command": "true"})
+    store.schedules.pause("nightly", True)
+    store.schedules.run("nightly")
 
 
 def remove(store):
-    store.purge(store.select(("cancelled",)))
-    store.cancel([store.enqueue("true", key="k")])
+    store.keep.purge(store.look.select(("cancelled",)))
+    store.life.cancel([store.enqueue("true", key="k")])
 
 
 def refused(store):
@@ -144,17 +144,17 @@ ACTIONS = {
     "enqueue a batch": lambda store: store.enqueue_many(["true", {"command": "false", "name": None, "key": "k"}],
                                                           label="x"),
     "claim and finish": work,
-    "cancel and retry": lambda store: (store.cancel([1]), store.retry([1])),
-    "hold": lambda store: (store.hold([1]), store.hold([1], False)),
-    "edit": lambda store: store.edit([1], {"priority": 3}),
-    "settings": lambda store: (store.set_config("on_idle", "true"), store.unset_config("on_idle")),
-    "queues": lambda store: store.set_queue("mail", paused=1),
+    "cancel and retry": lambda store: (store.life.cancel([1]), store.life.retry([1])),
+    "hold": lambda store: (store.life.hold([1]), store.life.hold([1], False)),
+    "edit": lambda store: store.life.edit([1], {"priority": 3}),
+    "settings": lambda store: (store.settings.set("on_idle", "true"), store.settings.unset("on_idle")),
+    "queues": lambda store: store.queues.set("mail", paused=1),
     "schedules": schedule,
-    "a tick": lambda store: store.tick(),
+    "a tick": lambda store: store.schedules.tick(),
     "rm": remove,
-    "export": lambda store: (list(store.export()), next(store.export())),
-    "mend": lambda store: store.mend(),
-    "tidy": lambda store: (store.mend_clock(), store.sweep(), store.tidy(0)),
+    "export": lambda store: (list(store.keep.export()), next(store.keep.export())),
+    "mend": lambda store: store.keep.mend(),
+    "tidy": lambda store: (store.schedules.mend_clock(), store.workers.sweep(), store.keep.tidy(0)),
 }
 
 
@@ -167,13 +167,13 @@ def test_an_interrupt_at_any_line_of_a_transaction_leaves_no_lock(name, store, p
     while True:
         place = interrupted_at(count, lambda: action(store), store if name == "mend" else None)
         assert probe.ask() == "free", place
-        assert not store._db.in_transaction, place
+        assert not store.db.connection.in_transaction, place
         assert current_umask() == mask, place
         if place is None:
             break
         count += 1
     assert count > 20
-    assert store.check() == []
+    assert store.keep.check() == []
     store.enqueue("true")
 
 
@@ -182,8 +182,8 @@ def test_an_interrupt_at_any_line_of_a_transaction_leaves_no_lock(name, store, p
 def test_an_interrupt_at_any_line_of_a_wait_leaves_no_lock(in_the_way, store, probe, tmp_path):
     import fcntl
     import sqlite3
-    gate = os.open(store.files.gate, os.O_RDWR)
-    other = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    gate = os.open(store.db.files.gate, os.O_RDWR)
+    other = sqlite3.connect(store.db.path, isolation_level=None, check_same_thread=False)
 
     def block():
         fcntl.flock(gate, fcntl.LOCK_EX) if in_the_way == "the gate" else other.execute("BEGIN IMMEDIATE")
@@ -209,7 +209,7 @@ def test_an_interrupt_at_any_line_of_a_wait_leaves_no_lock(in_the_way, store, pr
 def test_an_alarm_of_the_callers_at_any_moment_leaves_no_lock_and_is_the_only_thing_that_comes_out(store, probe):
     random.seed(1)
     import fcntl
-    gate = os.open(store.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.gate, os.O_RDWR)
 
     def ring(*_):
         raise Interrupt
@@ -233,7 +233,7 @@ def test_an_alarm_of_the_callers_at_any_moment_leaves_no_lock_and_is_the_only_th
         signal.signal(signal.SIGALRM, before)
         os.close(gate)
     assert came > 20
-    assert store.check() == []
+    assert store.keep.check() == []
 
 
 @posix_only("Windows has no alarm")
@@ -241,7 +241,7 @@ def test_a_wait_for_other_writers_leaves_the_callers_alarm_handlers_and_director
     """13.1.2: a call that had to wait set SIGALRM's handler and timer, and cleared them."""
     import fcntl
     store.enqueue("true")
-    gate = os.open(store.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.gate, os.O_RDWR)
     rung = []
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
@@ -274,7 +274,7 @@ def test_threads_wait_at_the_gate_like_processes(store):
 
     def enqueue():
         try:
-            with queuectl.Queue(store.path) as queue:
+            with queuectl.Store(store.db.path) as queue:
                 for _ in range(20):
                     queue.enqueue("true")
         except BaseException as error:
@@ -286,14 +286,14 @@ def test_threads_wait_at_the_gate_like_processes(store):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert store.counts()["pending"] == 161
+    assert store.queues.counts()["pending"] == 161
 
 
 WRITER = r"""
 import sys, time
 sys.path.insert(0, %r)
 import queuectl
-queue = queuectl.Queue(sys.argv[1])
+queue = queuectl.Store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
 queue.enqueue("true", key=sys.argv[2])
@@ -304,12 +304,12 @@ queue.enqueue("true", key=sys.argv[2])
 def test_waiters_at_the_gate_are_served_first_in_first_out_and_one_that_dies_is_passed_over(store):
     import fcntl
     store.enqueue("true")
-    gate = os.open(store.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.gate, os.O_RDWR)
     fcntl.flock(gate, fcntl.LOCK_EX)
     writers = []
     try:
         for number in range(6):
-            writers.append(subprocess.Popen([sys.executable, "-c", WRITER, store.path, str(number)], stdin=subprocess.PIPE,
+            writers.append(subprocess.Popen([sys.executable, "-c", WRITER, store.db.path, str(number)], stdin=subprocess.PIPE,
                                             stdout=subprocess.PIPE, universal_newlines=True))
             writers[-1].stdout.readline()
         drawn = int.from_bytes(os.pread(gate, 6, 0), "little")
@@ -328,5 +328,5 @@ def test_waiters_at_the_gate_are_served_first_in_first_out_and_one_that_dies_is_
             writer.wait()
             writer.stdin.close()
             writer.stdout.close()
-    keys = [job.key for job in store.jobs()][::-1][1:]
+    keys = [job.key for job in store.look.jobs()][::-1][1:]
     assert keys == ["0", "1", "3", "4", "5"]

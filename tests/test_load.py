@@ -57,7 +57,7 @@ WRITER = """
 import sys, time
 sys.path.insert(0, %r)
 import queuectl
-queue = queuectl.Queue(%r)
+queue = queuectl.Store(%r)
 longest = 0.0
 end = time.monotonic() + float(sys.argv[1])
 count = 0

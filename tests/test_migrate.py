@@ -38,8 +38,8 @@ def rows(path, sql):
 
 
 def test_a_migrated_database_has_the_schema_of_a_fresh_one(old, tmp_path):
-    queuectl.Queue(old).close()
-    queuectl.Queue(str(tmp_path / "fresh.db")).close()
+    queuectl.Store(old).close()
+    queuectl.Store(str(tmp_path / "fresh.db")).close()
     assert schema(old) == schema(tmp_path / "fresh.db")
     assert rows(old, "PRAGMA user_version")[0][0] & 255 == queuectl.SCHEMA_VERSION
 
@@ -51,11 +51,11 @@ def test_a_migration_keeps_every_job_its_state_and_its_history(old):
              "SELECT name, spec, every, options FROM schedule")
     before = [rows(old, sql) for sql in facts]
     assert {row[1] for row in before[0]} == {"pending", "processing", "completed", "dead", "cancelled"}
-    queuectl.Queue(old).close()
+    queuectl.Store(old).close()
     assert [rows(old, sql) for sql in facts] == before
 
 
 def test_jobs_of_on_dead_are_marked_as_such_and_no_longer_as_a_schedules(old):
-    queuectl.Queue(old).close()
+    queuectl.Store(old).close()
     assert rows(old, "SELECT id, schedule, hook FROM job WHERE id IN (4, 5) OR hook IS NOT NULL") == [
         (4, None, "on_dead"), (5, None, "on_dead")]

@@ -326,7 +326,7 @@ class Life(RuleBasedStateMachine):
         self.clock = Clock()
         self.store = open_store(self.dir, self.clock)
         guard_states(self.store)
-        self.store.set_config("max_snoozes", MAX_SNOOZES)
+        self.store.settings.set("max_snoozes", MAX_SNOOZES)
         self.model = Model(self.clock)
         self.model.turn["default"] = 0
         self.boss, self.run_worker = None, None
@@ -403,56 +403,56 @@ class Life(RuleBasedStateMachine):
     @precondition(some_jobs)
     @rule(number=PICK)
     def cancel(self, number):
-        self.store.cancel([self.pick(number)])
+        self.store.life.cancel([self.pick(number)])
         self.model.cancel(self.pick(number))
 
     @precondition(some_jobs)
     @rule(number=PICK, held=st.booleans())
     def hold_or_release(self, number, held):
-        self.store.hold([self.pick(number)], held)
+        self.store.life.hold([self.pick(number)], held)
         self.model.hold(self.pick(number), held)
 
     @precondition(some_jobs)
     @rule(number=PICK)
     def retry(self, number):
-        self.store.retry([self.pick(number)])
+        self.store.life.retry([self.pick(number)])
         self.model.retry(self.pick(number))
 
     @precondition(lambda self: any(j.state in FINAL for j in self.model.jobs.values()))
     @rule(number=PICK)
     def retry_one_that_ended(self, number):
         ended = sorted(j.id for j in self.model.jobs.values() if j.state in FINAL)
-        self.store.retry([ended[number % len(ended)]])
+        self.store.life.retry([ended[number % len(ended)]])
         self.model.retry(ended[number % len(ended)])
 
     @precondition(some_jobs)
     @rule(number=PICK)
     def purge(self, number):
         chosen = self.pick(number)
-        self.store.purge([chosen])
+        self.store.keep.purge([chosen])
         self.model.purge(chosen)
 
     @precondition(some_jobs)
     @rule(number=PICK, priority=st.integers(-1, 2), delay=st.sampled_from((None, 0, 9)))
     def edit(self, number, priority, delay):
-        self.store.edit([self.pick(number)], dict({"priority": priority}, **({} if delay is None else {"delay": delay})))
+        self.store.life.edit([self.pick(number)], dict({"priority": priority}, **({} if delay is None else {"delay": delay})))
         self.model.edit(self.pick(number), priority, delay)
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
     def pause_or_resume(self, queue, paused):
-        self.store.set_queue(queue, paused=int(paused))
+        self.store.queues.set(queue, paused=int(paused))
         (self.model.paused.add if paused else self.model.paused.discard)(queue)
         self.model.turn.setdefault(queue, 0)
 
     @rule(queue=st.sampled_from(QUEUES), limit=st.sampled_from((None, None, 0, 1, 2)))
     def limit(self, queue, limit):
-        self.store.set_queue(queue, max_running=limit)
+        self.store.queues.set(queue, max_running=limit)
         self.model.limit[queue] = limit
         self.model.turn.setdefault(queue, 0)
 
     @rule(queue=st.sampled_from(QUEUES), every=st.sampled_from((None, None, 2.0, 20.0)))
     def rate(self, queue, every):
-        self.store.set_queue(queue, rate=every and "some", every=every, next_at=0)
+        self.store.queues.set(queue, rate=every and "some", every=every, next_at=0)
         self.model.turn.setdefault(queue, 0)
         self.model.every.pop(queue, None)
         if every:
@@ -461,10 +461,10 @@ class Life(RuleBasedStateMachine):
     @rule(add=st.booleans())
     def schedule(self, add):
         if add and not self.model.schedule:
-            self.store.add_schedule("s", None, 25.0, dict(HOW, command="x", queue="slow", priority=1, key="k", max_retries=1))
+            self.store.schedules.add("s", None, 25.0, dict(HOW, command="x", queue="slow", priority=1, key="k", max_retries=1))
             self.model.schedule = 25.0, self.clock() + 25.0
         elif self.model.schedule and not add:
-            self.store.remove_schedule("s")
+            self.store.schedules.remove("s")
             self.model.schedule = None
 
     @rule()
@@ -475,8 +475,8 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.boss and self.run_worker not in self.running)
     @rule()
     def the_run_ends(self):
-        self.store.remove_worker(self.run_worker)
-        self.store.remove_supervisor(self.boss)
+        self.store.workers.remove_worker(self.run_worker)
+        self.store.workers.remove_supervisor(self.boss)
         self.boss = None
         self.model.the_run_ends()
 
@@ -488,7 +488,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def tick(self):
-        self.store.tick()
+        self.store.schedules.tick()
         self.model.expire()
         self.model.promote()
         self.model.fire()
@@ -557,7 +557,7 @@ class Life(RuleBasedStateMachine):
 
 def finish_late(store, job, kind):
     before = rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock")
-    store.exchange(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1), claim=False)
+    store.claims.exchange(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1), claim=False)
     assert before == (rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock"))
 
 

@@ -112,7 +112,7 @@ def test_a_program_that_imports_us_keeps_its_path_and_its_own_modules(queue, cro
     (crowded / "helper.py").write_text("word = 'mine'\n")
     (crowded / "program.py").write_text(
         "import sys\nbefore = list(sys.path)\nimport queuectl\nassert sys.path == before, (sys.path, before)\nimport helper\n"
-        "with queuectl.Queue(sys.argv[1]) as queue:\n    print(queue.enqueue('true'), helper.word)\n")
+        "with queuectl.Store(sys.argv[1]) as queue:\n    print(queue.enqueue('true'), helper.word)\n")
     done = queue.run([sys.executable, str(crowded / "program.py"), str(queue.db)])
     assert done.stdout == "1 mine\n"
     (crowded / "package").mkdir()

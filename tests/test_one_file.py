@@ -188,7 +188,7 @@ def test_a_database_that_is_mounted_as_a_single_file_is_refused(queue, tmp_path)
 
 def test_a_commit_whose_wal_was_deleted_is_not_called_safe(store):
     store.enqueue("true")
-    os.unlink(store.path + "-wal")
+    os.unlink(store.db.path + "-wal")
     with pytest.raises(queuectl.QueueGone, match="-wal was deleted"):
         store.enqueue("true")
 

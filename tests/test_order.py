@@ -11,38 +11,38 @@ from conftest import posix_only, wait_until
 
 def give_up(store, job):
     import queuectl
-    claimed, _ = store.exchange(1)
+    claimed, _ = store.claims.exchange(1)
     assert claimed.id == job
     outcome = queuectl.Outcome(claimed, "failed", 1, "exit 1", 1, time.time(), 0.1)
-    return lambda queue: queue.exchange(1, outcome, claim=False)
+    return lambda queue: queue.claims.exchange(1, outcome, claim=False)
 
 
 def crash(store, job):
     import queuectl
-    claimed, _ = store.exchange(1)
+    claimed, _ = store.claims.exchange(1)
     outcome = queuectl.Outcome(claimed, "crashed", None, "worker died", None, time.time(), 0.1)
-    return lambda queue: queue.release_dead(1, outcome)
+    return lambda queue: queue.workers.release_dead(1, outcome)
 
 
 def lose(store, job):
-    store.exchange(1)
-    return lambda queue: queue.mend()
+    store.claims.exchange(1)
+    return lambda queue: queue.keep.mend()
 
 
 def cancelled(store, job):
-    store.cancel([job])
-    return lambda queue: queue.retry([job])
+    store.life.cancel([job])
+    return lambda queue: queue.life.retry([job])
 
 
 def never_in_time(store, job):
-    store._db.execute("UPDATE job SET expires_at=? WHERE id=?", (time.time() - 1, job))
-    return lambda queue: queue.tick()
+    store.db.connection.execute("UPDATE job SET expires_at=? WHERE id=?", (time.time() - 1, job))
+    return lambda queue: queue.schedules.tick()
 
 
 WRITERS = {"a failure": give_up, "a crash": crash, "a mended claim": lose, "a retry": cancelled, "an expiry": never_in_time,
-           "an expiry at a claim": lambda store, job: never_in_time(store, job) and (lambda queue: queue.exchange(1)),
-           "a cancel": lambda store, job: lambda queue: queue.cancel([job]),
-           "a parent that has failed": lambda store, job: store.cancel([job]) and (
+           "an expiry at a claim": lambda store, job: never_in_time(store, job) and (lambda queue: queue.claims.exchange(1)),
+           "a cancel": lambda store, job: lambda queue: queue.life.cancel([job]),
+           "a parent that has failed": lambda store, job: store.life.cancel([job]) and (
                lambda queue: queue.enqueue("true", after=[str(job)]))}
 
 
@@ -52,17 +52,17 @@ def test_a_time_is_taken_under_the_lock(name, store):
     """Another writer holds the lock, and writes down something that happened while this one waited."""
     import queuectl
     act = WRITERS[name](store, store.enqueue("true"))
-    other = sqlite3.connect(store.path, isolation_level=None)
+    other = sqlite3.connect(store.db.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
 
     def write():
-        with queuectl.Queue(store.path) as queue:
+        with queuectl.Store(store.db.path) as queue:
             act(queue)
 
     waiting = threading.Event()
-    patiently = queuectl.Queue._patiently
+    patiently = queuectl.Database.patiently
     try:
-        queuectl.Queue._patiently = lambda self, action: (waiting.set(), patiently(self, action))[1]
+        queuectl.Database.patiently = lambda self, action: (waiting.set(), patiently(self, action))[1]
         thread = threading.Thread(target=write)
         thread.start()
         assert waiting.wait(10)
@@ -71,9 +71,9 @@ def test_a_time_is_taken_under_the_lock(name, store):
         other.execute("COMMIT")
         thread.join()
     finally:
-        queuectl.Queue._patiently = patiently
+        queuectl.Database.patiently = patiently
         other.close()
-    times = [event["at"] for event in store.events()]
+    times = [event["at"] for event in store.look.events()]
     assert len(times) > 1 and times == sorted(times)
 
 

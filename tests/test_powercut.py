@@ -27,9 +27,9 @@ import os, sys
 sys.path.insert(0, %r)
 import queuectl
 path, full = sys.argv[1], sys.argv[2] == "full"
-people, worker = queuectl.Queue(path), queuectl.Queue(path, sync=full)
+people, worker = queuectl.Store(path), queuectl.Store(path, sync=full)
 for queue in (people, worker):
-    queue._db.execute("PRAGMA wal_autocheckpoint=%%s" %% sys.argv[3])
+    queue.db.connection.execute("PRAGMA wal_autocheckpoint=%%s" %% sys.argv[3])
 number, job = 0, None
 def tell(*facts):
     os.write(1, (" ".join(map(str, facts)) + "\\n").encode())
@@ -39,16 +39,16 @@ for number in range(int(sys.argv[4])):
         for job in people.enqueue_many([{"command": "exit 0", "name": "n%%d-%%d" %% (number, n)} for n in range(12)], label="some"):
             tell("job", job)
     elif number %% 9 == 7:
-        old = [job.id for job in people.jobs(states=["completed"], limit=5)]
+        old = [job.id for job in people.look.jobs(states=["completed"], limit=5)]
         tell("gone", *old)  # from here on, or a moment later
-        people.purge(old)
+        people.keep.purge(old)
     elif number %% 9 == 8:
         people.enqueue("exit 0 # " + "x" * 9000)
     else:
         tell("job", people.enqueue("exit 0", key="k%%d" %% (number %% 3), env={"N": str(number)}))
     for _ in range(2):
         done = outcome
-        taken = worker.exchange(1, outcome)
+        taken = worker.claims.exchange(1, outcome)
         if done is not None and full:
             tell("done", done.job.id)
         outcome = taken and queuectl.Outcome(taken[0], "completed", 0, None, 4711, taken[0].started_at, 0.1)
@@ -61,8 +61,8 @@ def recorded(folder, sync, checkpoint, rounds):
     if not shutil.which("strace"):
         pytest.skip("needs strace")
     path = os.path.join(str(folder), "queue.db")
-    with queuectl.Queue(path) as queue:
-        queue.set_config("sync", sync)
+    with queuectl.Store(path) as queue:
+        queue.settings.set("sync", sync)
         queue.enqueue_many(["exit 0"] * 20)
     before = {name: open(os.path.join(str(folder), name), "rb").read() for name in ("queue.db",)}
     trace = os.path.join(str(folder), "trace")
@@ -172,9 +172,9 @@ def faults_of(folder, files, told, full):
             file.write(content)
     try:
         queuectl.refuse_strange_wal(path)
-        with queuectl.Queue(path) as queue:
-            faults = [fault for fault in queue.check() if "not listed" not in fault]
-            states = dict(queue._read("SELECT id, state FROM job"))
+        with queuectl.Store(path) as queue:
+            faults = [fault for fault in queue.keep.check() if "not listed" not in fault]
+            states = dict(queue.db.read("SELECT id, state FROM job"))
     except (queuectl.UserError, sqlite3.Error) as error:
         return ["refused: %s" % error]
     gone = {number for words in told if words[0] == "gone" for number in words[1:]}
@@ -210,12 +210,12 @@ def test_after_a_power_cut_at_any_moment_the_queue_opens_with_all_that_was_ackno
 def used_again(folder):
     """(database, log, size of a frame) of a queue whose log is being used again: behind its new frames are those of before."""
     path = os.path.join(str(folder), "queue.db")
-    with queuectl.Queue(path) as queue:
+    with queuectl.Store(path) as queue:
         queue.enqueue_many(["exit 0 # " + "x" * 900] * 60)
-        queue.purge([])
-        queue.cancel(range(1, 50))
-        queue.purge(range(1, 50))  # pages are freed, and page 1 is written for that
-        assert queue._db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0] == 0
+        queue.keep.purge([])
+        queue.life.cancel(range(1, 50))
+        queue.keep.purge(range(1, 50))  # pages are freed, and page 1 is written for that
+        assert queue.db.connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0] == 0
         queue.enqueue("exit 0 # " + "y" * 3000)
         database = open(path, "rb").read()
         log = open(path + "-wal", "rb").read()
@@ -255,10 +255,10 @@ def test_a_log_of_a_later_time_of_the_same_queue_is_refused_and_the_advice_loses
     older, _, _ = used_again(tmp_path)
     path, old = str(tmp_path / "queue.db"), str(tmp_path / "old.db")
     for low in (51, 53, 55):  # a connection by itself does not count on
-        with queuectl.Queue(path) as queue:
+        with queuectl.Store(path) as queue:
             queue.enqueue_many(["exit 0 # " + "x" * 3000] * 20)
-            queue.cancel(range(low, low + 2))
-            queue.purge(range(low, low + 2))
+            queue.life.cancel(range(low, low + 2))
+            queue.keep.purge(range(low, low + 2))
             log = open(path + "-wal", "rb").read()
     for suffix, data in (("", older), ("-wal", log)):
         with open(old + suffix, "wb") as file:
@@ -269,5 +269,5 @@ def test_a_log_of_a_later_time_of_the_same_queue_is_refused_and_the_advice_loses
     assert not re.search("move|remove|delete", str(refusal.value))
     assert open(old, "rb").read() == older and open(old + "-wal", "rb").read() == log
     shutil.copy(old, str(tmp_path / "copy.db"))  # as the advice says
-    with queuectl.Queue(str(tmp_path / "copy.db")) as queue:
-        assert queue.check() == [] and len(queue.jobs()) == 11
+    with queuectl.Store(str(tmp_path / "copy.db")) as queue:
+        assert queue.keep.check() == [] and len(queue.look.jobs()) == 11

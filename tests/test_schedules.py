@@ -83,12 +83,12 @@ def test_a_link_or_a_copy_for_localtime_is_told_by_its_name_or_by_its_rule(tmp_p
 def test_a_schedule_is_fired_by_its_zone_on_a_machine_without_time_zone_data(tmp_path, monkeypatch):
     clock = Clock(1774620000.0)  # 2026-03-27 14:00 UTC; Berlin's clocks change on the 29th
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
+    store.schedules.add("s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
     monkeypatch.setattr(queuectl, "zone_folders", list)
     seen = []
     for _ in range(3):
-        clock.now = store.schedules()[0].next_at
-        store.tick()
+        clock.now = store.schedules.list()[0].next_at
+        store.schedules.tick()
         seen.append(time.strftime("%d %H:%M", time.gmtime(clock())))
     assert seen == ["28 07:30", "29 06:30", "30 06:30"]
     store.close()
@@ -97,10 +97,10 @@ def test_a_schedule_is_fired_by_its_zone_on_a_machine_without_time_zone_data(tmp
 @needs_zones
 def test_a_time_of_day_in_a_schedules_options_is_in_the_schedules_zone(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", "0 0 * * *", None, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
-    store.add_schedule("e", None, 3600.0, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
+    store.schedules.add("s", "0 0 * * *", None, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
+    store.schedules.add("e", None, 3600.0, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
     for name in ("s", "e"):
-        assert time.gmtime(store.job(store.run_schedule(name)).run_at)[3:5] == (0, 0)
+        assert time.gmtime(store.look.job(store.schedules.run(name)).run_at)[3:5] == (0, 0)
     store.close()
 
 
@@ -120,11 +120,11 @@ def test_an_export_carries_the_zone_and_a_queue_of_1_0_gets_the_one_its_adder_ha
                        "VALUES('bare', '30 0 * * *', 'once', 0, 1e10, '{\"command\": \"x\"}', '/', 99, 0)")
     connection.commit()
     connection.close()
-    with queuectl.Queue(str(old)) as store:
-        assert store.schedule("old").tz == "Asia/Tokyo" and store.schedule("old").rule == "JST-9"
-        assert store.schedule("bare").tz == queuectl.OS.zone()
-    with queuectl.Queue(str(tmp_path / "b.db")) as store:
-        assert (store.schedule("a").tz, store.schedule("a").rule) == ("Asia/Tokyo", "JST-9")
+    with queuectl.Store(str(old)) as store:
+        assert store.schedules.get("old").tz == "Asia/Tokyo" and store.schedules.get("old").rule == "JST-9"
+        assert store.schedules.get("bare").tz == queuectl.OS.zone()
+    with queuectl.Store(str(tmp_path / "b.db")) as store:
+        assert (store.schedules.get("a").tz, store.schedules.get("a").rule) == ("Asia/Tokyo", "JST-9")
 
 
 @needs_zones
@@ -205,9 +205,9 @@ def spoil(queue, name, columns):
 
 
 def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
-    with queuectl.Queue(str(queue.db)) as store:
+    with queuectl.Store(str(queue.db)) as store:
         for name in [*BROKEN, "fine"]:
-            store.add_schedule(name, "* * * * *", None, {"command": "exit 0"})
+            store.schedules.add(name, "* * * * *", None, {"command": "exit 0"})
     for name in BROKEN:
         spoil(queue, name, BROKEN[name][0])
     change(queue, "UPDATE schedule SET next_at=?", time.time() - 5)
@@ -227,10 +227,10 @@ def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
         assert found[name]["error"] and words in found[name]["error"], (name, found[name])
         assert any(line.startswith(name + " ") and found[name]["error"][:30] in line for line in table.splitlines()), (name, table)
         assert "%s: %s" % (name, found[name]["error"]) in " ".join(row["text"] for row in __import__("json").loads(doctor.stdout)), name
-    with queuectl.Queue(str(queue.db)) as store:
+    with queuectl.Store(str(queue.db)) as store:
         for name in BROKEN:
             try:
-                store.run_schedule(name)
+                store.schedules.run(name)
             except queuectl.UserError as error:
                 assert "can't run" in str(error)
             else:
@@ -252,37 +252,37 @@ def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
 
 def test_a_schedule_whose_zone_becomes_known_goes_on_when_workers_start_and_fires_at_its_time_only(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", "0 12 * * *", None, {"command": "x"}, "UTC")
-    store._db.execute("UPDATE schedule SET tz='Mars/North', next_at=?", (clock(),))
-    store.tick()
+    store.schedules.add("s", "0 12 * * *", None, {"command": "x"}, "UTC")
+    store.db.connection.execute("UPDATE schedule SET tz='Mars/North', next_at=?", (clock(),))
+    store.schedules.tick()
     clock.pass_by(86400)
-    store.tick()
-    assert store.counts()["pending"] == 1, "it was due once; when it would be due again, nobody knows"
-    assert "Mars/North" in store.schedule("s").error and store.next_time() > clock() + 10**9
-    store._db.execute("UPDATE schedule SET tz='UTC'")
-    store.mend_clock()
-    schedule = store.schedule("s")
+    store.schedules.tick()
+    assert store.queues.counts()["pending"] == 1, "it was due once; when it would be due again, nobody knows"
+    assert "Mars/North" in store.schedules.get("s").error and store.claims.next_time() > clock() + 10**9
+    store.db.connection.execute("UPDATE schedule SET tz='UTC'")
+    store.schedules.mend_clock()
+    schedule = store.schedules.get("s")
     assert schedule.error is None and time.gmtime(schedule.next_at)[3:5] == (12, 0)
-    store.tick()
-    assert store.counts()["pending"] == 1
+    store.schedules.tick()
+    assert store.queues.counts()["pending"] == 1
     clock.now = schedule.next_at
-    store.tick()
-    assert store.counts()["pending"] == 2
+    store.schedules.tick()
+    assert store.queues.counts()["pending"] == 2
     store.close()
 
 
 def test_a_full_disk_is_not_noted_as_a_schedules_fault(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", None, 60.0, {"command": "x" * 50000})
+    store.schedules.add("s", None, 60.0, {"command": "x" * 50000})
     clock.pass_by(61)
-    [pages] = store._db.execute("PRAGMA page_count").fetchone()
-    store._db.execute("PRAGMA max_page_count=%d" % pages)
+    [pages] = store.db.connection.execute("PRAGMA page_count").fetchone()
+    store.db.connection.execute("PRAGMA max_page_count=%d" % pages)
     with pytest.raises(sqlite3.OperationalError, match="full"):
-        store.tick()
-    assert store.schedule("s").error is None and store.schedule("s").next_at <= clock()
-    store._db.execute("PRAGMA max_page_count=100000")
-    store.tick()
-    assert store.counts()["pending"] == 1
+        store.schedules.tick()
+    assert store.schedules.get("s").error is None and store.schedules.get("s").next_at <= clock()
+    store.db.connection.execute("PRAGMA max_page_count=100000")
+    store.schedules.tick()
+    assert store.queues.counts()["pending"] == 1
     store.close()
 
 
@@ -298,67 +298,67 @@ def test_a_schedule_with_a_shell_an_input_and_a_umask_has_no_trouble(queue):
 # ---- overlap --------------------------------------------------------------------------------------------------------
 
 def unfinished(store):
-    return [job.id for job in store.jobs(("pending", "processing", "failed"))][::-1]
+    return [job.id for job in store.look.jobs(("pending", "processing", "failed"))][::-1]
 
 
 def test_no_overlap_looks_at_every_unfinished_job_of_the_schedule_whoever_enqueued_it(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", None, 60.0, {"command": "x"}, no_overlap=True)
+    store.schedules.add("s", None, 60.0, {"command": "x"}, no_overlap=True)
 
     def at_its_time():
         clock.pass_by(61)
-        store.tick()
+        store.schedules.tick()
         return unfinished(store)
     assert at_its_time() == [1]
     first = claim(store)
     with pytest.raises(queuectl.UserError, match="job that is unfinished, 1"):
-        store.run_schedule("s")
+        store.schedules.run("s")
     assert at_its_time() == [1]
     finish(store, first)
-    assert store.run_schedule("s") == 2
+    assert store.schedules.run("s") == 2
     assert at_its_time() == [2]
     finish(store, claim(store))
-    store.retry([1])
+    store.life.retry([1])
     assert at_its_time() == [1], "one that was retried is unfinished again"
-    store.cancel([1])
+    store.life.cancel([1])
     assert at_its_time() == [3]
-    store.remove_schedule("s")
-    store.add_schedule("s", None, 60.0, {"command": "x"}, no_overlap=True)
+    store.schedules.remove("s")
+    store.schedules.add("s", None, 60.0, {"command": "x"}, no_overlap=True)
     assert at_its_time() == [3], "added anew, it is the same schedule"
     store.close()
 
 
 def test_a_schedule_that_queues_runs_one_job_after_the_other(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", None, 60.0, {"command": "x"}, overlap="queue")
-    store.add_schedule("k", None, 3600.0, {"command": "x", "key": "mine"}, overlap="queue")
+    store.schedules.add("s", None, 60.0, {"command": "x"}, overlap="queue")
+    store.schedules.add("k", None, 3600.0, {"command": "x", "key": "mine"}, overlap="queue")
     for _ in range(3):
         clock.pass_by(61)
-        store.tick()
-    store.run_schedule("s")
+        store.schedules.tick()
+    store.schedules.run("s")
     assert unfinished(store) == [1, 2, 3, 4]
     first = claim(store)
     assert claim(store, 2) is None
     finish(store, first)
     assert claim(store, 2).id == 2
-    assert store.job(store.run_schedule("k")).key == "mine"
+    assert store.look.job(store.schedules.run("k")).key == "mine"
     store.close()
 
 
 def test_a_schedule_that_replaces_cancels_what_is_unfinished_and_starts_when_that_has_ended(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", None, 60.0, {"command": "x"}, overlap="replace")
+    store.schedules.add("s", None, 60.0, {"command": "x"}, overlap="replace")
     for _ in range(2):
         clock.pass_by(61)
-        store.tick()
-    assert unfinished(store) == [2] and store.job(1).state == "cancelled"
+        store.schedules.tick()
+    assert unfinished(store) == [2] and store.look.job(1).state == "cancelled"
     running = claim(store)
     clock.pass_by(61)
-    store.tick()
-    assert store.cancel_asked(running) and claim(store, 2) is None, "the new one waits until the old one has ended"
+    store.schedules.tick()
+    assert store.claims.cancel_asked(running) and claim(store, 2) is None, "the new one waits until the old one has ended"
     assert finish(store, running, "cancelled", None).state == "cancelled"
     assert claim(store, 2).id == 3
-    assert store.run_schedule("s") == 4 and unfinished(store) == [3, 4]
+    assert store.schedules.run("s") == 4 and unfinished(store) == [3, 4]
     store.close()
 
 
@@ -434,12 +434,12 @@ def test_a_schedule_is_replaced_in_its_place(queue):
 
 def test_what_replaces_an_interval_keeps_its_beat(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.add_schedule("s", None, 3600.0, {"command": "x"})
+    store.schedules.add("s", None, 3600.0, {"command": "x"})
     for _ in range(10):  # deployed again and again, more often than it runs
         clock.pass_by(1800)
-        store.tick()
-        store.add_schedule("s", None, 3600.0, {"command": "x"}, replace=True)
-    assert store.counts()["pending"] == 5
+        store.schedules.tick()
+        store.schedules.add("s", None, 3600.0, {"command": "x"}, replace=True)
+    assert store.queues.counts()["pending"] == 5
     store.close()
 
 

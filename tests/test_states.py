@@ -26,7 +26,7 @@ def bring(store, clock, state):
     [number] = store.enqueue_many([{"command": "x", "key": "k", "unique": "u", "snooze_on": "75", "dead_on": "2"}], label="b")
     store.enqueue("after", after=str(number), queue="aside")
     store.enqueue("twin", key="k", queue="aside", hold=True)
-    store.set_queue("aside", paused=1)
+    store.queues.set("aside", paused=1)
     if state == "pending":
         # claimed once and given back: even then a late worker holds a record of it
         claimed = claim(store)
@@ -34,49 +34,49 @@ def bring(store, clock, state):
     elif state == "cancelled":
         claimed = claim(store)
         finish(store, claimed, "released", None)
-        assert store.cancel([number]) == [(number, "cancelled")]
+        assert store.life.cancel([number]) == [(number, "cancelled")]
     else:
         claimed = claim(store)
         if state != "processing":
             finish(store, claimed, *{"completed": ("completed",), "failed": ("failed", 1), "dead": ("failed", 2)}[state])
-    assert store.job(number).state == state and claimed.id == number
+    assert store.look.job(number).state == state and claimed.id == number
     invariants(store)
     return number, claimed
 
 
 def happen(store, clock, event, number, claimed):
     """The event, by the way in which it reaches the Store; True where it took effect."""
-    job, last = store.job(number), store.last_event()
+    job, last = store.look.job(number), store.look.last_event()
     if event == "claim":
         clock.pass_by(5000)
         got = claim(store, 2)
         return got is not None and got.id == number
     if event == "cancel":
-        [(_, result)] = store.cancel([number])
+        [(_, result)] = store.life.cancel([number])
         if result == "asked":
             finish(store, claimed, "failed", None)  # the TERM ended it
         assert result in ("cancelled", "asked", "cancelled already") or result == job.state
-        return store.last_event() > last
+        return store.look.last_event() > last
     if event == "retry":
         wanted = "pending" if job.state in FINAL else "pending already" if job.state == "pending" else job.state
-        assert store.retry([number]) == [(number, wanted)]
-        return store.last_event() > last
+        assert store.life.retry([number]) == [(number, wanted)]
+        return store.look.last_event() > last
     if event == "expire":
         if job.state not in WAITING:
             # No such job has an expiry; even if it had, nothing may happen.
             return expire_anyway(store, clock, number)
-        store._db.execute("UPDATE job SET expires_at=? WHERE id=?", (clock() - 1, number))
-        store.tick()
-        return store.job(number).state == "cancelled"
+        store.db.connection.execute("UPDATE job SET expires_at=? WHERE id=?", (clock() - 1, number))
+        store.schedules.tick()
+        return store.look.job(number).state == "cancelled"
     how = {"complete": ("completed", 0), "fail": ("failed", 1), "bury": ("failed", 2), "release": ("released", None),
            "crash": ("crashed", None), "snooze": ("failed", 75)}[event]
-    with queuectl.Transaction(store) as now:
-        return store._record(claimed.worker, outcome(claimed, *how), now)
+    with queuectl.Transaction(store.db) as now:
+        return store.claims.record(claimed.worker, outcome(claimed, *how), now)
 
 
 def expire_anyway(store, clock, number):
-    with queuectl.Transaction(store) as now:
-        return store._end(store.job(number), "expire", now, error="expired")
+    with queuectl.Transaction(store.db) as now:
+        return store.life.end(store.look.job(number), "expire", now, error="expired")
 
 
 @pytest.mark.parametrize("state, event", EVERY_PAIR)
@@ -90,13 +90,13 @@ def test_an_event_does_what_the_table_says_or_nothing(store, clock, state, event
         assert dump(store) == before
         return
     assert happened
-    job = store.job(number)
+    job = store.look.job(number)
     assert job.state == target
     assert (job.worker is not None) == (target == "processing")
     assert (job.gate is None) == (target not in WAITING)
     assert (job.finished_at is not None) == (target in FINAL + ("failed",))
     assert job.expires_at is None or target in WAITING
-    assert store.counts()[target] >= 1
+    assert store.queues.counts()[target] >= 1
     invariants(store)
 
 
@@ -104,13 +104,13 @@ def test_an_event_does_what_the_table_says_or_nothing(store, clock, state, event
 def test_an_event_from_a_stale_record_changes_nothing(store, clock, state, event):
     """Whoever read the job before it moved on writes in vain: state, worker and attempt are the fence."""
     number, _ = bring(store, clock, state)
-    job = store.job(number)
+    job = store.look.job(number)
     stale = [job._replace(state=other) for other in STATES if other != state]
     stale += [job._replace(attempt=job.attempt + 1), job._replace(attempt=job.attempt - 1), job._replace(worker=99)]
     before = dump(store)
     for record in stale:
-        with queuectl.Transaction(store):
-            assert store._move(record, event) is None
+        with queuectl.Transaction(store.db):
+            assert store.life.move(record, event) is None
     assert dump(store) == before
 
 
@@ -146,14 +146,14 @@ def test_the_history_tells_every_change_of_state_in_order(store, clock):
     for how in (("released", None), ("crashed", None), ("failed", 75), ("failed", 1), ("failed", 1)):
         clock.pass_by(10)
         finish(store, claim(store), *how)
-    store.retry([number])
+    store.life.retry([number])
     finish(store, claim(store))
-    store.retry([number])
-    store.cancel([number])
-    assert [(row["event"], row["state"]) for row in store.events()] == [
+    store.life.retry([number])
+    store.life.cancel([number])
+    assert [(row["event"], row["state"]) for row in store.look.events()] == [
         ("released", "pending"), ("crashed", "pending"), ("snoozed", "pending"), ("failed", "failed"), ("failed", "dead"),
         ("retry", "pending"), ("completed", "completed"), ("retry", "pending"), ("cancel", "cancelled")]
-    assert [a.attempt for a in store.history(number)] == [1, 2, 3, 4, 5, 6]
+    assert [a.attempt for a in store.look.history(number)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_job_cancelled_while_it_runs_is_cancelled_whatever_its_end_but_success(store, clock):
@@ -161,22 +161,22 @@ def test_a_job_cancelled_while_it_runs_is_cancelled_whatever_its_end_but_success
                         ("cancelled", "cancelled"), ("completed", "completed")):
         number = store.enqueue("x", max_retries=5)
         job = claim(store)
-        assert store.cancel([number]) == [(number, "asked")]
-        assert store.cancel_asked(job)
+        assert store.life.cancel([number]) == [(number, "asked")]
+        assert store.claims.cancel_asked(job)
         assert finish(store, job, kind, None).state == state
         assert claim(store) is None
-        assert store.job(number).cancel == 0
+        assert store.look.job(number).cancel == 0
     invariants(store)
 
 
 def test_a_dead_job_that_is_cancelled_leaves_the_dead_letter_queue_and_can_come_back(store):
     number = store.enqueue("x", max_retries=0)
     bury(store, number)
-    assert store.cancel([number]) == [(number, "cancelled")]
-    assert store.counts()["dead"] == 0
-    assert store.cancel([number]) == [(number, "cancelled")] or store.job(number).state == "cancelled"
-    assert store.retry([number]) == [(number, "pending")]
-    assert store.job(number).gate == READY
+    assert store.life.cancel([number]) == [(number, "cancelled")]
+    assert store.queues.counts()["dead"] == 0
+    assert store.life.cancel([number]) == [(number, "cancelled")] or store.look.job(number).state == "cancelled"
+    assert store.life.retry([number]) == [(number, "pending")]
+    assert store.look.job(number).gate == READY
 
 
 def test_a_retry_counts_anew_and_keeps_the_history(store, clock):
@@ -184,16 +184,16 @@ def test_a_retry_counts_anew_and_keeps_the_history(store, clock):
     for _ in range(2):
         clock.pass_by(1)
         fail(store, claim(store))
-    assert store.retry([number]) == [(number, "pending")]
-    job = store.job(number)
+    assert store.life.retry([number]) == [(number, "pending")]
+    job = store.look.job(number)
     assert (job.attempts, job.attempt, job.crashes, job.snoozes, job.error, job.exit_code, job.finished_at) == (0, 2, 0, 0, None, None, None)
     assert claim(store).attempt == 3
-    assert len(store.history(number)) == 3
+    assert len(store.look.history(number)) == 3
 
 
 def test_every_state_of_a_real_life_is_one_of_the_table(store, clock):
     """The guard of the fixture is awake."""
     number = store.enqueue("x")
     with pytest.raises(Exception, match="not in TRANSITIONS"):
-        store._db.execute("UPDATE job SET state='dead' WHERE id=?", (number,))
+        store.db.connection.execute("UPDATE job SET state='dead' WHERE id=?", (number,))
     assert rows(store, "SELECT state FROM job") == [("pending",)]

@@ -22,45 +22,45 @@ def outcome(job, kind="completed", code=0, error=None):
 
 def claim(store, worker=1):
     """The next job for a worker, or None."""
-    got = store.exchange(worker)
+    got = store.claims.exchange(worker)
     return got and got[0]
 
 
 def finish(store, job, *how):
-    return store.exchange(job.worker, outcome(job, *how), claim=False)
+    return store.claims.exchange(job.worker, outcome(job, *how), claim=False)
 
 
 # ---- the API that the README shows -----------------------------------------------------------------
 
 def test_a_job_goes_in_and_comes_out(store):
     number = store.enqueue("echo hello", name="greeting", max_retries=2, priority=5)
-    job = store.job(number)
-    assert job == store.job("greeting")
+    job = store.look.job(number)
+    assert job == store.look.job("greeting")
     assert (job.id, job.command, job.name, job.state, job.max_retries, job.priority) == (
         number, "echo hello", "greeting", "pending", 2, 5)
     assert job.to_dict()["command"] == "echo hello"
-    assert store.counts()["pending"] == 1 and store.history(number) == []
+    assert store.queues.counts()["pending"] == 1 and store.look.history(number) == []
 
 
 def test_many_go_in_at_once_and_all_or_none(store):
     ids = list(store.enqueue_many(["true", {"command": "false", "name": "f"}, {"command": ["echo", "a b"]}]))
-    assert [store.job(i).command for i in ids] == ["true", "false", store.job(ids[2]).command]
+    assert [store.look.job(i).command for i in ids] == ["true", "false", store.look.job(ids[2]).command]
     with pytest.raises(queuectl.UserError, match="max_retries"):
         store.enqueue_many(["true", {"command": "true", "max_retries": -1}])
-    assert store.counts()["pending"] == 3
+    assert store.queues.counts()["pending"] == 3
 
 
 def test_an_unknown_job_is_a_users_mistake(store):
     for ref in (99, "99", "nobody", "", "9" * 40, -1):
         with pytest.raises(queuectl.UserError):
-            store.job(ref)
+            store.look.job(ref)
 
 
 def test_a_queue_is_a_context_manager(tmp_path):
-    with queuectl.Queue(str(tmp_path / "q.db")) as opened:
+    with queuectl.Store(str(tmp_path / "q.db")) as opened:
         opened.enqueue("true")
-    with queuectl.Queue(str(tmp_path / "q.db")) as opened:
-        assert opened.counts()["pending"] == 1
+    with queuectl.Store(str(tmp_path / "q.db")) as opened:
+        assert opened.queues.counts()["pending"] == 1
 
 
 # ---- claims ----------------------------------------------------------------------------------------
@@ -81,9 +81,9 @@ def test_a_claim_marks_the_job_and_charges_the_attempt(store):
     store.enqueue("true")
     job = claim(store, 7)
     assert (job.state, job.worker, job.attempt, job.attempts) == ("processing", 7, 1, 1)
-    assert store.job(job.id) == job
+    assert store.look.job(job.id) == job
     assert claim(store, 8) is None
-    [running] = store.history(job.id)
+    [running] = store.look.history(job.id)
     assert running.attempt == 1 and running.finished_at is None
 
 
@@ -91,16 +91,16 @@ def test_finish_and_claim_are_one_transaction(store):
     store.enqueue_many(["a", "b"])
     first = claim(store)
     commits = []
-    store._db.set_trace_callback(lambda sql: commits.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
-    second, _ = store.exchange(1, outcome(first))
-    store._db.set_trace_callback(None)
+    store.db.connection.set_trace_callback(lambda sql: commits.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
+    second, _ = store.claims.exchange(1, outcome(first))
+    store.db.connection.set_trace_callback(None)
     assert commits == ["BEGIN IMMEDIATE", "COMMIT"]
-    assert store.job(first.id).state == "completed" and second.id == 2
+    assert store.look.job(first.id).state == "completed" and second.id == 2
 
 
 def test_a_job_that_is_not_due_is_not_claimed_and_not_in_the_way(tmp_path):
     now = [1000.0]
-    store = queuectl.Queue(str(tmp_path / "q.db"), clock=lambda: now[0])
+    store = queuectl.Store(str(tmp_path / "q.db"), clock=lambda: now[0])
     late = store.enqueue("late", delay=60, priority=9)
     soon = store.enqueue("soon")
     assert claim(store).id == soon
@@ -112,15 +112,15 @@ def test_a_job_that_is_not_due_is_not_claimed_and_not_in_the_way(tmp_path):
 
 def test_retry_delays_grow_are_capped_and_never_overflow(tmp_path):
     now = [1000.0]
-    store = queuectl.Queue(str(tmp_path / "q.db"), clock=lambda: now[0], sync=False)
+    store = queuectl.Store(str(tmp_path / "q.db"), clock=lambda: now[0], sync=False)
     store.enqueue("false", max_retries=2000, backoff_base=30, backoff_max=3600)
     waits = []
     for _ in range(300):  # 30.0 ** 209 is no float any more
         job = claim(store)
         finish(store, job, "failed", 1, "exit 1")
-        waits.append(store.job(1).run_at - now[0])
-        assert store.job(1).state == "failed" and claim(store) is None
-        now[0] = store.job(1).run_at + 0.001
+        waits.append(store.look.job(1).run_at - now[0])
+        assert store.look.job(1).state == "failed" and claim(store) is None
+        now[0] = store.look.job(1).run_at + 0.001
     for number, seconds in enumerate(waits, 1):
         exact = min(3600, 30.0 ** min(number, 9))
         assert exact <= seconds <= exact * 1.25, (number, seconds)
@@ -132,10 +132,10 @@ def test_max_retries_counts_the_runs_after_the_first(store):
     store.enqueue("false", max_retries=2, backoff_base=0)
     for _ in range(3):
         finish(store, claim(store), "failed", 1, "exit 1")
-    job = store.job(1)
+    job = store.look.job(1)
     assert (job.state, job.attempts, job.exit_code, job.error) == ("dead", 3, 1, "exit 1")
     assert claim(store) is None
-    assert [a.outcome for a in store.history(1)] == ["failed"] * 3
+    assert [a.outcome for a in store.look.history(1)] == ["failed"] * 3
 
 
 # ---- what does not charge an attempt -----------------------------------------------------------------
@@ -146,18 +146,18 @@ def test_a_released_attempt_is_given_back(store):
         job = claim(store)
         assert (job.attempt, job.attempts) == (number, 1)
         finish(store, job, "released", None, None)
-    assert (store.job(1).state, store.job(1).attempts) == ("pending", 0)
-    assert [a.outcome for a in store.history(1)] == ["released"] * 3
+    assert (store.look.job(1).state, store.look.job(1).attempts) == ("pending", 0)
+    assert [a.outcome for a in store.look.history(1)] == ["released"] * 3
 
 
 def test_a_crash_uses_up_no_retry_and_the_third_is_the_last(store):
     store.enqueue("true", max_retries=0, backoff_base=0)
     for number in (1, 2):
         finish(store, claim(store), "crashed", None, "worker died")
-        job = store.job(1)
+        job = store.look.job(1)
         assert (job.state, job.crashes, job.attempts) == ("pending", number, 0)
     finish(store, claim(store), "crashed", None, "worker died")
-    job = store.job(1)
+    job = store.look.job(1)
     assert (job.state, job.crashes, job.error) == ("dead", 3, "worker died 3 times")
 
 
@@ -166,7 +166,7 @@ def test_the_first_crash_is_run_again_at_once_and_later_ones_after_a_delay(store
     finish(store, claim(store), "crashed", None, "worker died")
     finish(store, claim(store), "crashed", None, "worker died")
     assert claim(store) is None
-    assert store.job(1).run_at - store._clock() > 20
+    assert store.look.job(1).run_at - store.db.clock() > 20
 
 
 # ---- fences ----------------------------------------------------------------------------------------
@@ -176,15 +176,15 @@ def test_a_late_writer_that_lost_its_claim_changes_nothing(store):
     late = claim(store, 1)
     finish(store, late, "crashed", None, "worker died")
     current = claim(store, 2)
-    before = store.job(1)
+    before = store.look.job(1)
     assert current.attempt == 2
     for kind in ("completed", "failed", "released", "crashed", "timeout"):
-        store.exchange(1, outcome(late, kind), claim=False)
-        assert store.job(1) == before
-    assert [a.outcome for a in store.history(1)] == ["crashed", "running"]
+        store.claims.exchange(1, outcome(late, kind), claim=False)
+        assert store.look.job(1) == before
+    assert [a.outcome for a in store.look.history(1)] == ["crashed", "running"]
     finish(store, current)
     finish(store, current, "failed", 1, "exit 1")
-    assert store.job(1).state == "completed" and len(store.history(1)) == 2
+    assert store.look.job(1).state == "completed" and len(store.look.history(1)) == 2
 
 
 def test_the_same_worker_cannot_finish_an_older_attempt_of_its_own(store):
@@ -193,7 +193,7 @@ def test_the_same_worker_cannot_finish_an_older_attempt_of_its_own(store):
     finish(store, first, "released", None, None)
     claim(store, 1)
     finish(store, first)
-    assert store.job(1).state == "processing"
+    assert store.look.job(1).state == "processing"
 
 
 def test_the_table_of_states_is_the_one_that_is_used(store):
@@ -202,11 +202,11 @@ def test_the_table_of_states_is_the_one_that_is_used(store):
         assert set(moves) <= set(queuectl.STATES) and set(moves.values()) <= set(queuectl.STATES)
         for state in queuectl.STATES:
             number = store.enqueue("true")
-            store._db.execute("UPDATE job SET state=?, gate=NULL, worker=NULL WHERE id=?", (state, number))
-            with queuectl.Transaction(store):
-                moved = store._move(store.job(number), event)
+            store.db.connection.execute("UPDATE job SET state=?, gate=NULL, worker=NULL WHERE id=?", (state, number))
+            with queuectl.Transaction(store.db):
+                moved = store.life.move(store.look.job(number), event)
             assert moved == moves.get(state)
-            assert store.job(number).state == moves.get(state, state)
+            assert store.look.job(number).state == moves.get(state, state)
 
 
 def test_no_event_leads_out_of_a_final_state_but_a_persons():
@@ -227,12 +227,12 @@ def test_the_tally_agrees_with_the_rows_after_a_random_life(store):
             break
         finish(store, job, dice.choice(["completed", "failed", "released", "crashed", "timeout"]))
         if dice.random() < 0.1:
-            dead = store.jobs(["dead"], 1)
+            dead = store.look.jobs(["dead"], 1)
             if dead:
-                dice.choice([store.retry, lambda j: store.purge([j]), store.cancel])(dead[0])
-    counted = dict(store._db.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
-    assert {state: n for state, n in store.counts().items() if n} == counted
-    assert store._db.execute("SELECT uses FROM env").fetchall() == [(sum(counted.values()),)]
+                dice.choice([store.life.retry, lambda j: store.keep.purge([j]), store.life.cancel])(dead[0])
+    counted = dict(store.db.connection.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
+    assert {state: n for state, n in store.queues.counts().items() if n} == counted
+    assert store.db.connection.execute("SELECT uses FROM env").fetchall() == [(sum(counted.values()),)]
 
 
 # ---- plans: an index seek, whatever the depth ----------------------------------------------------------
@@ -240,15 +240,15 @@ def test_the_tally_agrees_with_the_rows_after_a_random_life(store):
 def statements(store, action):
     """Every distinct SELECT, UPDATE, DELETE that an action runs."""
     seen = []
-    store._db.set_trace_callback(seen.append)
+    store.db.connection.set_trace_callback(seen.append)
     action()
-    store._db.set_trace_callback(None)
+    store.db.connection.set_trace_callback(None)
     return [sql for sql in dict.fromkeys(seen) if re.match(r"\s*(SELECT|UPDATE|DELETE|INSERT)", sql)]
 
 
 def plans(store, sqls):
     for sql in sqls:
-        for row in store._db.execute("EXPLAIN QUERY PLAN " + sql).fetchall():
+        for row in store.db.connection.execute("EXPLAIN QUERY PLAN " + sql).fetchall():
             yield sql, row[-1]
 
 
@@ -256,7 +256,7 @@ def test_the_claim_is_an_index_seek_without_scan_or_sort(store):
     store.enqueue_many(["true"] * 50)
     store.enqueue_many([{"command": "true", "delay": 1000}] * 50)
     job = claim(store)
-    sqls = statements(store, lambda: store.exchange(1, outcome(job)))
+    sqls = statements(store, lambda: store.claims.exchange(1, outcome(job)))
     assert any("job_ready" in sql for sql in sqls)
     details = list(plans(store, sqls))
     assert any("USING INDEX job_ready" in detail or "USING COVERING INDEX job_ready" in detail for _, detail in details)
@@ -270,15 +270,15 @@ def test_the_claim_is_an_index_seek_without_scan_or_sort(store):
 def test_every_outcome_is_index_seeks(store, kind):
     store.enqueue_many(["true"] * 20)
     job = claim(store)
-    for sql, detail in plans(store, statements(store, lambda: store.exchange(1, outcome(job, kind)))):
+    for sql, detail in plans(store, statements(store, lambda: store.claims.exchange(1, outcome(job, kind)))):
         assert not re.search(r"SCAN (TABLE )?(job|history|env|dep|batch)\b(?! USING)", detail), (detail, sql)
 
 
 def test_looking_does_not_read_every_job(store):
     store.enqueue_many(["true"] * 20)
-    looks = {"counts": store.counts, "job": lambda: store.job(3), "history": lambda: store.history(3),
-             "dead": lambda: store.jobs(["dead"], 50), "newest": lambda: store.jobs((), 50), "tidy": lambda: store.tidy(0),
-             "oldest": store.oldest_waiting, "next": store.next_time, "ready": lambda: store.ready(4)}
+    looks = {"counts": store.queues.counts, "job": lambda: store.look.job(3), "history": lambda: store.look.history(3),
+             "dead": lambda: store.look.jobs(["dead"], 50), "newest": lambda: store.look.jobs((), 50), "tidy": lambda: store.keep.tidy(0),
+             "oldest": store.look.oldest_waiting, "next": store.claims.next_time, "ready": lambda: store.claims.ready(4)}
     for name, look in looks.items():
         for sql, detail in plans(store, statements(store, look)):
             bounded = "LIMIT" in sql and "ORDER BY id DESC" in sql  # walks the rowid from the end, stops at the limit
@@ -299,9 +299,9 @@ def test_a_claim_costs_the_same_behind_a_million_jobs(tmp_path):
             best.append(time.perf_counter() - started)
         return min(best)
 
-    shallow = queuectl.Queue(str(tmp_path / "shallow.db"), sync=False)
+    shallow = queuectl.Store(str(tmp_path / "shallow.db"), sync=False)
     shallow.enqueue_many(["true"] * 2000)
-    deep = queuectl.Queue(str(tmp_path / "deep.db"), sync=False)
+    deep = queuectl.Store(str(tmp_path / "deep.db"), sync=False)
     deep.enqueue_many(["true"] * 1000000)
     assert cost(deep) < 2 * cost(shallow)
     shallow.close()
@@ -312,12 +312,12 @@ def test_a_claim_costs_the_same_behind_a_million_jobs(tmp_path):
 
 def test_a_newer_database_is_refused(tmp_path):
     path = tmp_path / "q.db"
-    queuectl.Queue(str(path)).close()
+    queuectl.Store(str(path)).close()
     connection = sqlite3.connect(str(path))
     connection.execute("PRAGMA user_version=%d" % (queuectl.SCHEMA_VERSION + 1))
     connection.close()
     with pytest.raises(queuectl.UserError, match="newer"):
-        queuectl.Queue(str(path))
+        queuectl.Store(str(path))
 
 
 def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path):
@@ -328,7 +328,7 @@ def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path):
     connection.close()
     before = path.read_bytes()
     with pytest.raises(queuectl.UserError):
-        queuectl.Queue(str(path))
+        queuectl.Store(str(path))
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other.db"]
 
@@ -336,24 +336,24 @@ def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path):
 def test_an_empty_file_becomes_a_queue(tmp_path):
     path = tmp_path / "q.db"
     path.touch()
-    with queuectl.Queue(str(path)) as store:
+    with queuectl.Store(str(path)) as store:
         assert store.enqueue("true") == 1
 
 
 def test_ids_are_autoincrement_and_integers(store):
-    [sql] = store._db.execute("SELECT sql FROM sqlite_master WHERE name='job'").fetchone()
+    [sql] = store.db.connection.execute("SELECT sql FROM sqlite_master WHERE name='job'").fetchone()
     assert "id INTEGER PRIMARY KEY AUTOINCREMENT" in sql
 
 
 def test_the_database_is_in_wal_mode(store):
-    assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store.db.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_an_unknown_state_in_the_database_is_not_passed_on(store):
     store.enqueue("true")
-    store._db.execute("UPDATE job SET state='limbo'")
+    store.db.connection.execute("UPDATE job SET state='limbo'")
     with pytest.raises(sqlite3.DatabaseError):
-        store.job(1)
+        store.look.job(1)
 
 
 # ---- side by side ------------------------------------------------------------------------------------
@@ -362,19 +362,19 @@ WORKER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import queuectl
-store = queuectl.Queue(sys.argv[2], sync=False)
+store = queuectl.Store(sys.argv[2], sync=False)
 me = int(sys.argv[3])
-got = store.exchange(me)
+got = store.claims.exchange(me)
 while got:
     job = got[0]
     print(job.id)
-    got = store.exchange(me, queuectl.Outcome(job, "completed", 0, None, None, job.started_at, 0.0))
+    got = store.claims.exchange(me, queuectl.Outcome(job, "completed", 0, None, None, job.started_at, 0.0))
 """
 
 
 def test_processes_side_by_side_take_each_job_once(tmp_path):
     path = str(tmp_path / "q.db")
-    with queuectl.Queue(path) as store:
+    with queuectl.Store(path) as store:
         store.enqueue_many(["true"] * 1500)
     workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(ROOT), path, str(n)], stdout=subprocess.PIPE)
                for n in range(1, 5)]
@@ -385,24 +385,24 @@ def test_processes_side_by_side_take_each_job_once(tmp_path):
 
 def test_sixteen_processes_may_create_one_database_at_once(tmp_path):
     path = str(tmp_path / "q.db")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import queuectl; q = queuectl.Queue(sys.argv[2]); q.enqueue('true')"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import queuectl; q = queuectl.Store(sys.argv[2]); q.enqueue('true')"
     makers = [subprocess.Popen([sys.executable, "-S", "-c", code, str(ROOT), path], stderr=subprocess.PIPE) for _ in range(16)]
     assert [maker.communicate()[1] for maker in makers] == [b""] * 16
-    with queuectl.Queue(path) as store:
-        assert store.counts()["pending"] == 16
+    with queuectl.Store(path) as store:
+        assert store.queues.counts()["pending"] == 16
 
 
 def test_a_database_locked_by_another_is_waited_for_and_then_told(tmp_path):
     path = str(tmp_path / "q.db")
-    queuectl.Queue(path).close()
+    queuectl.Store(path).close()
     holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN EXCLUSIVE")
-    with queuectl.Queue(path, patience=0.3) as store:
+    with queuectl.Store(path, patience=0.3) as store:
         with pytest.raises((sqlite3.OperationalError, queuectl.UserError)):
             store.enqueue("true")
         timer = threading.Timer(0.5, lambda: holder.execute("COMMIT"))
         timer.start()
-        store.patience = 10
+        store.db.patience = 10
         assert store.enqueue("true") == 1
         timer.join()
     holder.close()
@@ -410,12 +410,12 @@ def test_a_database_locked_by_another_is_waited_for_and_then_told(tmp_path):
 
 def test_readers_do_not_stop_writers(tmp_path):
     path = str(tmp_path / "q.db")
-    with queuectl.Queue(path) as store:
+    with queuectl.Store(path) as store:
         store.enqueue_many(["true"] * 10)
         reader = sqlite3.connect(path)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM job").fetchone()
-        store.patience = 0.5
+        store.db.patience = 0.5
         assert store.enqueue("true") == 11
         reader.close()
 
@@ -423,13 +423,13 @@ def test_readers_do_not_stop_writers(tmp_path):
 @posix_only("an open file cannot be replaced on Windows")
 def test_a_database_that_was_replaced_is_not_written_to(tmp_path):
     path = str(tmp_path / "q.db")
-    store = queuectl.Queue(path)
+    store = queuectl.Store(path)
     store.enqueue("true")
     os.rename(path, path + ".old")
     with pytest.raises((queuectl.QueueGone, queuectl.UserError)):
         store.enqueue("true")
-    with queuectl.Queue(path) as new:
+    with queuectl.Store(path) as new:
         with pytest.raises((queuectl.QueueGone, queuectl.UserError, sqlite3.OperationalError)):
             store.enqueue("true")
-        assert new.counts()["pending"] == 0
+        assert new.queues.counts()["pending"] == 0
     store.close()

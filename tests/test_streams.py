@@ -88,10 +88,10 @@ def filled(queue):
 
 def state(queue):
     """What commands change, as far as it is the same each time."""
-    with queuectl.Queue(str(queue.db)) as opened:
-        return {"jobs": [(job.id, job.state, job.command, job.priority, job.held) for job in opened.jobs()],
-                "queues": [row[:4] for row in opened.queues()], "config": opened.config(),
-                "schedules": [(row.name, row.paused, row.last_job) for row in opened.schedules()]}
+    with queuectl.Store(str(queue.db)) as opened:
+        return {"jobs": [(job.id, job.state, job.command, job.priority, job.held) for job in opened.look.jobs()],
+                "queues": [row[:4] for row in opened.queues.list()], "config": opened.settings.values(),
+                "schedules": [(row.name, row.paused, row.last_job) for row in opened.schedules.list()]}
 
 
 @pytest.mark.parametrize("name", [name if name == "enqueue" else pytest.param(name, marks=pytest.mark.slow)
@@ -295,14 +295,15 @@ import sys
 sys.path.insert(0, %r)
 import queuectl
 def fault(*_): raise ValueError("line one\\nline \\033[31mtwo")
-setattr(queuectl.Queue, sys.argv.pop(1), fault)
+part, method = sys.argv.pop(1).split(".")
+setattr(getattr(queuectl, part), method, fault)
 sys.exit(queuectl.main())
 """ % str(SCRIPT.parent)
 
 
 def test_a_fault_of_ours_is_one_line_and_exit_status_70(queue):
     queue.enqueue("true")
-    for method, words in (("counts", ["status"]), ("cancel", ["cancel", "1"]), ("enqueue_many", ["enqueue", "true"])):
+    for method, words in (("Queues.counts", ["status"]), ("Life.cancel", ["cancel", "1"]), ("Store.enqueue_many", ["enqueue", "true"])):
         command = [sys.executable, "-c", BREAKING, method, "--db", str(queue.db), *words]
         done = queue.run(command, check=False)
         assert done.returncode == 70
@@ -315,7 +316,7 @@ def test_a_fault_of_ours_is_one_line_and_exit_status_70(queue):
 
 def test_a_fault_in_a_worker_is_a_line_of_the_log(queue):
     queue.enqueue("true")
-    command = [sys.executable, "-c", BREAKING, "exchange", "--db", str(queue.db), "worker", "start", "--foreground", "--max-jobs", "1",
+    command = [sys.executable, "-c", BREAKING, "Claims.exchange", "--db", str(queue.db), "worker", "start", "--foreground", "--max-jobs", "1",
                "--idle-timeout", "2s"]
     done = queue.run(command, check=False)
     assert "internal error: ValueError" in done.stdout + done.stderr

@@ -245,7 +245,7 @@ def fails():
         file.write("%%s\\n" %% " < ".join("%%s:%%d" %% step for step in place[:6]))
     return True
 full = queuectl.sqlite3.OperationalError("database or disk is full")
-enter, leave, read = queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Queue._read
+enter, leave, read = queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Database.read
 def faulty_enter(self):
     if FAULT == "begin" and fails():
         raise full
@@ -256,10 +256,10 @@ def faulty_exit(self, kind, *rest):
         raise full
     return leave(self, kind, *rest)
 def faulty_read(self, *rest):
-    if FAULT == "read" and not self._db.in_transaction and fails():
+    if FAULT == "read" and not self.connection.in_transaction and fails():
         raise full
     return read(self, *rest)
-queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Queue._read = faulty_enter, faulty_exit, faulty_read
+queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Database.read = faulty_enter, faulty_exit, faulty_read
 """
 
 
@@ -565,11 +565,11 @@ def test_a_job_may_restart_its_own_workers(queue):
 # ---- settings reach running workers ------------------------------------------------------------------
 
 SYNCS = """
-sync = queuectl.Queue.sync_wal
+sync = queuectl.Database.sync_wal
 def told(self):
     open(%r, "a").write("%%d\\n" %% os.getpid())
     return sync(self)
-queuectl.Queue.sync_wal = told
+queuectl.Database.sync_wal = told
 """
 
 

@@ -16,7 +16,7 @@ WAIT_FOR = "import os, sys, time\nprint('a line of the log', flush=True)\nwhile 
 
 def api(queue):
     import queuectl
-    return queuectl.Queue(str(queue.db))
+    return queuectl.Store(str(queue.db))
 
 
 def change(queue, action):
@@ -92,7 +92,7 @@ def test_keys_do_not_hurry_the_chart(queue, top):
     queue.start(1)
     screen = top()
     queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 20)
-    change(queue, lambda store: store.counts())
+    change(queue, lambda store: store.queues.counts())
     screen.until("completed 21")
     screen.until("events/s +[1-9]")
     for _ in range(10):

@@ -234,7 +234,7 @@ class Bench:
 
 def open_queue(path: str, sync: bool = True):
     import queuectl
-    return queuectl.Queue(path, sync=sync)
+    return queuectl.Store(path, sync=sync)
 
 
 def fill(path: str, jobs) -> None:

@@ -277,7 +277,7 @@ class WaitInterrupted(Exception):
 # Calls only Errors.
 
 def plain(text) -> str:
-    """Text of strangers as one printable line: control, bidi and invalid characters are shown as escapes."""
+    """Return untrusted text as one printable line: control, bidi and invalid characters are shown as escapes."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogateescape")
     if text.isascii() and text.isprintable():
@@ -3365,14 +3365,14 @@ def searchable(text: str):
     return text.encode("utf-8", "replace").decode()
 
 
-def refuse_strange_wal(path: str) -> None:
+def refuse_foreign_wal(path: str) -> None:
     """Refuse a -wal beside the database that is another's, before SQLite, which can't tell, writes it in.
 
     Looks again before it judges: in a queue at work the file and the WAL may change between two reads.
     Only for a process without a connection: closing the file would drop its locks (fcntl(2)).
     """
     for _ in range(5):
-        if not has_strange_wal(path):
+        if not has_foreign_wal(path):
             return
         time.sleep(0.03)
     raise UserError("%s-wal is of another database, or of another time of this one, and would damage it: bring back the database that "
@@ -3380,10 +3380,10 @@ def refuse_strange_wal(path: str) -> None:
                         plain(path), plain(path)))
 
 
-def has_strange_wal(path: str) -> bool:
+def has_foreign_wal(path: str) -> bool:
     """Compare page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
     user_version, and the change counter, which a WAL of the same file is ahead of by one commit at first."""
-    def strange(page) -> bool:
+    def foreign(page) -> bool:
         ahead = int.from_bytes(page[24:28], "big") - int.from_bytes(head[24:28], "big")
         return page[60:63] != head[60:63] or page[68:72] != head[68:72] or ahead > 1
 
@@ -3399,11 +3399,11 @@ def has_strange_wal(path: str) -> bool:
                     break
             else:
                 return False
-            if not strange(page[24:]):
+            if not foreign(page[24:]):
                 return False  # as good as always, and at a thousandth of what follows
             wal.seek(0)
             page = first_page_in_force(wal, size)
-            return page is not None and strange(page)
+            return page is not None and foreign(page)
     except OSError:
         return False
 
@@ -7391,7 +7391,7 @@ def print_workers(facts) -> None:
 # Calls Views, Supervisor, Store; nothing calls a command but the parser.
 
 def open_queue(args):
-    refuse_strange_wal(find_database(args.db))
+    refuse_foreign_wal(find_database(args.db))
     queue = Store(args.db)
     if is_terminal(sys.stderr):
         queue.db.on_wait = tell_wait
@@ -7638,7 +7638,7 @@ def cmd_run(args) -> int:
         check_writable(args.junit)
     plan = Plan(items, options)  # bad jobs are refused before anything starts
     database = find_database(args.db)
-    refuse_strange_wal(database)
+    refuse_foreign_wal(database)
     tell_root(database)
     return Run(database, plan, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
 
@@ -7803,7 +7803,7 @@ def cmd_worker_start(args) -> int:
     answer = take_answer_pipe() if announced else None
     say = Log(Files(database).journal)
     try:
-        refuse_strange_wal(database)
+        refuse_foreign_wal(database)
         supervisor = Supervisor(database, "start", args.count, asked, say, worker_argv(database), text)
         within = this_job(supervisor.queue)
         supervisor.within = within and within.id
@@ -9510,7 +9510,7 @@ def examine_files(files, fix: bool) -> list:
 
 def examine_queue(path: str, fix: bool) -> list:
     try:
-        refuse_strange_wal(path)
+        refuse_foreign_wal(path)
         with Store(path) as queue:
             return (examine_database(queue, fix) + examine_workers(queue, fix) + examine_schedules(queue) + examine_logs(queue, fix) +
                     examine_disk(path))
@@ -9800,7 +9800,7 @@ def cmd_install(args) -> int:
     folder = OS.install_dir()
     name, text = OS.launcher(source)
     path = os.path.join(folder, name)
-    refuse_stranger(path, needed=args.uninstall)
+    refuse_foreign_launcher(path, needed=args.uninstall)
     if args.uninstall:
         os.unlink(path)
         out("Removed %s" % plain(path))
@@ -9815,7 +9815,7 @@ def cmd_install(args) -> int:
     return 0
 
 
-def refuse_stranger(path: str, needed: bool) -> None:
+def refuse_foreign_launcher(path: str, needed: bool) -> None:
     """Only a launcher of ours may be replaced or taken away."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

@@ -171,7 +171,7 @@ def faults_of(folder, files, told, full):
         with open(os.path.join(str(folder), name), "wb") as file:
             file.write(content)
     try:
-        queuectl.refuse_strange_wal(path)
+        queuectl.refuse_foreign_wal(path)
         with queuectl.Store(path) as queue:
             faults = [fault for fault in queue.keep.check() if "not listed" not in fault]
             states = dict(queue.db.read("SELECT id, state FROM job"))
@@ -227,7 +227,7 @@ def refused(folder, database, log):
     for suffix, data in (("", database), ("-wal", log)):
         with open(path + suffix, "wb") as file:
             file.write(data)
-    return queuectl.has_strange_wal(path)
+    return queuectl.has_foreign_wal(path)
 
 
 def test_no_frame_beyond_the_end_of_the_log_says_anything_of_whose_log_it_is(tmp_path):
@@ -264,7 +264,7 @@ def test_a_log_of_a_later_time_of_the_same_queue_is_refused_and_the_advice_loses
         with open(old + suffix, "wb") as file:
             file.write(data)
     with pytest.raises(queuectl.UserError) as refusal:
-        queuectl.refuse_strange_wal(old)
+        queuectl.refuse_foreign_wal(old)
     assert "copy" in str(refusal.value) and "keep both" in str(refusal.value)
     assert not re.search("move|remove|delete", str(refusal.value))
     assert open(old, "rb").read() == older and open(old + "-wal", "rb").read() == log

@@ -38,6 +38,7 @@ import sqlite3
 import time
 from collections import namedtuple
 from functools import lru_cache, partial
+from math import hypot
 from operator import itemgetter
 from stat import S_ISDIR, S_ISREG, S_ISVTX
 
@@ -3265,26 +3266,29 @@ def column_types(table: str) -> dict:
 
 @lru_cache(maxsize=512)
 def examined(table: str, columns: str, types: tuple) -> tuple:
-    """Return (those columns of a SELECT whose value is not of a type that SCHEMA names, a function that picks the numbers of a row)."""
+    """Return (the columns of a SELECT whose value is not of a type that SCHEMA names, a picker of a row's numbers, one of its texts)."""
     wrong = []
     for column, kind in zip(columns.split(", "), types):
         where, _, name = column.rpartition(".")
         if column.replace(".", "").isidentifier() and not issubclass(kind, column_types(where or table)[name]):  # else an expression
             wrong.append(name)
-    places = [place for place, kind in enumerate(types) if kind is int or kind is float]
-    return wrong, itemgetter(places[0], *places) if places else lambda row: (0,)
+
+    def picker(*kinds):
+        places = [place for place, kind in enumerate(types) if kind in kinds]
+        return itemgetter(places[0], *places) if places else lambda row: ()
+    return wrong, picker(int, float), picker(str)
 
 
 def checked(table: str, columns: str, row):
     """Return a row that was read; WrongValue where a value is of another type than its column's, or a number beyond LARGEST."""
-    wrong, numbers = examined(table, columns, tuple(map(type, row)))
-    numbers = numbers(row)
-    if not is_valid("".join([value for value in row if value.__class__ is str])):
+    wrong, numbers, texts = examined(table, columns, tuple(map(type, row)))
+    if not is_valid("".join(texts(row))):
         raise WrongValue("%s %s holds text that is not valid" % (table, quoted(row[0])))
-    if wrong or max(numbers) > LARGEST or min(numbers) < -LARGEST:
+    if wrong or hypot(*numbers(row)) > LARGEST:  # one call instead of a look at each; it is never less than the largest of them
         large = [column.rpartition(".")[2] for column, value in zip(columns.split(", "), row)
                  if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST]
-        raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong + large)))
+        if wrong or large:
+            raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong + large)))
     return row
 
 

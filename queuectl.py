@@ -7391,7 +7391,8 @@ def print_workers(facts) -> None:
 
 
 # == Commands ==========================================================================
-# One function a command, its arguments above it, and the table of them all at the end.
+# One function a command, its arguments above it, and the table of them all at the end.  A command that takes (queue, args) is
+# given the queue, open.  It returns its exit status, None for 0.
 # Calls Views, Supervisor, Store; nothing calls a command but the parser.
 
 def open_queue(args):
@@ -7449,7 +7450,7 @@ def job_options(args) -> dict:
     return options
 
 
-def cmd_enqueue(args) -> int:
+def cmd_enqueue(args) -> None:
     options = job_options(args)
     if args.file is not None:
         if args.rest:
@@ -7467,7 +7468,6 @@ def cmd_enqueue(args) -> int:
         else:
             verdict("Enqueued job %d" % job)
             warn_if_stuck(queue, job)
-    return 0
 
 
 def job_of_words(words: list, options: dict) -> dict:
@@ -7563,7 +7563,7 @@ def warn_if_stuck(queue, number: int) -> None:
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
-def enqueue_file(args, options: dict) -> int:
+def enqueue_file(args, options: dict) -> None:
     items = read_items(args.file)
     plan = Plan(items, options)
     with open_queue(args) as queue:
@@ -7578,7 +7578,6 @@ def enqueue_file(args, options: dict) -> int:
             warn_if_stuck(queue, max(ids))
         if plan.twins:
             talk("%s there already, by their unique key" % plural(len(plan.twins), "job"))
-    return 0
 
 
 def batch_label(path: str) -> str:
@@ -7846,13 +7845,12 @@ def announce(answer, line: str) -> None:
             pass  # it did not wait
 
 
-def start_in_background(args, database: str, asked: str) -> int:
+def start_in_background(args, database: str, asked: str) -> None:
     pid, log = launch(database, args.count, asked)
     where = ("" if args.db is None else " --db %s" % plain(args.db)) + (" --as-root" if acts_as_root() else "")
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
     out("  stop:  %s worker stop%s" % (invoked(), where))
     out("  log:   %s" % plain(log))
-    return 0
 
 
 def launch(database: str, count: int, asked: str) -> tuple:
@@ -7877,11 +7875,10 @@ def args_worker_stop(parser) -> None:
     parser.add_argument("--now", action="store_true", help="end running jobs and give them back, without charging the attempt")
 
 
-def cmd_worker_stop(args) -> int:
-    with open_queue(args) as queue:
-        wanted = {s.id for s in queue.workers.supervisors() if s.kind == "start"}
-        workers = [w.id for w in queue.workers.workers() if w.supervisor in wanted]
-        gone = stop_supervisors(queue, wanted, 2 if args.now else 1)
+def cmd_worker_stop(queue, args) -> int:
+    wanted = {s.id for s in queue.workers.supervisors() if s.kind == "start"}
+    workers = [w.id for w in queue.workers.workers() if w.supervisor in wanted]
+    gone = stop_supervisors(queue, wanted, 2 if args.now else 1)
     if not wanted:
         out("No workers are running")
     elif gone is False:
@@ -7988,51 +7985,45 @@ def args_worker_scale(parser) -> None:
     parser.add_argument("count", type=count_argument, metavar="N")
 
 
-def cmd_worker_scale(args) -> int:
-    with open_queue(args) as queue:
-        started = [s for s in queue.workers.supervisors() if s.kind == "start" and OS.is_held(queue.db.files.lock("s%d" % s.id))]
-        if len(started) != 1:
-            raise UserError("%s: start workers with `%s worker start --count %d`" % (
-                "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),
-                invoked(), args.count))
-        queue.workers.ask_scale(started[0].id, args.count)
-        limit = time.monotonic() + (10 if this_job(queue) is None else 0)  # surplus workers that are busy finish their jobs first
-        while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in queue.workers.workers()) != args.count:
-            time.sleep(0.01)
+def cmd_worker_scale(queue, args) -> None:
+    started = [s for s in queue.workers.supervisors() if s.kind == "start" and OS.is_held(queue.db.files.lock("s%d" % s.id))]
+    if len(started) != 1:
+        raise UserError("%s: start workers with `%s worker start --count %d`" % (
+            "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),
+            invoked(), args.count))
+    queue.workers.ask_scale(started[0].id, args.count)
+    limit = time.monotonic() + (10 if this_job(queue) is None else 0)  # surplus workers that are busy finish their jobs first
+    while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in queue.workers.workers()) != args.count:
+        time.sleep(0.01)
     verdict("Scaled from %d to %s" % (started[0].slots, plural(args.count, "worker")))
-    return 0
 
 
-def cmd_worker_restart(args) -> int:
+def cmd_worker_restart(queue, args) -> None:
     """New workers first, from the file as it is now; then the old ones end, each after its job."""
-    with open_queue(args) as queue:
-        old = [s for s in queue.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
-        if not old:
-            raise UserError("no workers are running: start some with `%s worker start`" % invoked())
-        if any("--foreground" in s.arguments.splitlines() or
-               s.arguments[:1] == "{" and parse_json(s.arguments)[0].get("foreground") for s in old):
-            raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
-        for supervisor in old:
-            launch(queue.db.path, supervisor.slots, supervisor.arguments)
-        gone = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
+    old = [s for s in queue.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
+    if not old:
+        raise UserError("no workers are running: start some with `%s worker start`" % invoked())
+    if any("--foreground" in s.arguments.splitlines() or
+           s.arguments[:1] == "{" and parse_json(s.arguments)[0].get("foreground") for s in old):
+        raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
+    for supervisor in old:
+        launch(queue.db.path, supervisor.slots, supervisor.arguments)
+    gone = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
     verdict("%s %s" % ("Restarted" if gone is not None else "Started new ones in place of",
                        plural(sum(supervisor.slots for supervisor in old), "worker")))
-    return 0
 
 
-def cmd_worker_list(args) -> int:
-    with open_queue(args) as queue:
-        facts, supervisors = worker_facts(queue), supervisor_facts(queue, queue.workers.unanswered())
+def cmd_worker_list(queue, args) -> None:
+    facts, supervisors = worker_facts(queue), supervisor_facts(queue, queue.workers.unanswered())
     if args.json:
         out_json(facts)
-        return 0
+        return
     if facts:
         print_workers(facts)
     for who, wait in waits((), supervisors):
         out("%s %s" % (who, wait))
     if not facts and not supervisors:
         talk("No workers are running: start some with `%s worker start`" % invoked())
-    return 0
 
 
 def args__worker(parser) -> None:
@@ -8040,12 +8031,11 @@ def args__worker(parser) -> None:
         parser.add_argument(name)
 
 
-def cmd__worker(args) -> int:
+def cmd__worker(args) -> None:
     """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
     post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
                 args.own == "1", None if args.load == "-" else float(args.load))
     work(post, OS.worker_signals(args.where), print_trouble if post.own else Log(Files(post.database).journal))
-    return 0
 
 
 # -- looking --
@@ -8073,7 +8063,7 @@ def args_list(parser) -> None:
     add_json(parser)
 
 
-def cmd_list(args) -> int:
+def cmd_list(args) -> None:
     if not args.watch or args.json or not can_draw(sys.stdout):
         return list_once(args)
     while True:
@@ -8085,7 +8075,7 @@ def cmd_list(args) -> int:
         time.sleep(1)
 
 
-def list_once(args) -> int:
+def list_once(args) -> None:
     refuse_both(args, "json", "tree", "columns", "watch")
     refuse_both(args, "tree", "columns", "sort")
     states, limit = states_asked(args), limit_asked(args)
@@ -8105,7 +8095,7 @@ def list_once(args) -> int:
         if args.tree:
             jobs = [job for page in pages for job in page][::-1]
             print_tree(jobs, queue.look.parents([job.id for job in jobs]))
-            return 0
+            return
         shown, widths = 0, None
         for page in pages:
             widths = print_jobs(page, columns, widths)
@@ -8113,7 +8103,6 @@ def list_once(args) -> int:
     if not shown:
         talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else " that match" if narrowed else ""))
     say_more(limit, total, shown)
-    return 0
 
 
 def say_more(limit: int, total, shown: int) -> None:
@@ -8136,7 +8125,7 @@ def job_pages(queue, states, limit: int, filters=None):
         before, left = page[-1].id, left - len(page)
 
 
-def print_json_pages(pages, limit: int, total) -> int:
+def print_json_pages(pages, limit: int, total) -> None:
     import json
     shown = 0
     sys.stdout.write("[")
@@ -8146,18 +8135,16 @@ def print_json_pages(pages, limit: int, total) -> int:
             shown += 1
     sys.stdout.write("\n]\n" if shown else "]\n")
     say_more(limit, total, shown)
-    return 0
 
 
-def cmd_status(args) -> int:
-    with open_queue(args) as queue:
-        counts, workers, oldest = queue.queues.counts(), worker_facts(queue), queue.look.oldest_waiting()
-        supervisors = supervisor_facts(queue, queue.workers.unanswered())
-        path = queue.db.path
+def cmd_status(queue, args) -> None:
+    counts, workers, oldest = queue.queues.counts(), worker_facts(queue), queue.look.oldest_waiting()
+    supervisors = supervisor_facts(queue, queue.workers.unanswered())
+    path = queue.db.path
     if args.json:
         out_json({"jobs": counts, "workers": workers, "supervisors": supervisors,
                   "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
-        return 0
+        return
     width = max(len(str(n)) for n in counts.values())
     for state in STATES:
         out("%s  %s" % (paint(state.ljust(10), STATE_COLOURS[state] if counts[state] else "dim", sys.stdout),
@@ -8171,7 +8158,6 @@ def cmd_status(args) -> int:
         out(fit(line, terminal_width(sys.stdout) or 100))
         if not workers:
             talk("queuectl: no worker is running: `%s worker start` starts some" % invoked())
-    return 0
 
 
 def args_show(parser) -> None:
@@ -8183,15 +8169,14 @@ def one_job(queue, ref: str):
     return queue.look.job(queue.look.ids(ref)[0])
 
 
-def cmd_show(args) -> int:
-    with open_queue(args) as queue:
-        job = one_job(queue, args.id)
-        attempts = queue.look.history(job.id)
-        history = [history_row(queue, job, attempt) for attempt in attempts]
-        wait = wait_facts(read_record(queue.db.files.lock(job.worker)) if job.state == "processing" else None)
+def cmd_show(queue, args) -> None:
+    job = one_job(queue, args.id)
+    attempts = queue.look.history(job.id)
+    history = [history_row(queue, job, attempt) for attempt in attempts]
+    wait = wait_facts(read_record(queue.db.files.lock(job.worker)) if job.state == "processing" else None)
     if args.json:
         out_json(dict(job.to_dict(), history=history, **wait))
-        return 0
+        return
     facts = job.to_dict()
     facts.update((key, local(getattr(job, key))) for key in facts if key.endswith("_at") and facts[key])
     for key, value in facts.items():
@@ -8205,7 +8190,6 @@ def cmd_show(args) -> int:
                     [(row["attempt"], row["outcome"], row["worker"] or "-", row["pid"] or "-", local(attempt.started_at),
                       "-" if row["duration"] is None else span(row["duration"]), row["error"] or "")
                      for row, attempt in zip(history, attempts)], ("ERROR",))
-    return 0
 
 
 def history_row(queue, job, attempt) -> dict:
@@ -8228,7 +8212,7 @@ def args_logs(parser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the jobs end, across their retries")
 
 
-def cmd_logs(args) -> int:
+def cmd_logs(args) -> None:
     refuse_both(args, "attempt", "all_attempts")
     lines = parse_number(args.lines, "--lines", 0, 10**9, whole=True) if args.lines is not None else None
     with open_queue(args) as queue:
@@ -8256,7 +8240,6 @@ def cmd_logs(args) -> int:
             readers = [reader for reader in readers if reader.read(write, args.follow)]
             if readers and OS.reader_left(0.05):
                 break
-    return 0
 
 
 def output_writer(prefixed: bool):
@@ -8429,7 +8412,7 @@ def args_stats(parser) -> None:
     add_json(parser)
 
 
-def cmd_stats(args) -> int:
+def cmd_stats(args) -> None:
     window = parse_duration(args.since, "--since", 1)
     now = time.time()
     with open_queue(args) as queue:
@@ -8440,7 +8423,7 @@ def cmd_stats(args) -> int:
              "commands": group_stats(recent, lambda ended: command_name(ended.command))}
     if args.json:
         out_json(facts)
-        return 0
+        return
     ends = [ended.at for ended in rows]
     for title, seconds in (("minute", 60), ("hour", 3600), ("day", 86400)):
         out("last %-7s %6d ended  %s" % (title, facts["throughput"][title], sparkline(ends, now, seconds)))
@@ -8449,7 +8432,6 @@ def cmd_stats(args) -> int:
         print_table((title, "COUNT", "OK", "RETRIES", "P50", "P95", "MAX", "WAITED"), [
             (name, f["count"], "%.0f%%" % (100 * f["success_rate"]), f["retries"], span(f["p50"]), span(f["p95"]), span(f["max"]),
              "-" if f["waited_p50"] is None else span(f["waited_p50"])) for name, f in facts[key].items()], (title,))
-    return 0
 
 
 def throughput(rows, now: float) -> dict:
@@ -8507,7 +8489,7 @@ def args_events(parser) -> None:
     parser.add_argument("--after", metavar="SEQ", help="only events with a higher number (all; with -f: from now on)")
 
 
-def cmd_events(args) -> int:
+def cmd_events(args) -> None:
     import json
     with open_queue(args) as queue:
         if args.after is not None:
@@ -8522,10 +8504,10 @@ def cmd_events(args) -> int:
                 after = event["seq"]
             sys.stdout.flush()
             if not events and not args.follow:
-                return 0
+                return
             while not events and seen == queue.db.changes():
                 if OS.reader_left(0.02):
-                    return 0
+                    return
             seen = queue.db.changes()
 
 
@@ -8535,23 +8517,21 @@ def args_top(parser) -> None:
     parser.add_argument("--once", action="store_true", help="draw one screen and end")
 
 
-def cmd_top(args) -> int:
-    with open_queue(args) as queue:
-        screen = Top(queue)
-        if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
-            for line in screen.lines(terminal_width(sys.stdout) or 80, 24):
-                out(line)
-            return 0
-        with OS.raw_terminal(screen.end) as keys:
-            sys.stdout.write("\033[?1049h\033[?25l")  # the other screen, no cursor
-            try:
-                while screen.alive:
-                    screen.draw()
-                    screen.press(keys.read(1.0))
-            finally:
-                sys.stdout.write("\033[?25h\033[?1049l")
-                sys.stdout.flush()
-    return 0
+def cmd_top(queue, args) -> None:
+    screen = Top(queue)
+    if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
+        for line in screen.lines(terminal_width(sys.stdout) or 80, 24):
+            out(line)
+        return
+    with OS.raw_terminal(screen.end) as keys:
+        sys.stdout.write("\033[?1049h\033[?25l")  # the other screen, no cursor
+        try:
+            while screen.alive:
+                screen.draw()
+                screen.press(keys.read(1.0))
+        finally:
+            sys.stdout.write("\033[?25h\033[?1049l")
+            sys.stdout.flush()
 
 
 class Top:
@@ -8678,10 +8658,10 @@ class Top:
 
 # -- the dead letter queue --
 
-def cmd_dlq_list(args) -> int:
+def cmd_dlq_list(args) -> None:
     usable_states(args, ("dead",))
     args.state = ["dead"]
-    return cmd_list(args)
+    cmd_list(args)
 
 
 def args_ids(parser) -> None:
@@ -8931,12 +8911,11 @@ def cmd_release(args) -> int:
 
 # -- explain --
 
-def cmd_explain(args) -> int:
-    with open_queue(args) as queue:
-        job = one_job(queue, args.id)
-        reasons = queue.look.why_waiting(job) if job.state in WAITING else []
-        reasons += why_workers_wait(queue, job)
-        dead = any(worker.id == job.worker and queue.workers.is_alive(worker) is False for worker in queue.workers.workers())
+def cmd_explain(queue, args) -> None:
+    job = one_job(queue, args.id)
+    reasons = queue.look.why_waiting(job) if job.state in WAITING else []
+    reasons += why_workers_wait(queue, job)
+    dead = any(worker.id == job.worker and queue.workers.is_alive(worker) is False for worker in queue.workers.workers())
     if args.json:
         out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
     elif dead and not reasons:
@@ -8949,7 +8928,6 @@ def cmd_explain(args) -> int:
     else:
         for line in [reason_text(job, *reason) for reason in reasons] or ["nothing: the next free worker takes it"]:
             out("job %d waits: %s" % (job.id, line))
-    return 0
 
 
 def why_workers_wait(queue, job) -> list:
@@ -9007,17 +8985,15 @@ REASONS = {
 
 # -- queues and batches --
 
-def cmd_queue_list(args) -> int:
-    with open_queue(args) as queue:
-        rows = queue.queues.list()
+def cmd_queue_list(queue, args) -> None:
+    rows = queue.queues.list()
     if args.json:
         out_json([dict(row._asdict(), paused=bool(row.paused)) for row in rows])
-        return 0
+        return
     print_table(("QUEUE", "STATE", "LIMIT", "RATE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "DEAD"),
                 [(row.name, "paused" if row.paused else "open", row.max_running or "-" if row.max_running != 0 else 0, row.rate or "-",
                   row.jobs["pending"], row.jobs["processing"], row.jobs["completed"], row.jobs["failed"], row.jobs["dead"])
                  for row in rows], ("QUEUE",), {"paused": "yellow", "open": "green"})
-    return 0
 
 
 def args_queue_names(parser) -> None:
@@ -9025,7 +9001,7 @@ def args_queue_names(parser) -> None:
     parser.add_argument("--all", action="store_true", help="all of them")
 
 
-def pause_queues(args, paused: int) -> int:
+def pause_queues(args, paused: int) -> None:
     if bool(args.all) == bool(args.names):
         raise UserError("which queue? Give a name or --all")
     names = [parse_name(name, "a queue") for name in args.names]
@@ -9033,15 +9009,14 @@ def pause_queues(args, paused: int) -> int:
         for name in names or [row.name for row in queue.queues.list()]:
             queue.queues.set(name, paused=paused)
             out("queue %s is %s" % (name, "paused: running jobs go on" if paused else "open"))
-    return 0
 
 
-def cmd_queue_pause(args) -> int:
-    return pause_queues(args, 1)
+def cmd_queue_pause(args) -> None:
+    pause_queues(args, 1)
 
 
-def cmd_queue_resume(args) -> int:
-    return pause_queues(args, 0)
+def cmd_queue_resume(args) -> None:
+    pause_queues(args, 0)
 
 
 def args_queue_limit(parser) -> None:
@@ -9049,13 +9024,12 @@ def args_queue_limit(parser) -> None:
     parser.add_argument("limit", metavar="N", help="jobs at once, over all workers; none: no limit")
 
 
-def cmd_queue_limit(args) -> int:
+def cmd_queue_limit(args) -> None:
     name = parse_name(args.name, "a queue")
     limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
     with open_queue(args) as queue:
         queue.queues.set(name, max_running=limit)
     out("queue %s: %s" % (name, "no limit" if limit is None else "at most %d at once" % limit))
-    return 0
 
 
 def args_queue_rate(parser) -> None:
@@ -9063,13 +9037,12 @@ def args_queue_rate(parser) -> None:
     parser.add_argument("rate", metavar="N/UNIT", help="starts per s, m, h or d, evenly spaced, as in 10/m; none: no limit")
 
 
-def cmd_queue_rate(args) -> int:
+def cmd_queue_rate(args) -> None:
     name = parse_name(args.name, "a queue")
     rate, every = parse_rate(args.rate)
     with open_queue(args) as queue:
         queue.queues.set(name, rate=rate, every=every, next_at=0)
     out("queue %s: %s" % (name, "no rate" if rate is None else "at most %s, a start each %s" % (rate, seconds_text(every))))
-    return 0
 
 
 def args_batch_list(parser) -> None:
@@ -9077,9 +9050,8 @@ def args_batch_list(parser) -> None:
     add_json(parser)
 
 
-def cmd_batch_list(args) -> int:
-    with open_queue(args) as queue:
-        rows = queue.queues.batches(limit_asked(args))
+def cmd_batch_list(queue, args) -> None:
+    rows = queue.queues.batches(limit_asked(args))
     if args.json:
         out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
     elif rows:
@@ -9088,7 +9060,6 @@ def cmd_batch_list(args) -> int:
             (row.id, row.label or "", row.total - row.unfinished, row.total, span(now - row.created_at)) for row in rows], ("LABEL",))
     else:
         talk("No batches: `%s enqueue --file` makes one" % invoked())
-    return 0
 
 
 def args_batch_show(parser) -> None:
@@ -9096,21 +9067,19 @@ def args_batch_show(parser) -> None:
     add_json(parser)
 
 
-def cmd_batch_show(args) -> int:
-    with open_queue(args) as queue:
-        batch = queue.queues.batch(args.id)
-        counts = queue.queues.batch_counts(batch.id)
-        bad = queue.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
+def cmd_batch_show(queue, args) -> None:
+    batch = queue.queues.batch(args.id)
+    counts = queue.queues.batch_counts(batch.id)
+    bad = queue.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
     if args.json:
         out_json(dict(batch._asdict(), created_at=utc(batch.created_at), jobs=counts))
-        return 0
+        return
     done = batch.total - batch.unfinished
     out("batch %d, %s: %d of %d ended  [%s]" % (batch.id, batch.label or "", done, batch.total,
                                                ("#" * min(24, int(24 * done / max(1, batch.total)))).ljust(24, "-")))
     out(", ".join("%d %s" % (counts[state], state) for state in STATES if counts[state]) or "its jobs are gone")
     if bad:
         print_jobs(bad)
-    return 0
 
 
 # -- schedules --
@@ -9126,7 +9095,7 @@ def args_cron_add(parser) -> None:
     add_job_options(parser, "cron")
 
 
-def cmd_cron_add(args) -> int:
+def cmd_cron_add(args) -> None:
     words = args.lead + args.rest
     if not words:
         raise UserError("what should it be called? cron add NAME '*/5 * * * *' COMMAND")
@@ -9150,7 +9119,6 @@ def cmd_cron_add(args) -> int:
     with open_queue(args) as queue:
         queue.schedules.add(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
         verdict("S" + next_text(queue.schedules.get(name))[1:])
-    return 0
 
 
 def next_text(schedule) -> str:
@@ -9167,7 +9135,7 @@ def args_cron_load(parser) -> None:
     parser.add_argument("--replace", action="store_true", help="put its schedules in the place of those of the same names")
 
 
-def cmd_cron_load(args) -> int:
+def cmd_cron_load(args) -> None:
     entries = parse_crontab(args.file)
     with open_queue(args) as queue:
         rows = []
@@ -9179,7 +9147,6 @@ def cmd_cron_load(args) -> int:
         queue.schedules.add_all(rows, args.replace)
         for row in rows:
             out(next_text(queue.schedules.get(row["name"])))
-    return 0
 
 
 def parse_crontab(path: str) -> list:
@@ -9320,13 +9287,12 @@ def crontab_line(schedule, job: dict) -> tuple:
     return "%s %s" % (schedule.spec or "", command.replace("%", "\\%") + stdin), why
 
 
-def cmd_cron_list(args) -> int:
+def cmd_cron_list(queue, args) -> None:
     now = time.time()
-    with open_queue(args) as queue:
-        rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules.list()]
+    rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules.list()]
     if args.crontab:
         print_crontab(rows)
-        return 0
+        return
     if args.json:
         out_json([dict(job, name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
                        no_overlap=overlap_of(row) == "skip", overlap=overlap_of(row), paused=bool(row.paused),
@@ -9340,7 +9306,6 @@ def cmd_cron_list(args) -> int:
             for row, job, error in rows], ("COMMAND", "NAME", "ERROR"), {"paused": "yellow", "open": "green"})
     else:
         talk("No schedules: `%s cron add` makes one" % invoked())
-    return 0
 
 
 def job_of_schedule(schedule) -> dict:
@@ -9371,14 +9336,13 @@ def args_names(parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="+", help="schedules")
 
 
-def each_schedule(args, change) -> int:
+def each_schedule(args, change) -> None:
     """Calls change(queue, name), which returns a line, for each schedule named; all must be there."""
     with open_queue(args) as queue:
         for name in args.names:
             queue.schedules.get(name)
         for name in args.names:
             out(change(queue, name))
-    return 0
 
 
 def cmd_cron_pause(args) -> int:
@@ -9402,34 +9366,31 @@ def cmd_cron_rm(args) -> int:
     return each_schedule(args, remove_one)
 
 
-def cmd_cron_run(args) -> int:
-    return each_schedule(args, lambda queue, name: str(queue.schedules.run(name)))
+def cmd_cron_run(args) -> None:
+    each_schedule(args, lambda queue, name: str(queue.schedules.run(name)))
 
 
 # -- config --
 
-def cmd_config_list(args) -> int:
-    with open_queue(args) as queue:
-        values = queue.settings.values()
+def cmd_config_list(queue, args) -> None:
+    values = queue.settings.values()
     if args.json:
         out_json(values)
-        return 0
+        return
     print_table(("KEY", "VALUE", "DEFAULT", "HOLDS", "MEANING"),
                 [(key, setting.text(values[key]), setting.text(setting.default),
                   "from enqueue" if key in FIXED_SETTINGS else "at once", setting.meaning)
                  for key, setting in SETTINGS.items()], ("MEANING",))
-    return 0
 
 
 def args_config_get(parser) -> None:
     parser.add_argument("key", metavar="KEY")
 
 
-def cmd_config_get(args) -> int:
+def cmd_config_get(args) -> None:
     key = setting_key(args.key)
     with open_queue(args) as queue:
         out(SETTINGS[key].text(queue.settings.value(key)))
-    return 0
 
 
 def args_config_set(parser) -> None:
@@ -9437,21 +9398,19 @@ def args_config_set(parser) -> None:
     parser.add_argument("value", metavar="VALUE")
 
 
-def cmd_config_set(args) -> int:
+def cmd_config_set(args) -> None:
     key = setting_key(args.key)
     parse_setting(key, shell_command(args.value))
     with open_queue(args) as queue:
         queue.settings.set(key, args.value)
         out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
-    return 0
 
 
-def cmd_config_unset(args) -> int:
+def cmd_config_unset(args) -> None:
     key = setting_key(args.key)
     with open_queue(args) as queue:
         queue.settings.unset(key)
         out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
-    return 0
 
 
 # -- backup, doctor --
@@ -9460,14 +9419,13 @@ def args_backup(parser) -> None:
     parser.add_argument("file", metavar="FILE", help="where to put the copy; must not exist")
 
 
-def cmd_backup(args) -> int:
+def cmd_backup(args) -> None:
     path = os.path.abspath(args.file)
     if os.path.exists(path):
         raise UserError("%s exists: give another name" % plain(path))
     with open_queue(args) as queue:
         queue.keep.backup(path)
     verdict("Copied the queue to %s (logs are not in it)" % plain(path))
-    return 0
 
 
 def args_doctor(parser) -> None:
@@ -9608,7 +9566,7 @@ def args_export(parser) -> None:
     parser.add_argument("--output", metavar="FILE", help="write to FILE, which is made for you only and must not exist")
 
 
-def cmd_export(args) -> int:
+def cmd_export(args) -> None:
     import tempfile
     if args.output is not None:
         return export_to(args, args.output)
@@ -9617,10 +9575,9 @@ def cmd_export(args) -> int:
         file.seek(0)
         for line in file:
             sys.stdout.write(line)
-    return 0
 
 
-def export_to(args, path: str) -> int:
+def export_to(args, path: str) -> None:
     """A whole export or none, and for this user only: it holds every job's environment."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -9633,7 +9590,6 @@ def export_to(args, path: str) -> int:
         remove(path)
         raise
     verdict("Exported the queue to %s" % plain(path))
-    return 0
 
 
 def write_rows(queue, file) -> None:
@@ -9647,11 +9603,9 @@ def args_import(parser) -> None:
     parser.add_argument("file", metavar="FILE", help="what `export` printed (-: standard input)")
 
 
-def cmd_import(args) -> int:
-    with open_queue(args) as queue:
-        count = queue.keep.restore(import_rows(args.file))
+def cmd_import(queue, args) -> None:
+    count = queue.keep.restore(import_rows(args.file))
     verdict("Imported %s" % plural(count, "job"))
-    return 0
 
 
 def import_rows(path: str):
@@ -9722,9 +9676,8 @@ def args_completion(parser) -> None:
     parser.add_argument("shell", metavar="SHELL", help="bash, zsh, fish or powershell")
 
 
-def cmd_completion(args) -> int:
+def cmd_completion(args) -> None:
     sys.stdout.write(COMPLETIONS[parse_choice(args.shell, "the shell", tuple(COMPLETIONS))])
-    return 0
 
 
 # -- service --
@@ -9737,7 +9690,7 @@ def args_service(parser) -> None:
     parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes (1)")
 
 
-def cmd_service(args) -> int:
+def cmd_service(args) -> None:
     kind = parse_choice(args.kind, "the kind", SERVICES)
     database = find_database(args.db)
     words = program_argv() + ["worker", "start", "--foreground", "--count", str(args.count), "--db", database]
@@ -9747,7 +9700,6 @@ def cmd_service(args) -> int:
           "systemd-system": "into /etc/systemd/system/queuectl.service, then: systemctl enable --now queuectl",
           "launchd": "into ~/Library/LaunchAgents/queuectl.plist, then: launchctl load -w ~/Library/LaunchAgents/queuectl.plist",
           "windows": "save it as queuectl.xml, then: schtasks /Create /TN queuectl /XML queuectl.xml"}[kind])
-    return 0
 
 
 def refuse_unwritable(kind: str, words: list) -> None:
@@ -9799,7 +9751,7 @@ def args_install(parser) -> None:
     parser.add_argument("--uninstall", action="store_true", help="take the command away")
 
 
-def cmd_install(args) -> int:
+def cmd_install(args) -> None:
     source = os.path.abspath(__file__)
     folder = OS.install_dir()
     name, text = OS.launcher(source)
@@ -9808,7 +9760,7 @@ def cmd_install(args) -> int:
     if args.uninstall:
         os.unlink(path)
         out("Removed %s" % plain(path))
-        return 0
+        return
     if os.path.basename(source) != PROGRAM + ".py":
         raise UserError("the file must be called %s.py to be installed, not %s" % (PROGRAM, plain(os.path.basename(source))))
     os.makedirs(folder, exist_ok=True)
@@ -9816,7 +9768,6 @@ def cmd_install(args) -> int:
     out("Installed %s" % plain(path))
     if folder not in os.environ.get("PATH", "").split(os.pathsep):
         talk("%s is not on your PATH: add it to use `%s`" % (plain(folder), PROGRAM))
-    return 0
 
 
 def refuse_foreign_launcher(path: str, needed: bool) -> None:
@@ -10043,7 +9994,7 @@ def value_choices(args, found, actions, last: str) -> list:
         return [row.name for row in queue.schedules.list()] if found.words[0] == "cron" else []
 
 
-def complete(args) -> int:
+def complete(args) -> None:
     """Prints what the last of the words typed so far may become: commands, options, states, ids and names."""
     *before, word = args.rest or [""]
     for i, flag in enumerate(before[:-1]):
@@ -10063,7 +10014,6 @@ def complete(args) -> int:
     for choice in sorted(set(map(str, choices))):
         if choice.startswith(word) and plain(choice) == choice:  # else it would not be what is put on the line
             out(choice)
-    return 0
 
 
 def settle_encoding(args, metavars: dict) -> None:
@@ -10119,6 +10069,14 @@ def print_help() -> None:
 # The one place where errors become a line and an exit status.
 # Calls Parser.
 
+def perform(args):
+    """Run a command, and give it the queue if it takes one; return its exit status, None for 0."""
+    if args.run.__code__.co_argcount == 1:
+        return args.run(args)
+    with open_queue(args) as queue:
+        return args.run(queue, args)
+
+
 def main(argv=None) -> int:
     """Run one command line; return its exit status.  No traceback reaches a user who has not asked for it."""
     database, output = None, prepare_streams()
@@ -10128,7 +10086,7 @@ def main(argv=None) -> int:
             return finish(output, 0)
         database = args.db or os.environ.get("QUEUECTL_DB")
         output.needed = args.shows
-        return finish(output, args.run(args))
+        return finish(output, perform(args) or 0)
     except OutputLost:
         return complain(output.trouble(), 1) if output.has_reader() else 0
     except KeyboardInterrupt:

@@ -78,6 +78,13 @@ def wait_until(predicate, timeout=15, message="", interval=0.02):
         time.sleep(interval)
 
 
+def remove_stale_clocks():
+    """Removes what libfaketime left in shared memory for processes that were killed: a new one with such a number fails."""
+    for path in Path("/dev/shm").glob("*faketime_s*_*"):
+        if not os.path.exists("/proc/" + path.name.rpartition("_")[2]):
+            path.unlink()
+
+
 def not_on_fallbacks(reason):
     """Skips a test of what only Linux has where tests/matrix tries what there is without it."""
     if os.environ.get("QUEUECTL_FALLBACKS"):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from conftest import not_on_fallbacks, wait_until
+from conftest import not_on_fallbacks, remove_stale_clocks, wait_until
 from faults import Bench, Tmpfs, alive, check, database_faults, kill, limit_process, process_state, within
 
 CI = bool(os.environ.get("CI"))
@@ -1088,6 +1088,7 @@ class FakeClock:
     def __init__(self, bench):
         found = sorted(Path("/usr").glob("lib*/**/faketime/libfaketime.so.1"))
         needs(found, "libfaketime (apt-get install faketime)")
+        remove_stale_clocks()
         self._bench = bench
         self._file = bench.folder / "clock"
         self.jump(0)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, Background, linux_only, not_on_fallbacks, posix_only, unprivileged, wait_until
+from conftest import Background, SCRIPT, linux_only, not_on_fallbacks, posix_only, remove_stale_clocks, unprivileged, wait_until
 from test_cli import one_error_line
 
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -375,6 +375,7 @@ def test_64_descriptors_are_enough_for_workers_in_the_background_and_every_view(
 def test_after_the_clock_was_set_back_a_year_new_commands_work_on_the_old_queue(queue):
     if not shutil.which("faketime"):
         pytest.skip("no faketime (apt-get install faketime)")
+    remove_stale_clocks()
     queue.enqueue("true")
     queue.cli("cron", "add", "hourly", "%d * * * *" % ((time.localtime().tm_min + 30) % 60), "true")  # not in the next minutes
     queue.cli("worker", "start", "--foreground", "--drain")

@@ -8045,11 +8045,8 @@ SORTS = {"id": "id", "priority": "priority DESC", "created": "created_at", "star
 
 
 def add_limit(parser) -> None:
-    parser.add_argument("--limit", metavar="N", help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
-
-
-def limit_asked(args) -> int:
-    return TERMINAL_ROWS if args.limit is None else parse_number(args.limit, "--limit", 0, 10**12, whole=True)
+    parser.add_argument("--limit", metavar="N", default=TERMINAL_ROWS, type=typed(within(0, 10**12), "--limit"),
+                        help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
 
 
 def args_list(parser) -> None:
@@ -8068,7 +8065,7 @@ def cmd_list(args) -> None:
         return list_once(args)
     while True:
         height = terminal_size(sys.stdout).lines
-        args.limit = str(min(limit_asked(args) or 10**6, max(1, height - 3)))
+        args.limit = min(args.limit or 10**6, max(1, height - 3))
         sys.stdout.write("\033[2J\033[H")
         list_once(args)
         sys.stdout.flush()
@@ -8078,7 +8075,7 @@ def cmd_list(args) -> None:
 def list_once(args) -> None:
     refuse_both(args, "json", "tree", "columns", "watch")
     refuse_both(args, "tree", "columns", "sort")
-    states, limit = states_asked(args), limit_asked(args)
+    states, limit = states_asked(args), args.limit
     columns = USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command")
     if args.columns is not None:
         columns = [parse_choice(column.strip(), "--columns", tuple(COLUMNS)) for column in args.columns.split(",")]
@@ -8208,13 +8205,12 @@ def args_logs(parser) -> None:
     args_ids(parser)
     parser.add_argument("--attempt", metavar="N", help="of this attempt (the latest)")
     parser.add_argument("--all-attempts", action="store_true", help="of every attempt, one after the other")
-    parser.add_argument("-n", "--lines", metavar="N", help="the last N lines only")
+    parser.add_argument("-n", "--lines", metavar="N", type=typed(within(0, 10**9), "--lines"), help="the last N lines only")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the jobs end, across their retries")
 
 
 def cmd_logs(args) -> None:
     refuse_both(args, "attempt", "all_attempts")
-    lines = parse_number(args.lines, "--lines", 0, 10**9, whole=True) if args.lines is not None else None
     with open_queue(args) as queue:
         ids = select_ids(queue, args, STATES)
         if args.follow:
@@ -8228,7 +8224,7 @@ def cmd_logs(args) -> None:
             begun = [attempt.attempt for attempt in queue.look.history(job.id)] if args.all_attempts else [first]
             for attempt in begun or [first]:
                 readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
-                readers[-1].skip_to_last(lines)
+                readers[-1].skip_to_last(args.lines)
             if args.follow or len(ids) > 1:
                 continue
             if job.attempt == 0:
@@ -8408,15 +8404,14 @@ class LogReader:
 # -- stats --
 
 def args_stats(parser) -> None:
-    parser.add_argument("--since", metavar="DURATION", default="1d", help="attempts that ended so long ago at most (1d)")
+    parser.add_argument("--since", metavar="DURATION", default="1d", type=lambda raw: parse_duration(raw, "--since", 1),
+                        help="attempts that ended so long ago at most (1d)")
     add_json(parser)
 
 
-def cmd_stats(args) -> None:
-    window = parse_duration(args.since, "--since", 1)
-    now = time.time()
-    with open_queue(args) as queue:
-        rows = queue.look.finished_since(now - max(window, 86400))
+def cmd_stats(queue, args) -> None:
+    now, window = time.time(), args.since
+    rows = queue.look.finished_since(now - max(window, 86400))
     recent = [ended for ended in rows if ended.at >= now - window]
     facts = {"since": utc(now - window), "throughput": throughput(rows, now),
              "queues": group_stats(recent, lambda ended: ended.queue),
@@ -8486,29 +8481,26 @@ def bars(counts) -> str:
 
 def args_events(parser) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on as they happen")
-    parser.add_argument("--after", metavar="SEQ", help="only events with a higher number (all; with -f: from now on)")
+    parser.add_argument("--after", metavar="SEQ", type=typed(within(0, 2**62), "--after"),
+                        help="only events with a higher number (all; with -f: from now on)")
 
 
-def cmd_events(args) -> None:
+def cmd_events(queue, args) -> None:
     import json
-    with open_queue(args) as queue:
-        if args.after is not None:
-            after = parse_number(args.after, "--after", 0, 2**62, whole=True)
-        else:
-            after = queue.look.last_event() if args.follow else 0
-        seen = None
-        while True:
-            events = queue.look.events(after)
-            for event in events:
-                out(json.dumps(event))
-                after = event["seq"]
-            sys.stdout.flush()
-            if not events and not args.follow:
+    after = args.after if args.after is not None else queue.look.last_event() if args.follow else 0
+    seen = None
+    while True:
+        events = queue.look.events(after)
+        for event in events:
+            out(json.dumps(event))
+            after = event["seq"]
+        sys.stdout.flush()
+        if not events and not args.follow:
+            return
+        while not events and seen == queue.db.changes():
+            if OS.reader_left(0.02):
                 return
-            while not events and seen == queue.db.changes():
-                if OS.reader_left(0.02):
-                    return
-            seen = queue.db.changes()
+        seen = queue.db.changes()
 
 
 # -- top --
@@ -8803,35 +8795,33 @@ def cmd_edit(args) -> int:
 
 def args_wait(parser) -> None:
     args_ids(parser)
-    parser.add_argument("--timeout", metavar="DURATION", help="give up after this, with exit status 124; "
-                        "--all, --queue and --state wait for what is unfinished now")
+    parser.add_argument("--timeout", metavar="DURATION", type=typed(parse_duration, "--timeout"),
+                        help="give up after this, with exit status 124; --all, --queue and --state wait for what is unfinished now")
 
 
-def cmd_wait(args) -> int:
-    timeout = parse_duration(args.timeout, "--timeout") if args.timeout is not None else None
-    with open_queue(args) as queue:
-        ids = select_ids(queue, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
-        within, ids = begin_wait(queue, ids)
-        waiting = [job for job in map(queue.look.find, ids[:1]) if job is not None and job.state in WAITING]
-        if waiting:
-            warn_if_stuck(queue, waiting[0].id)
-        try:
-            if not wait_for(queue, ids, timeout, within):
-                talk("still unfinished after %s" % span(timeout))
-                return 124
-        finally:
-            if within is not None:
-                queue.workers.end_wait(within.id, ids)
-        jobs = [queue.look.find(number) for number in ids]
-        gone = [number for number, job in zip(ids, jobs) if job is None]
-        bad = [job for job in jobs if job is not None and job.state != "completed"]
-        for job in bad[:20]:
-            talk("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
-        for number in gone[:20]:
-            talk("job %d has been removed: what became of it can't be told" % number)
-        if len(args.ids) == len(ids) == 1 and bad:
-            return bad[0].exit_code or signal_status(bad[0].error) or 1
-        return 1 if bad or gone else 0
+def cmd_wait(queue, args) -> int:
+    ids = select_ids(queue, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
+    within, ids = begin_wait(queue, ids)
+    waiting = [job for job in map(queue.look.find, ids[:1]) if job is not None and job.state in WAITING]
+    if waiting:
+        warn_if_stuck(queue, waiting[0].id)
+    try:
+        if not wait_for(queue, ids, args.timeout, within):
+            talk("still unfinished after %s" % span(args.timeout))
+            return 124
+    finally:
+        if within is not None:
+            queue.workers.end_wait(within.id, ids)
+    jobs = [queue.look.find(number) for number in ids]
+    gone = [number for number, job in zip(ids, jobs) if job is None]
+    bad = [job for job in jobs if job is not None and job.state != "completed"]
+    for job in bad[:20]:
+        talk("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
+    for number in gone[:20]:
+        talk("job %d has been removed: what became of it can't be told" % number)
+    if len(args.ids) == len(ids) == 1 and bad:
+        return bad[0].exit_code or signal_status(bad[0].error) or 1
+    return 1 if bad or gone else 0
 
 
 def wait_for(queue, ids: list, timeout, within=None) -> bool:
@@ -9051,7 +9041,7 @@ def args_batch_list(parser) -> None:
 
 
 def cmd_batch_list(queue, args) -> None:
-    rows = queue.queues.batches(limit_asked(args))
+    rows = queue.queues.batches(args.limit)
     if args.json:
         out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
     elif rows:
@@ -9384,33 +9374,29 @@ def cmd_config_list(queue, args) -> None:
 
 
 def args_config_get(parser) -> None:
-    parser.add_argument("key", metavar="KEY")
+    parser.add_argument("key", metavar="KEY", type=setting_key)
 
 
-def cmd_config_get(args) -> None:
-    key = setting_key(args.key)
-    with open_queue(args) as queue:
-        out(SETTINGS[key].text(queue.settings.value(key)))
+def cmd_config_get(queue, args) -> None:
+    out(SETTINGS[args.key].text(queue.settings.value(args.key)))
 
 
 def args_config_set(parser) -> None:
-    parser.add_argument("key", metavar="KEY")
+    parser.add_argument("key", metavar="KEY", type=setting_key)
     parser.add_argument("value", metavar="VALUE")
 
 
 def cmd_config_set(args) -> None:
-    key = setting_key(args.key)
+    key = args.key
     parse_setting(key, shell_command(args.value))
     with open_queue(args) as queue:
         queue.settings.set(key, args.value)
         out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
 
 
-def cmd_config_unset(args) -> None:
-    key = setting_key(args.key)
-    with open_queue(args) as queue:
-        queue.settings.unset(key)
-        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
+def cmd_config_unset(queue, args) -> None:
+    queue.settings.unset(args.key)
+    out("%s = %s" % (args.key, plain(SETTINGS[args.key].text(queue.settings.value(args.key)))))
 
 
 # -- backup, doctor --

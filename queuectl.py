@@ -1455,6 +1455,9 @@ class PosixOwners(System):
             if path == files.database:
                 if is_foreign(info.st_uid):
                     return self._foreign_text(path, info.st_uid)
+                if info.st_uid != os.geteuid() and not self._may_write(path):  # root made it
+                    return (self.owner_advice(path, info.st_uid, os.geteuid()) if os.stat(folder).st_uid == os.geteuid() else
+                            self._foreign_text(path, info.st_uid))
                 trusted.add(info.st_uid)  # with --as-root: the owner of the queue, and nobody else
             database = database or info
             fault = self._distrust_one(path, info, database, trusted, path in (files.root, files.workers, files.logs))
@@ -1488,8 +1491,9 @@ class PosixOwners(System):
 
     def owner_advice(self, path: str, uid: int, owner: int) -> str:
         """Return how to give back what root has left in another user's queue."""
-        return "%s, or something in it, belongs to %s: `sudo chown -R %d %s` gives it back to %s" % (
-            plain(path), self.user_name(uid), owner, self.quote([plain(path)]), self.user_name(owner))
+        return "%s%s belongs to %s: `sudo chown -R %d %s` gives it back to %s" % (
+            plain(path), ", or something in it," if os.path.isdir(path) else "", self.user_name(uid), owner, self.quote([plain(path)]),
+            self.user_name(owner))
 
     def oddities(self, files, deep: bool = True):
         """Yield (path, kind, repair) of each file beside a queue that is not its owner's alone; repair() or None if we can't.
@@ -3356,6 +3360,12 @@ def startable(own) -> str:
             "job INDEXED BY job_ready WHERE queue=queue.name AND gate=0")
 
 
+# What became of a job that was to be changed: one of these words, its state where that does not allow the change, or Refused.
+GONE, ASKED, CANCELLED_ALREADY, PENDING_ALREADY = "gone", "asked", "cancelled already", "pending already"
+# state: the job's.  parent, parent_state: the parent whose end keeps it cancelled.  duplicate: the unfinished job with its unique key.
+Refused = namedtuple("Refused", "state parent parent_state duplicate")
+
+
 def orphan_text(parent: int, state: str) -> str:
     return "its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")
 
@@ -4397,37 +4407,41 @@ class Life(Part):
             with self._db.undo, Transaction(self._db) as now:
                 for number in ids[start:start + 500]:
                     job = self._store.look.row(number)
-                    results.append((number, "gone" if job is None else action(job, now)))
+                    results.append((number, GONE if job is None else action(job, now)))
         return results
 
-    def cancel(self, ids) -> list:
-        """(id, result): `cancelled`, `asked` (its worker ends it at once) or, where it was too late, its state."""
+    def _each_family(self, ids, action, state: str) -> list:
+        """As _each; a job that came into `state` with its parent, which the same call changed, is a success too."""
+        def stands(number):
+            return getattr(self._store.look.find(number), "state", None) == state
         ids = list(ids)
-        before = {number for number in ids if getattr(self._store.look.find(number), "state", None) == "cancelled"}
-        return [(number, "cancelled" if result == "cancelled already" and number not in before else result)  # with its parent
-                for number, result in self._each(ids, self.cancel_one)]
+        before = set(filter(stands, ids))
+        return [(number, state if result not in (state, ASKED) and number not in before and stands(number) else result)
+                for number, result in self._each(ids, action)]
+
+    def cancel(self, ids) -> list:
+        """(id, result): `cancelled`, ASKED (its worker ends it at once) or, where it was too late, its state."""
+        return self._each_family(ids, self.cancel_one, "cancelled")
 
     def cancel_one(self, job, now: float) -> str:
         if job.state == "processing":
             self._db.execute("UPDATE job SET cancel=1 WHERE id=?", (job.id,))
             self._db.hint()
-            return "asked"
+            return ASKED
         if self.end(job, "cancel", now, error="cancelled"):
             return "cancelled"
-        return "cancelled already" if job.state == "cancelled" else job.state
+        return CANCELLED_ALREADY if job.state == "cancelled" else job.state
 
     def retry(self, ids) -> list:
-        """(id, result): `pending` (retries counted anew, history kept), or why not: its state, or a failed parent."""
+        """(id, result): `pending` (retries counted anew, history kept), or why not: its state, or Refused."""
         def change(job, now):
             if self._revive(job, now):
                 return "pending"
+            if job.state not in FINAL:
+                return PENDING_ALREADY if job.state == "pending" else job.state
             failed = self._failed_parent(job)
-            if job.state == "pending":
-                return "pending already"
-            if failed is None and job.state in FINAL:
-                return "%s, and %s" % (job.state, duplicate_text(self._duplicate(job)))
-            return job.state if failed is None else "%s: retry %s first" % (job.state, orphan_text(*failed)[4:])
-        return self._each(ids, change)
+            return Refused(job.state, *(failed or (None, None)), duplicate=None if failed else self._duplicate(job))
+        return self._each_family(ids, change, "pending")
 
     def hold(self, ids, held: bool = True) -> list:
         """(id, result): `held`, or `released`, or its state where it does not wait."""
@@ -5655,8 +5669,8 @@ class Queue:
         return self._store.life.cancel(ids)
 
     def retry(self, ids) -> list:
-        """Run finished jobs again; return (id, result) of each: `pending`, or why not."""
-        return self._store.life.retry(ids)
+        """Run finished jobs again; return (id, result) of each: `pending`, or its state if it was left as it is."""
+        return [(number, result.state if isinstance(result, Refused) else result) for number, result in self._store.life.retry(ids)]
 
 
 # == Runner ============================================================================
@@ -6680,7 +6694,7 @@ class Supervisor:
             for worker in mine[:surplus]:
                 self._retiring.add(worker.pid)
                 OS.signal_worker(worker.pid, "stop")
-        self._say("started", text="scaled from %d to %d workers" % (self.count, wanted))
+        self._say("scaled", text="from %d to %d workers" % (self.count, wanted))
         self.count = wanted
 
     def _own(self):
@@ -7117,9 +7131,9 @@ def print_tree(jobs: list, parents: dict) -> None:
 
 
 LOG_WORDS = {  # event -> colour and text
-    "started": ("bold", "started"), "running": ("blue", "running"), "completed": ("green", "completed"),
+    "started": ("bold", "started"), "scaled": ("bold", "scaled"), "running": ("blue", "running"), "completed": ("green", "completed"),
     "retry": ("yellow", "failed"), "dead": ("red", "dead"), "cancelled": ("yellow", "cancelled"),
-    "released": ("yellow", "given back"), "crashed": ("red", "worker died"),
+    "released": ("yellow", "given back"), "crashed": ("red", "died while it ran"),
     "recorded": ("yellow", "recorded for a dead worker the end of"), "snoozed": ("yellow", "snoozed"),
     "stopping": ("bold", "stopping: each worker finishes its job"), "stopping now": ("bold", "stopping now: jobs are given back"),
     "stopped": ("dim", "stopped"), "replaced": ("dim", "starting one more worker"),
@@ -7137,7 +7151,7 @@ def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, dur
         line += " in %s" % span(duration)
     if wait is not None:
         line += ", %s in %s" % ("retry" if event == "retry" else "again", span(wait))
-    if why:
+    if why and why not in (word, "worker died"):
         line += " (%s)" % plain(why)
     if text:
         line += " " + text
@@ -7203,6 +7217,35 @@ def print_trouble(event: str, **facts) -> None:
     """What a `run` says of its workers: their troubles, beside the data."""
     if event == "trouble":
         talk(log_line(event, sys.stderr, **facts))
+
+
+STILL_RUNNING = "still running"
+RESULTS = {  # what a command does to jobs: its participle, and how the line begins that tells of each good result
+    "retry": ("retried", {"pending": "Back to pending:"}), "remove": ("removed", {"removed": "Removed"}),
+    "cancel": ("cancelled", {"cancelled": "Cancelled", ASKED: "Asked for the end of"}), "edit": ("edited", {"edited": "Edited"}),
+    "hold": ("held", {"held": "Held"}), "release": ("released", {"released": "Released"})}
+
+
+def result_text(verb: str, number: int, result) -> str:
+    """What became of a job that was to be changed, in words."""
+    past, good = RESULTS[verb]
+    if result in good:
+        return "job %d was %s" % (number, "asked to end" if result == ASKED else past)
+    if result == STILL_RUNNING:
+        return "job %d is still running, and was asked to end" % number
+    if not isinstance(result, Refused):
+        why = {GONE: "it has been removed", CANCELLED_ALREADY: "it was cancelled already",
+               PENDING_ALREADY: "it is pending already"}.get(result) or "it is %s" % result
+    elif result.parent is None:
+        why = duplicate_text(result.duplicate)
+    else:
+        why = "%s; retry job %d first" % (orphan_text(result.parent, result.parent_state), result.parent)
+    return "job %d was not %s: %s" % (number, past, why)
+
+
+def ending_text(job) -> str:
+    """The state of a job, and its error unless that says the same."""
+    return job.state if job.error in (None, "", job.state) else "%s (%s)" % (job.state, plain(job.error))
 
 
 class Progress:
@@ -8632,14 +8675,14 @@ class Top:
             self._asked = job.id
             self._note = "cancel job %d? y cancels it, any other key does not" % job.id
         elif job is not None and key == "r":
-            self._note = "job %d: %s" % self._queue.life.retry([job.id])[0]
+            self._note = result_text("retry", *self._queue.life.retry([job.id])[0])
         elif job is not None and key == "e":
             why = self._queue.look.why_waiting(job) if job.state in WAITING else []
             self._note = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
 
     def _answer(self, key: str) -> None:
         if key:
-            self._note = "job %d: %s" % self._queue.life.cancel([self._asked])[0] if key == "y" else ""
+            self._note = result_text("cancel", *self._queue.life.cancel([self._asked])[0]) if key == "y" else ""
             self._asked = None
 
     def _pause(self, name: str) -> None:
@@ -8717,11 +8760,11 @@ def select_ids(queue, args, states, before=None) -> list:
     return ids
 
 
-def act(args, states, verb: str, done: str, change, good, strict: bool = False, before=None) -> int:
+def act(args, states, verb: str, change, strict: bool = False, before=None) -> int:
     """What every command does that changes several jobs: pick them, change them (or only say so), report.
 
-    `change(queue, ids)` gives (id, result) pairs, of which those in `good` went well; `strict` refuses the
-    whole call where one of the jobs is in a state that it can't be used on.
+    `change(queue, ids)` gives (id, result) pairs, which RESULTS words; `strict` refuses the whole call
+    if one of the jobs is in a state that it can't be used on.
     """
     with open_queue(args) as queue:
         ids = select_ids(queue, args, states, before)
@@ -8731,36 +8774,39 @@ def act(args, states, verb: str, done: str, change, good, strict: bool = False, 
                 raise UserError("job %d is %s, and this can be used on jobs that are %s: `%s explain %d` says how it stands" % (
                     job.id, job.state, ", ".join(states), invoked(), job.id))
         if not args.dry_run:
-            return report_each(done, change(queue, ids), good)
+            return report_each(verb, change(queue, ids))
         for job in jobs:
             if job.state in states:
                 out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
     return 0
 
 
-def report_each(word: str, results: list, good: tuple) -> int:
-    """Says what became of each job; status 1 where somebody else was faster."""
+def report_each(verb: str, results: list) -> int:
+    """Say what became of each job; status 1 where somebody else was faster."""
+    past, good = RESULTS[verb]
     for number, result in results:
         if result not in good:
-            talk("job %d is %s%s" % (number, result, "" if result == STILL_RUNNING else ": nothing was changed"))
-    done = [number for number, result in results if result in good]
-    if not results:
-        talk("nothing was changed")
-        return 0
-    verdict("%s %s" % (word, plural(len(done), "job")), bool(done))
+            talk(result_text(verb, number, result))
+    for result in good:
+        done = [number for number, became in results if became == result]
+        if done:
+            verdict("%s %s" % (good[result], plural(len(done), "job")))
+    done = [result for _, result in results if result in good]
+    if not done:
+        talk("No job was %s." % past)
     return 0 if len(done) == len(results) else 1
 
 
 def cmd_dlq_retry(args) -> int:
-    return act(args, ("dead",), "retry", "Back to pending:", lambda queue, ids: queue.life.retry(ids), ("pending",), strict=True)
+    return act(args, ("dead",), "retry", lambda queue, ids: queue.life.retry(ids), strict=True)
 
 
 def cmd_retry(args) -> int:
-    return act(args, FINAL, "retry", "Back to pending:", lambda queue, ids: queue.life.retry(ids), ("pending",))
+    return act(args, FINAL, "retry", lambda queue, ids: queue.life.retry(ids))
 
 
 def cmd_dlq_purge(args) -> int:
-    return act(args, ("dead",), "remove", "Removed", lambda queue, ids: queue.keep.purge(ids), ("removed",), strict=True)
+    return act(args, ("dead",), "remove", lambda queue, ids: queue.keep.purge(ids), strict=True)
 
 
 def args_rm(parser) -> None:
@@ -8770,7 +8816,7 @@ def args_rm(parser) -> None:
 
 def cmd_rm(args) -> int:
     before = time.time() - parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
-    return act(args, FINAL, "remove", "Removed", lambda queue, ids: queue.keep.purge(ids), ("removed",), strict=True, before=before)
+    return act(args, FINAL, "remove", lambda queue, ids: queue.keep.purge(ids), strict=True, before=before)
 
 
 # -- edit --
@@ -8788,7 +8834,7 @@ def cmd_edit(args) -> int:
     if not options:
         raise UserError("what shall be changed? Give an option such as --command or --priority")
     options = parse_job(options, taker="edit")
-    return act(args, WAITING, "edit", "Edited", lambda queue, ids: queue.life.edit(ids, options), ("edited",))
+    return act(args, WAITING, "edit", lambda queue, ids: queue.life.edit(ids, options))
 
 
 # -- wait --
@@ -8816,7 +8862,7 @@ def cmd_wait(queue, args) -> int:
     gone = [number for number, job in zip(ids, jobs) if job is None]
     bad = [job for job in jobs if job is not None and job.state != "completed"]
     for job in bad[:20]:
-        talk("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
+        talk("job %d is %s" % (job.id, ending_text(job)))
     for number in gone[:20]:
         talk("job %d has been removed: what became of it can't be told" % number)
     if len(args.ids) == len(ids) == 1 and bad:
@@ -8864,8 +8910,7 @@ def args_cancel(parser) -> None:
 
 
 def cmd_cancel(args) -> int:
-    return act(args, WAITING + ("processing",), "cancel", "Asked for the end of" if args.no_wait else "Cancelled",
-               cancel if args.no_wait else cancel_and_wait, ("cancelled", "asked"))
+    return act(args, WAITING + ("processing",), "cancel", cancel if args.no_wait else cancel_and_wait)
 
 
 def cancel(queue, ids: list) -> list:
@@ -8876,27 +8921,24 @@ def cancel(queue, ids: list) -> list:
     return queue.life.cancel(ids)
 
 
-STILL_RUNNING = "still running, and asked to end"
-
-
 def cancel_and_wait(queue, ids: list) -> list:
     """As Life.cancel, but with what became of jobs that run: they have kill_grace, and some seconds, to end."""
     results, within = cancel(queue, ids), this_job(queue)
-    if within is not None and (within.id, "asked") in results:
+    if within is not None and (within.id, ASKED) in results:
         talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
-    asked = [number for number, result in results if result == "asked" and (within is None or number != within.id)]
+    asked = [number for number, result in results if result == ASKED and (within is None or number != within.id)]
     wait_for(queue, asked, queue.settings.value("kill_grace") + 10)
     after = {number: queue.look.find(number) for number in asked}
-    return [(number, result if number not in after else "gone" if after[number] is None else
+    return [(number, result if number not in after else GONE if after[number] is None else
              after[number].state if after[number].state in FINAL else STILL_RUNNING) for number, result in results]
 
 
 def cmd_hold(args) -> int:
-    return act(args, WAITING, "hold", "Held", lambda queue, ids: queue.life.hold(ids), ("held",))
+    return act(args, WAITING, "hold", lambda queue, ids: queue.life.hold(ids))
 
 
 def cmd_release(args) -> int:
-    return act(args, WAITING, "release", "Released", lambda queue, ids: queue.life.hold(ids, False), ("released",))
+    return act(args, WAITING, "release", lambda queue, ids: queue.life.hold(ids, False))
 
 
 # -- explain --
@@ -8914,7 +8956,7 @@ def cmd_explain(queue, args) -> None:
         out("job %d runs on worker %d, for %s%s" % (job.id, job.worker, span(time.time() - job.started_at),
                                                     "".join("; " + reason_text(job, *reason) for reason in reasons)))
     elif job.state in FINAL:
-        out("job %d is %s%s" % (job.id, job.state, " (%s)" % plain(job.error) if job.error else ""))
+        out("job %d is %s" % (job.id, ending_text(job)))
     else:
         for line in [reason_text(job, *reason) for reason in reasons] or ["nothing: the next free worker takes it"]:
             out("job %d waits: %s" % (job.id, line))
@@ -9450,7 +9492,7 @@ def examine_files(files, fix: bool) -> list:
         found.setdefault((kind, mended), []).append(path)
     rows = []
     for (kind, mended), paths in sorted(found.items()):
-        text = (OS.foreign_files(files) if kind == "owner" else "") or texts[kind] % paths[0]
+        text = (OS.distrust(files) or OS.foreign_files(files) if kind == "owner" else "") or texts[kind] % paths[0]
         rows.append(("fixed" if mended else "bad" if kind == "owner" else "warn", "files",
                      text + ("" if len(paths) == 1 else " (and %s)" % plural(len(paths) - 1, "other"))))
     return rows or [("ok", "files", "all are this queue's owner's alone")]

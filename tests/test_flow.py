@@ -662,7 +662,7 @@ def test_a_retry_makes_no_second_unfinished_job_of_a_unique_key(store):
     newer = store.enqueue("x", unique="u")
     assert newer != number
     [(_, result)] = store.life.retry([number])
-    assert result.startswith("dead, and job %d" % newer)
+    assert result == queuectl.Refused("dead", None, None, newer)
     assert order(store) == [newer]
     assert store.life.retry([number, newer])[0] == (number, "pending")
     assert states(store, number, newer) == ["pending", "completed"]
@@ -691,7 +691,7 @@ def test_of_two_finished_jobs_with_a_unique_key_one_call_retries_one(store, end)
             store.life.cancel([ids[-1]])
         else:
             finish(store, claim(store), "completed" if end == "completed" else "failed", 1)
-    assert [result.split(",")[0] for _, result in store.life.retry(ids)] == ["pending", end]
+    assert [result for _, result in store.life.retry(ids)] == ["pending", queuectl.Refused(end, None, None, ids[0])]
     assert states(store, *ids) == ["pending", end]
 
 
@@ -1215,7 +1215,7 @@ def test_cancel_tells_what_became_of_each(queue):
     queue.cli("worker", "start", "--foreground", "--drain", "--max-jobs", "1")
     result = queue.cli("cancel", done, waits, held, check=False)
     assert (result.returncode, result.stdout) == (1, "✔ Cancelled 2 jobs\n")
-    assert result.stderr == "job %d is completed: nothing was changed\n" % done
+    assert result.stderr == "job %d was not cancelled: it is completed\n" % done
     assert queue.cli("cancel", 99, check=False).returncode == 2
     assert queue.cli("cancel", check=False).returncode == 2, "all needs --all"
     queue.enqueue("exit 0")

@@ -554,3 +554,18 @@ def test_a_disk_that_is_mounted_again_as_read_only_is_one_line_and_loses_nothing
         inside.kill()
         inside.wait()
         inside.stdout.close()
+
+
+def test_a_database_that_root_made_in_a_users_folder_is_named_with_the_chown_that_mends_it(town):
+    home = town.home("annsown", ANN)
+    db = home / "q.db"
+    town.call(0, db, "enqueue", "exit 0", QUEUECTL_AS_ROOT="1")
+    os.chown(str(db), 0, 0)
+    for words in (("list",), ("enqueue", "true"), ("worker", "start"), ("explain", "1")):
+        line = town.refused(ANN, db, *words)
+        assert "q.db belongs to root: `sudo chown -R 4242 %s` gives it back" % db in line and "or something in it" not in line
+    shown = town.call(ANN, db, "doctor", check=False).stdout
+    assert "sudo chown -R 4242 %s`" % db in shown and "recover" not in shown and "to its owner" not in shown
+    os.chown(str(home), 0, 0)  # a queue of root's in a folder of root's is not to be given to ann
+    home.chmod(0o755)
+    assert "chown" not in town.refused(ANN, db, "list")

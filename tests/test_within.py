@@ -237,7 +237,7 @@ def test_cancel_of_a_job_that_completes_first_says_so(queue):
     wait_until(lambda: (queue.dir / "begun").exists())
     worker = queue.json("worker", "list")[0]["pid"]
     process = stopped(queue, worker, number)
-    assert process.ends() == 1 and "job %d is completed" % number in process.text()
+    assert process.ends() == 1 and "job %d was not cancelled: it is completed" % number in process.text()
 
 
 def stopped(queue, worker, number):
@@ -265,7 +265,7 @@ def test_cancel_ends_with_a_word_where_the_worker_does_not_hear_it(queue):
         done = queue.cli("cancel", number, check=False, timeout=30)
     finally:
         os.kill(worker, signal.SIGCONT)
-    assert done.returncode == 1 and "still running, and asked to end" in done.stderr
+    assert done.returncode == 1 and "is still running, and was asked to end" in done.stderr
 
 
 def test_a_job_that_cancels_itself_is_cancelled(queue):
@@ -292,3 +292,80 @@ def test_cancelling_by_filter_a_running_parent_with_its_children_succeeds(queue)
         {"id": "p", "command": "exec sleep 60"}, {"id": "c", "command": "true", "after": "p"})))
     queue.wait_for("p", "processing")
     assert queue.cli("cancel", "--batch", "last").stdout == "✔ Cancelled 2 jobs\n"
+
+
+# -- what became of each job, in words --
+
+def failed_family(queue):
+    """A dead parent and a child that this cancelled."""
+    parent = queue.enqueue("--max-retries", "0", "exit 3")
+    child = queue.enqueue("--after", parent, "exit 0")
+    work_until_done(queue)
+    return parent, child
+
+
+def test_a_retry_that_changed_nothing_says_so_and_why(queue):
+    parent, child = failed_family(queue)
+    done = queue.cli("retry", child, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == ("job %d was not retried: its parent, job %d, died; retry job %d first\nNo job was retried.\n"
+                           % (child, parent, parent))
+    waiting = queue.enqueue("--delay", "1h", "exit 0")
+    done = queue.cli("retry", waiting, check=False)
+    assert done.stderr == "job %d was not retried: it is pending already\nNo job was retried.\n" % waiting
+    twin = [queue.enqueue("--unique", "k", "exit 0")]
+    queue.cli("cancel", *twin)
+    twin.append(queue.enqueue("--unique", "k", "exit 0"))
+    done = queue.cli("retry", twin[0], check=False)
+    assert done.stderr == ("job %d was not retried: job %d, which has the same unique key, is unfinished\nNo job was retried.\n"
+                           % tuple(twin))
+
+
+def test_what_was_changed_and_what_was_not_are_told_apart(queue):
+    parent, child = failed_family(queue)
+    waiting = queue.enqueue("--delay", "1h", "exit 0")
+    for verb, past, refused in (("hold", "held", parent), ("release", "released", parent), ("cancel", "cancelled", child)):
+        done = queue.cli(verb, waiting, refused, check=False)
+        assert (done.returncode, done.stdout) == (1, "✔ %s 1 job\n" % past.capitalize()), verb
+        assert done.stderr == "job %d was not %s: it %s\n" % (refused, past, "is dead" if refused == parent else "was cancelled already")
+    done = queue.cli("edit", parent, "--priority", "1", check=False)
+    assert (done.stdout, done.stderr) == ("", "job %d was not edited: it is dead\nNo job was edited.\n" % parent)
+    assert queue.cli("hold", "--name", "no such job", check=False).stderr == "No job was held.\n"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_retrying_a_parent_and_its_child_in_one_call_succeeds(queue, turned):
+    family = failed_family(queue)
+    done = queue.cli("retry", *(family[::-1] if turned else family))
+    assert (done.stdout, done.stderr) == ("✔ Back to pending: 2 jobs\n", "")
+
+
+def test_a_state_and_an_error_that_say_the_same_are_told_once(queue):
+    number = queue.enqueue("exit 0")
+    queue.cli("cancel", number)
+    assert queue.cli("wait", number, check=False).stderr == "job %d is cancelled\n" % number
+    assert queue.out("explain", number).splitlines()[0] == "job %d is cancelled" % number
+
+
+def test_python_is_told_of_a_retry_in_one_word(queue):
+    parent, child = failed_family(queue)
+    import queuectl
+    with queuectl.Queue(str(queue.db)) as python:
+        assert python.retry([child, parent]) == [(child, "pending"), (parent, "pending")]
+        assert python.retry([child]) == [(child, "pending already")]
+        python.cancel([parent])
+        assert python.retry([child]) == [(child, "cancelled")] and python.retry([99]) == [(99, "gone")]
+
+
+def test_the_log_has_one_verb_in_each_line(queue):
+    import os
+    queue.start(1)
+    queue.cli("worker", "scale", "2")
+    number = queue.enqueue("exec sleep 60")
+    queue.wait_for(number, "processing")
+    [worker] = [w["pid"] for w in queue.json("worker", "list") if w["job"]]
+    os.kill(worker, signal.SIGKILL)
+    log_path = os.path.join(str(queue.db) + ".d", "workers.log")
+    wait_until(lambda: "died while it ran job %d" % number in open(log_path).read())
+    text = open(log_path).read()
+    assert "supervisor  scaled from 1 to 2 workers" in text and "started scaled" not in text and "(worker died)" not in text

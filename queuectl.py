@@ -9182,7 +9182,7 @@ def cmd_cron_load(args) -> None:
 
 
 def parse_crontab(path: str) -> list:
-    """Return (line number, name, cron line, zone or None, job) of each entry of a crontab (man 5 crontab), checked; UserError names a line.
+    """Return (line number, name, cron line, zone or None, Plan) of each entry of a crontab (man 5 crontab); a UserError names the line.
 
     As cron does it, a variable holds for the lines below it, a job begins in HOME, and a % in the command ends it:
     what follows is its standard input.  A name is that of a comment `# name: NAME` above, else made of the command.

@@ -513,7 +513,8 @@ def parse_name(raw, what: str = "a name") -> str:
     if not isinstance(raw, str) or not raw or len(raw) > 200 or not raw.isprintable() or raw != raw.strip():
         raise UserError("%s must be 1 to 200 printable characters, not %s" % (what, quoted(raw)))
     if "queue" not in what and raw.isascii() and (raw.isdigit() or raw == "last" or all(map(str.isdigit, raw.split("-", 1)))):
-        raise UserError("%s can't be %s, which would read as an id: put a letter in it" % (what, quoted(raw)))
+        raise UserError("%s can't be %s, which would read as %s: choose another" % (
+            what, quoted(raw), "the newest job" if raw == "last" else "an id"))
     if raw[0] == "-" or "," in raw or "/" in raw and "queue" in what:
         raise UserError("%s can't start with - or hold a comma%s: %s" % (
             what, " or a slash" if "queue" in what else "", quoted(raw)))
@@ -6152,7 +6153,7 @@ class Worker:
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
-                self._say("trouble", why="%scan't write to the database yet: %s" % (self._keep_end(outcome), error))
+                self._say("trouble", why="can't write to the database yet%s: %s" % (self._keep_end(outcome), error))
                 if self._signals.level >= 2:
                     self._queue.db.patience = 1.0
                     limit = limit or time.monotonic() + GIVE_UP_S
@@ -6180,7 +6181,7 @@ class Worker:
             OS.write_record(self._lock, 2, end_text(outcome))
         except OSError:
             pass  # it is kept in memory alone
-        return "job %d has ended (%s), but " % (outcome.job.id, outcome.error or outcome.kind)
+        return " that job %d has ended (%s)" % (outcome.job.id, outcome.error or outcome.kind)
 
     def _keep_lock(self) -> None:
         """Once a second: take the lock again where someone has deleted its file, and see whether `sync` was changed."""
@@ -6298,8 +6299,8 @@ def rescue(queue, worker, say) -> bool:
         if outcome is None:
             left = end_attempt(queue, files, worker, job, record, group)
             if left is not None:
-                write_note(lock, "worker %d died; what its attempt left behind must end first%s" % (
-                    worker.id, ": process %s" % ", ".join(map(str, left)) if left else ""))
+                write_note(lock, "died, and what its attempt left behind must end first%s" % (
+                    ": process %s" % ", ".join(map(str, left)) if left else ""))
                 return False
             duration = max(0.0, time.time() - job.started_at)
             outcome = Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration)
@@ -6468,7 +6469,7 @@ class Supervisor:
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
             self._reap()
             self._replace()
-            self._note("waits for %d workers to start" % self.count)
+            self._note("waits for its workers to start (%d)" % self.count)
             self._wait(0.05)
             self._drain_signals()
             self._drain_hints()
@@ -6593,7 +6594,7 @@ class Supervisor:
         if self._wrong:
             return self._wrong
         if self.level and self._workers.pids():
-            return "is stopping%s: waits for %d workers to end" % (" now" if self.level > 1 else "", len(self._workers.pids()))
+            return "is stopping%s: waits for its workers to end (%d)" % (" now" if self.level > 1 else "", len(self._workers.pids()))
         if self._dead:
             return "waits for what dead workers left behind to end: worker %s" % ", ".join(map(str, sorted(self._dead)))
         if time.monotonic() < self._start_at:
@@ -7412,7 +7413,7 @@ def supervisor_facts(queue, silent) -> list:
         state = "stopping" if supervisor.stop else "working"
         wait = wait_facts(read_record(path))
         if supervisor.id in silent:
-            state, wait = "silent", {"note": "has not answered: is its process stopped?", "since": utc(silent[supervisor.id])}
+            state, wait = "silent", {"note": "has not answered (its process may be stopped)", "since": utc(silent[supervisor.id])}
         elif not OS.is_held(path):
             state, wait = "dead", {"note": "is dead: the next `worker start` releases what it left", "since": None}
         facts.append({"id": supervisor.id, "pid": supervisor.pid, "kind": supervisor.kind, "state": state, "count": supervisor.slots,
@@ -7421,8 +7422,8 @@ def supervisor_facts(queue, silent) -> list:
 
 
 def waits(workers, supervisors=()) -> list:
-    """(what process, what it waits for and since when) of each that waits for something but work."""
-    return [("%s %d" % (word, fact["id"]), fact["note"] + (", since %s" % fact["since"] if fact["since"] else ""))
+    """(which process, what it waits for and since when) of each that waits for something but work; one sentence together."""
+    return [("%s %d" % (word, fact["id"]), fact["note"] + (", since %s" % local(parse_when(fact["since"])) if fact["since"] else ""))
             for word, facts in (("supervisor", supervisors), ("worker", workers)) for fact in facts if fact["note"]]
 
 
@@ -8005,7 +8006,7 @@ def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
         talk("waiting for job %s to end%s" % (", ".join(running[:5]), (
             "; `%s worker stop --now` gives it back" % invoked() if level < 2 else "")))
     for wait in waits(workers, supervisors)[:10]:
-        talk("waiting for %s: %s" % wait)
+        talk("waiting: %s %s" % wait)
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
@@ -8192,7 +8193,7 @@ def cmd_status(queue, args) -> None:
     busy = sum(worker["state"] == "busy" for worker in workers)
     out("workers     %s" % ("%d, %d busy" % (len(workers), busy) if workers else "none"))
     for who, wait in waits(workers, supervisors)[:20]:
-        out("waits       %s: %s" % (who, wait))
+        out("waits       %s %s" % (who, wait))
     if oldest:
         line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), plain(oldest.command))
         out(fit(line, terminal_width(sys.stdout) or 100))
@@ -8223,7 +8224,7 @@ def cmd_show(queue, args) -> None:
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
     if wait["note"]:
-        out("%-13s %s" % ("waits for", waits([dict(wait, id=job.worker)])[0][1]))
+        out("%-13s %s %s" % ("waits", *waits([dict(wait, id=job.worker)])[0]))
     if history:
         out("")
         print_table(("ATTEMPT", "OUTCOME", "WORKER", "PID", "STARTED", "DURATION", "ERROR"),

@@ -174,7 +174,8 @@ def test_a_word_is_refused_as_a_name_only_where_it_would_be_looked_up_as_somethi
     for name in ("last", "7", "5-8", "05"):
         for words in (["enqueue", "--id", name, "exit 0"], ["cron", "add", name, "@daily", "exit 0"]):
             done = queue.cli(*words, check=False)
-            assert done.returncode == 2 and "would read as an id" in done.stderr
+            assert done.returncode == 2 and "would read as %s: choose another" % (
+                "the newest job" if name == "last" else "an id") in done.stderr
     for name in ("last", "all", "7", "5-8", "\u00b2-\u00b3"):
         queue.cli("enqueue", "--queue", name, "exit 0")
         queue.cli("queue", "pause", name)

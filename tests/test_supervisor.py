@@ -343,7 +343,8 @@ def test_a_worker_that_cannot_record_an_end_says_so_everywhere(queue, stuck):
     assert "has ended (completed)" in queue.json("status")["workers"][0]["note"]
     for words in (["status"], ["worker", "list"], ["explain", job], ["show", job]):
         text = queue.out(*words)
-        assert "has ended (completed)" in text and "since 20" in text, (words, text)
+        assert "worker 1 can't write to the database yet that job %d has ended (completed): " % job in text or words[0] == "worker"
+        assert "has ended (completed)" in text and "since 20" in text and "Z" not in text.split("since ")[1][:25], (words, text)
     reason = only(queue.json("explain", job)["reasons"])
     assert reason["reason"] == "worker" and "has ended (completed)" in reason["detail"]
     assert queue.out("logs", job) == "the output" and queue.out("logs", "-n", 1, job) == "the output"

@@ -3284,16 +3284,21 @@ def examined(table: str, columns: str, types: tuple) -> tuple:
     return wrong, picker(int, float), picker(str)
 
 
+def too_large(columns: str, row) -> list:
+    """Return the columns of a SELECT with a number beyond LARGEST."""
+    return [column.rpartition(".")[2] for column, value in zip(columns.split(", "), row)
+            if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST]
+
+
 def checked(table: str, columns: str, row):
     """Return a row that was read; WrongValue where a value is of another type than its column's, or a number beyond LARGEST."""
     wrong, numbers, texts = examined(table, columns, tuple(map(type, row)))
     if not is_valid("".join(texts(row))):
         raise WrongValue("%s %s holds text that is not valid" % (table, quoted(row[0])))
     if wrong or hypot(*numbers(row)) > LARGEST:  # one call instead of a look at each; it is never less than the largest of them
-        large = [column.rpartition(".")[2] for column, value in zip(columns.split(", "), row)
-                 if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST]
-        if wrong or large:
-            raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong + large)))
+        wrong = wrong + too_large(columns, row)
+        if wrong:
+            raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong)))
     return row
 
 
@@ -5058,7 +5063,8 @@ class Schedules(Part):
         columns, found = ", ".join(Schedule._fields), []
         for row in self._db.read("SELECT " + columns + " FROM schedule " + where + " ORDER BY name", values):
             schedule = Schedule._make(row)
-            wrong = [column for column in examined("schedule", columns, tuple(map(type, row)))[0] if column != "name"]
+            wrong = examined("schedule", columns, tuple(map(type, row)))[0] + too_large(columns, row)
+            wrong = [column for column in wrong if column != "name"]
             if wrong:
                 schedule = schedule._replace(**dict(dict.fromkeys(wrong), error="has a wrong value in " + ", ".join(wrong)))
             if isinstance(schedule.name, bytes):
@@ -5111,8 +5117,8 @@ class Schedules(Part):
         start again (mend_clock), or it is resumed or replaced.
         """
         due = self._all("WHERE paused=0 AND next_at<=?", (now,))
-        for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at)):  # parents first
-            late = schedule.misfire == "skip" and now - schedule.next_at > MISFIRE_S
+        for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at or 0)):  # parents first
+            late = schedule.misfire == "skip" and now - (schedule.next_at or 0) > MISFIRE_S
             error = None if late else self._alone(lambda schedule=schedule: self._run(schedule, now))[1]
             next_at, fault = self._alone(lambda schedule=schedule: schedule.following(now))
             self._set(schedule, next_at=NEVER if fault else next_at, last_at=schedule.next_at, error=fault or error)

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import LiveQueue, ROOT, posix_only
+from conftest import LiveQueue, ROOT, posix_only, wait_until
 
 queuectl = pytest.importorskip("queuectl")
 
@@ -552,3 +552,18 @@ def test_a_database_that_sqlite_itself_has_vacuumed_dumped_and_read_again_still_
 @pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 31), reason="needs SQLite 3.31: trusted_schema")
 def test_a_schema_is_not_trusted(store):
     assert store.db.connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("change", ["every=9e999", "every=9e999, next_at=1", "next_at=-9e999", "next_at=-9e999, misfire='skip'", "last_at=9e999",
+                                    "next_at=9e999", "last_at='x', last_job=9e999"])
+def test_a_number_without_end_in_one_schedule_is_told_and_the_others_fire(queue, change):
+    for name in ("odd", "good"):
+        queue.cli("cron", "add", name, "--every", "1s", "exit 0")
+    spoil_sql(queue, "UPDATE schedule SET %s WHERE name='odd'" % change, "UPDATE schedule SET next_at=1 WHERE name='good'")
+    for words in (["cron", "list"], ["cron", "list", "--json"], ["cron", "list", "--crontab"]):
+        queue.cli(*words)
+    assert "wrong value in " + change.partition("=")[0] in queue.out("cron", "list")
+    queue.beside("worker", "start", "--foreground")
+    queue.wait_for(1, "completed")
+    wait_until(lambda: len(queue.json("list", "--state", "completed")) > 1)
+    assert "Traceback" not in queue.background[-1].text()

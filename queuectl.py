@@ -4110,7 +4110,7 @@ class Database:
             self._socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
         for port, token in listeners:
             try:
-                self._socket.sendto(b"%s %d" % (token.encode(), count), ("127.0.0.1", port))
+                self._socket.sendto(b"%s %d" % (token.encode("utf-8", "surrogateescape"), count), ("127.0.0.1", port))
             except OSError:
                 pass  # it looks by itself within a second
 
@@ -9509,8 +9509,13 @@ def examine_queue(path: str, fix: bool) -> list:
     try:
         refuse_foreign_wal(path)
         with Store(path) as queue:
-            return (examine_database(queue, fix) + examine_workers(queue, fix) + examine_schedules(queue) + examine_logs(queue, fix) +
-                    examine_disk(path))
+            rows = []
+            for part in (examine_database, examine_workers, examine_schedules, examine_logs):
+                try:
+                    rows += part(queue, fix)
+                except WrongValue as error:
+                    rows.append(("bad", "database", explain_error(error, path)))
+            return rows + examine_disk(path)
     except UserError as error:
         return [("bad", "database", str(error))]
     except sqlite3.DatabaseError as error:
@@ -9529,7 +9534,7 @@ def examine_database(queue, fix: bool) -> list:
     return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % queue.db.path)]
 
 
-def examine_schedules(queue) -> list:
+def examine_schedules(queue, _fix: bool) -> list:
     faults = [(schedule, schedule.trouble(time.time())) for schedule in queue.schedules.list()]
     return [("bad", "schedules", "%s: %s; put it right with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
             for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]

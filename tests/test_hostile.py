@@ -567,3 +567,20 @@ def test_a_number_without_end_in_one_schedule_is_told_and_the_others_fire(queue,
     queue.wait_for(1, "completed")
     wait_until(lambda: len(queue.json("list", "--state", "completed")) > 1)
     assert "Traceback" not in queue.background[-1].text()
+
+
+def test_a_supervisor_whose_token_is_not_text_makes_no_enqueue_fail_that_was_stored(queue):
+    queue.enqueue("exit 0")
+    spoil_sql(queue, "INSERT INTO supervisor(pid, port, token, slots, kind, started_at) VALUES(1, 9, CAST(x'ff66' AS TEXT), 1, 'start', 1)")
+    assert queue.enqueue("exit 0") == 2
+    queue.cli("hold", "2")
+
+
+def test_doctor_that_only_looks_names_a_wrong_value_and_each_other_thing_it_looks_at(queue):
+    queue.enqueue("echo text")
+    queue.cli("worker", "start", "--drain", "--foreground")
+    spoil_sql(queue, "UPDATE job SET timeout='soon'")
+    told = queue.cli("doctor", check=False)
+    assert told.returncode == 1 and "job 1 has a wrong value in timeout: 'soon'" in told.stdout and "doctor --fix" in told.stdout
+    assert "restore a backup" not in told.stdout
+    assert {line.split()[1] for line in told.stdout.splitlines()} >= {"files", "database", "workers", "disk"}

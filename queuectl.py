@@ -4709,6 +4709,10 @@ class Workers(Part):
         """Whether a worker registered in this very file, by whatever path; true of one of a release that didn't say."""
         return worker.place is None or worker.place.startswith(self._db.place())
 
+    def is_moved(self, worker) -> bool:
+        """Whether the database was moved to another disk since: the worker may live on, and hold the locks that were deleted there."""
+        return not self.is_at_home(worker) and not os.path.exists(self.home(worker))
+
     def home(self, worker) -> str:
         """Return the path of the database as a worker knew it."""
         return worker.place.split(":", 2)[-1] if worker.place else self._db.path
@@ -4730,11 +4734,12 @@ class Workers(Part):
         lock = self.files_of(worker).lock(worker.id)
         if OS.is_held(lock):
             return True
-        if os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
-            return False
         away = not self.is_at_home(worker)
-        if away and os.path.exists(self.home(worker)):
+        moved = self.is_moved(worker)
+        if away and not moved:
             return False  # this is a copy: the worker is the other's
+        if not moved and os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
+            return False
         machine = OS.machine()
         if machine and worker.machine == machine:
             return OS.is_running(worker.pid, worker.born)
@@ -6348,7 +6353,8 @@ def take_from_dead(queue, worker, path: str):
 def end_attempt(queue, files, worker, job, record, group: int):
     """End what is left of a dead worker's attempt; return the pids of what lives on, as far as they are known, or None."""
     marks = ["%s=%s" % pair for pair in job_variables(job, queue.workers.home(worker)).items()]
-    here = record is not None and record.machine == OS.machine() and record.machine != "" and queue.workers.is_at_home(worker)
+    here = record is not None and record.machine == OS.machine() and record.machine != "" and (
+        queue.workers.is_at_home(worker) or queue.workers.is_moved(worker))
     for path in (files.output(worker.id), files.log(job.id, job.attempt)):
         left = OS.end_orphans(group, record.born, path, marks) if here else []
         if OS.is_held(path):

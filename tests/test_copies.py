@@ -275,11 +275,15 @@ def test_a_database_that_is_renamed_under_a_worker_waits_for_its_last_attempt(qu
     there.stop()
 
 
-def test_a_database_that_is_moved_to_another_disk_under_a_worker_waits_for_its_last_attempt(queue, tmp_path):
+@pytest.mark.parametrize("directory", [False, True], ids=["alone", "with its directory"])
+def test_a_database_that_is_moved_to_another_disk_under_a_worker_waits_for_its_last_attempt(queue, tmp_path, directory):
     queue.start(1)
     job = runs_until(queue, "notes")
     by_sqlite(queue, tmp_path / "moved.db")
     queue.db.unlink()
+    if directory:
+        shutil.copytree(str(queue.files), str(tmp_path / "moved.db") + ".d")
+        shutil.rmtree(str(queue.files), ignore_errors=True)
     there = another(queue, tmp_path / "moved.db")
     there.start(1)
     end = time.monotonic() + 2.5
@@ -304,6 +308,25 @@ def test_what_a_dead_worker_left_at_the_old_place_of_a_moved_database_must_end_f
     there.start(1)
     wait_until(lambda: (queue.dir / "notes").read_text().count("begin") == 2, message="it runs again")
     assert len([line for line in queue.processes().values() if "job-" in line and " sh -c" not in line]) <= 2, queue.processes()
+    (queue.dir / "notes.go").touch()
+    there.wait_for(job, "completed")
+    assert (queue.dir / "notes").read_text().count("end") == 1, "the first attempt was ended before the second began"
+    there.stop()
+
+
+def test_what_a_dead_worker_left_is_ended_though_database_and_directory_were_moved_to_another_disk(queue, tmp_path):
+    queue.start(1)
+    job = runs_until(queue, "notes")
+    for pid, line in queue.processes().items():
+        if "job-" not in line:
+            os.kill(pid, signal.SIGKILL)
+    by_sqlite(queue, tmp_path / "moved.db")
+    shutil.copytree(str(queue.files), str(tmp_path / "moved.db") + ".d")
+    shutil.rmtree(str(queue.files))
+    queue.db.unlink()
+    there = another(queue, tmp_path / "moved.db")
+    there.start(1)
+    wait_until(lambda: (queue.dir / "notes").read_text().count("begin") == 2, message="it runs again")
     (queue.dir / "notes.go").touch()
     there.wait_for(job, "completed")
     assert (queue.dir / "notes").read_text().count("end") == 1, "the first attempt was ended before the second began"

@@ -6684,7 +6684,7 @@ class Supervisor:
                 OS.signal_worker(pid, "look")
 
     def _cancel(self) -> None:
-        for pid in self.queue.workers.to_cancel(self.id):
+        for pid in set(self.queue.workers.to_cancel(self.id)).intersection(self._workers.pids()):  # a row may name any process
             OS.signal_worker(pid, "look")
 
     def _check_idle(self, now: float) -> None:
@@ -6702,7 +6702,8 @@ class Supervisor:
             return
         surplus = self.count - wanted
         if surplus > 0:
-            mine = sorted((w for w in self.queue.workers.workers() if w.supervisor == self.id and w.pid not in self._retiring),
+            pids = set(self._workers.pids()) - self._retiring
+            mine = sorted((w for w in self.queue.workers.workers() if w.supervisor == self.id and w.pid in pids),
                           key=lambda worker: worker.job is not None)
             for worker in mine[:surplus]:
                 self._retiring.add(worker.pid)

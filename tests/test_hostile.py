@@ -394,6 +394,34 @@ def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement
     assert "Traceback" not in queue.background[-1].text()
 
 
+@pytest.mark.parametrize("order", ["cancel", "scale"])
+@posix_only("signals")
+def test_a_supervisor_signals_no_process_that_a_row_names_but_that_is_not_its_own(queue, order):
+    """Of a row in a database that was handed over: the process is another's, and a signal would end it."""
+    queue.start(2)
+    other = subprocess.Popen(["sleep", "60"])
+    spare = queue.enqueue("--delay", "1h", "true")
+    jobs = [queue.enqueue(*queue.sleeper(30)) for _ in range(2)]
+    for job in jobs:
+        queue.wait_for(job, "processing")
+    with sqlite3.connect(str(queue.db)) as db:
+        db.execute("INSERT INTO worker(id, supervisor, pid, machine, started_at, place) SELECT 77, supervisor, ?, machine, 1, place "
+                   "FROM worker WHERE id=1", (other.pid,))
+        if order == "cancel":
+            db.execute("UPDATE job SET state='processing', worker=77, cancel=1, gate=NULL, attempt=1, started_at=1 WHERE id=?", (spare,))
+    db.close()
+    if order == "cancel":
+        queue.cli("cancel", jobs[0])  # it looks at once
+        queue.wait_for(jobs[0], "cancelled")
+    else:
+        queue.cli("worker", "scale", 1, check=False)
+        wait_until(lambda: "scaled from 2 to 1" in (queue.files / "workers.log").read_text(), message="it has scaled")
+    assert other.poll() is None, "still there"
+    other.kill()
+    other.wait()
+    queue.stop()
+
+
 def test_a_supervisor_whose_row_asks_for_a_million_workers_starts_no_such_number(store):
     store.workers.add_supervisor("start", 9, "t", 1, None)
     store.db.connection.execute("UPDATE supervisor SET slots=1000000")

@@ -2052,7 +2052,9 @@ class Posix(PosixOwners):
         first = "#!%s -IS" % sys.executable
         if " " in sys.executable or len(first) > 120:  # the kernel refuses that: let sh start it, by a line that Python reads as a string
             first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
-        return PROGRAM, "%s\nimport sys\n%s\n" % (first, "\n".join(launching(repr(path))))
+        alone = ("if not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):\n"
+                 "    del sys.path[0]  # it was started as `python queuectl`: nothing that lies beside it is to be imported")
+        return PROGRAM, "%s\nimport sys\n%s\n%s\n" % (first, alone, "\n".join(launching(repr(path))))
 
     def blocks(self, stream) -> bool:
         """Whether a read waits for more input."""

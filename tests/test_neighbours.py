@@ -93,6 +93,9 @@ def test_neighbours_of_the_file_that_was_installed_are_not_imported(queue, crowd
     launcher = queue.home / ".local" / "bin" / "queuectl"
     (launcher.parent / "json.py").write_text(BAIT)
     try_all(queue, [str(launcher)], crowded)
+    for name in ("sqlite3", "argparse", "signal"):
+        (launcher.parent / (name + ".py")).write_text(BAIT)
+    try_all(queue, [sys.executable, str(launcher)], crowded)  # not by its first line, which says -IS
     cached = list((crowded / "__pycache__").glob("queuectl*.pyc"))
     assert cached, "it starts from cached bytecode"
     queue.run([str(launcher), "install", "--uninstall"], env=env)

@@ -9301,11 +9301,12 @@ def args_cron_list(parser) -> None:
 def print_crontab(rows: list) -> None:
     """Print schedules as `cron load` and cron(8) read them, those of this machine's zone first."""
     here = zone = OS.zone(os.environ.get("TZ"))
-    for row, job, _ in sorted(rows, key=lambda found: "" if found[0].tz in (None, here) else found[0].tz):
+    for row, job, trouble in sorted(rows, key=lambda found: "" if found[0].tz in (None, here) else found[0].tz):
         left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items()
                     if key not in ("command", "cwd", "env", "shell", "stdin", "umask")]
         left_out += ["overlap=" + overlap_of(row)] if row.no_overlap else []
         line, why = crontab_line(row, job)
+        why = why or trouble  # a line of five fields and more would be a command of its own
         if row.tz and row.tz != zone and not why:
             zone = row.tz
             out("CRON_TZ=%s" % zone)
@@ -9329,10 +9330,10 @@ def crontab_line(schedule, job: dict) -> tuple:
     if folder != os.path.expanduser("~"):
         command = "cd %s && %s" % (OS.quote([folder]), command)
     why = ("paused" if schedule.paused else "every %s" % duration_text(schedule.every) if schedule.spec is None else
-           "not for cron" if "\\%" in command + (job.get("stdin") or "") or "#" in schedule.spec or schedule.spec[0] != "@" and "l" in
+           "not for cron" if "\\%" in command + (job.get("stdin") or "") or "#" in schedule.spec or schedule.spec[:1] != "@" and "l" in
            schedule.spec.lower().replace("jul", "") else
            "more than a line" if not (command + stdin).isprintable() else None)
-    return "%s %s" % (schedule.spec or "", command.replace("%", "\\%") + stdin), why
+    return "%s %s" % (" ".join((schedule.spec or "").split()), command.replace("%", "\\%") + stdin), why
 
 
 def cmd_cron_list(queue, args) -> None:

@@ -612,3 +612,12 @@ def test_doctor_that_only_looks_names_a_wrong_value_and_each_other_thing_it_look
     assert told.returncode == 1 and "job 1 has a wrong value in timeout: 'soon'" in told.stdout and "doctor --fix" in told.stdout
     assert "restore a backup" not in told.stdout
     assert {line.split()[1] for line in told.stdout.splitlines()} >= {"files", "database", "workers", "disk"}
+
+
+@pytest.mark.parametrize("change", ["spec='* * * * * touch evil;'", "spec='@daily touch evil;'", "tz='UTC' || char(10) || '* * * * * touch evil'",
+                                    "spec='*' || char(10) || '* * * *'", "spec=''"])
+def test_a_crontab_that_is_printed_runs_nothing_but_the_commands_of_its_schedules(queue, change):
+    queue.cli("cron", "add", "odd", "* * * * *", "exit 0")
+    spoil_sql(queue, "UPDATE schedule SET " + change)
+    lines = [line for line in queue.out("cron", "list", "--crontab").splitlines() if line[:1] != "#" and not line.startswith("CRON_TZ")]
+    assert not [line for line in lines if "evil" in line or not line.startswith("* * * * * ")], lines

@@ -8963,6 +8963,8 @@ def cmd_explain(queue, args) -> None:
     job = one_job(queue, args.id)
     reasons = queue.look.why_waiting(job) if job.state in WAITING else []
     reasons += why_workers_wait(queue, job)
+    if job.state in WAITING and not reasons:
+        reasons = why_not_taken(queue, job)
     dead = any(worker.id == job.worker and queue.workers.is_alive(worker) is False for worker in queue.workers.workers())
     if args.json:
         out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
@@ -8993,6 +8995,17 @@ def why_workers_wait(queue, job) -> list:
     elif not set(serve) <= set(silent):
         supervisors = [fact for fact in supervisors if fact["id"] not in silent]  # another takes it
     return [("worker", "%s %s" % wait) for wait in waits(workers, supervisors)]
+
+
+def why_not_taken(queue, job) -> list:
+    """As why_workers_wait: idle workers that leave a job alone for a second, though nothing keeps it back."""
+    serve, limit = serving(queue, job), time.monotonic() + LOOK_S
+    idle = [fact["id"] for fact in worker_facts(queue) if fact["job"] is None and fact["supervisor"] in serve]
+    while idle and time.monotonic() < limit:
+        if queue.look.find(job.id) != job:
+            return []
+        time.sleep(0.02)
+    return [("worker", "worker %d is idle and does not take it (its process may be stopped)" % number) for number in idle[:5]]
 
 
 def serving(queue, job) -> list:

@@ -629,3 +629,17 @@ def test_config_list_says_when_a_setting_holds(queue):
     assert len(rows) == 1 + len(queuectl.SETTINGS)
     fixed = {row[0] for row in rows if "from enqueue" in " ".join(row)}
     assert fixed == {"max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell"}
+
+
+def test_an_idle_worker_that_is_stopped_is_named_by_explain(queue):
+    queue.start(1)
+    queue.wait_for(queue.enqueue("exit 0"), "completed")  # and rests: it is not stopped in a transaction
+    pid = only(queue.json("worker", "list"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        job = queue.enqueue("exit 0")
+        assert queue.out("explain", job) == "job %d waits: worker 1 is idle and does not take it (its process may be stopped)" % job
+        assert only(queue.json("explain", job)["reasons"])["reason"] == "worker"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    queue.wait_for(job, "completed")

@@ -4338,7 +4338,7 @@ class Life(Part):
             return
         facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
                  "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
-        data = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
+        data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
                     hook=key, cwd=job.cwd, base=data[0] if data else b"")
@@ -4503,7 +4503,7 @@ class Claims(Part):
                 return None
             env = self._env
             if job.env != env[0]:  # jobs mostly share one, whose id is never given again
-                row = self._db.execute("SELECT data FROM env WHERE id=?", (job.env,)).fetchone()
+                row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
                 env = (job.env, row[0] if row else b"")
         self._env = env  # not before the commit: the id of one that is rolled back is given again
         return job, env[1]
@@ -5138,7 +5138,7 @@ class Schedules(Part):
             return None
         for number in unfinished:
             self._store.life.cancel_one(self._store.look.row(number), now)
-        data = self._db.execute("SELECT data FROM env WHERE id=?", (schedule.env,)).fetchone()
+        data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
         plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
         [job] = plan.store(self._store, now)
         self._set(schedule, last_job=job)
@@ -5268,15 +5268,15 @@ class Look(Part):
         now, job = self._db.clock(), job._replace(queue=searchable(job.queue))
         if job.held:
             reasons.append(("held", None))
-        parents = [p for p, in self._db.read("SELECT parent FROM dep WHERE child=? AND done=0 LIMIT 6", (job.id,))]
+        parents = [p for _, p in self._db.rows("dep", "child, parent", "dep WHERE child=? AND done=0 LIMIT 6", (job.id,))]
         if parents:
             reasons.append(("parents", parents))
         if job.run_at > now:
             reasons.append(("time", job.run_at))
         if job.gate == KEYED:
-            reasons.extend(("key", holder) for holder, in self._db.read("SELECT job FROM keylock WHERE key=?", (job.key,)))
-        rows = self._db.read("SELECT paused, max_running, next_at, every FROM queue WHERE name=?", (job.queue,))
-        paused, limit, next_at, every = rows[0] if rows else (0, None, 0, None)
+            reasons.extend(("key", holder) for _, holder in self._db.rows("keylock", "key, job", "keylock WHERE key=?", (job.key,)))
+        rows = self._db.rows("queue", "name, paused, max_running, next_at, every", "queue WHERE name=?", (job.queue,))
+        _, paused, limit, next_at, every = rows[0] if rows else (None, 0, None, 0, None)
         if paused:
             reasons.append(("paused", job.queue))
         if limit is not None and self._store.queues.counts(job.queue)["processing"] >= limit:

@@ -381,6 +381,7 @@ def spoil_sql(queue, *statements):
     "UPDATE sqlite_sequence SET seq=9223372036854775807 WHERE name='env'",
     "UPDATE job SET gate=1, run_at=1, name=CAST(x'66ff' AS TEXT) WHERE id=1", "UPDATE job SET error=CAST(x'ff' AS TEXT) WHERE id=1",
     "UPDATE job SET expires_at=1, queue=CAST(x'ff' AS TEXT) WHERE id=1", "UPDATE job SET command=CAST(x'ff' AS TEXT) WHERE id=1",
+    "UPDATE env SET data='A=1'", "UPDATE env SET data=7, uses='x'",
     "INSERT INTO queue(name) VALUES(CAST(x'ff' AS TEXT))", "INSERT INTO config VALUES('on_idle', CAST(x'ff' AS TEXT))",
     "INSERT INTO worker(supervisor, pid, started_at, note) VALUES(1, 1, 1, CAST(x'ff' AS TEXT))",
     "INSERT INTO history(job, state, outcome, finished_at) VALUES(1, 'dead', CAST(x'ff' AS TEXT), 1)",
@@ -621,3 +622,15 @@ def test_a_crontab_that_is_printed_runs_nothing_but_the_commands_of_its_schedule
     spoil_sql(queue, "UPDATE schedule SET " + change)
     lines = [line for line in queue.out("cron", "list", "--crontab").splitlines() if line[:1] != "#" and not line.startswith("CRON_TZ")]
     assert not [line for line in lines if "evil" in line or not line.startswith("* * * * * ")], lines
+
+
+@pytest.mark.parametrize("statement", ["UPDATE queue SET max_running='x'", "UPDATE queue SET paused=x'00'", "UPDATE queue SET next_at='x', every=1",
+                                       "UPDATE queue SET every=x'ff'", "UPDATE keylock SET job=x'ff'", "UPDATE keylock SET job='x'",
+                                       "UPDATE dep SET parent='x' WHERE child=3"])
+def test_explain_says_in_one_line_which_row_holds_a_wrong_value(queue, statement):
+    for words in (["--key", "k"], ["--key", "k"], ["--after", "1"]):
+        queue.enqueue(*words, "exit 0")
+    spoil_sql(queue, statement)
+    found = [queue.cli("explain", job, check=False) for job in (2, 3)]
+    assert {done.returncode for done in found} <= {0, 2}, found
+    assert any("doctor --fix" in done.stderr for done in found), found

@@ -4701,9 +4701,10 @@ class Workers(Part):
         if not self._db.read("SELECT 1 FROM worker WHERE instr(place, ?)<>1 LIMIT 1", (self._db.place(),)):
             return
         try:
-            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and not (
-                os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self._db.files.output(worker.id)) or
-                self.is_alive(worker))])
+            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and (
+                not OS.is_held(self.files_of(worker).lock(worker.id)) if worker.job is None else not (  # it takes no job from this file
+                    os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self._db.files.output(worker.id)) or
+                    self.is_alive(worker)))])
         except (sqlite3.OperationalError, OSError):
             pass  # who may not write can look all the same
 
@@ -8031,8 +8032,8 @@ def wanted_left(queue, wanted: set, level: int) -> bool:
         if not OS.is_held(queue.db.files.lock("s%d" % supervisor.id)):
             orphans = [worker for worker in queue.workers.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
-                alive = OS.is_held(queue.db.files.lock(worker.id)) or (
-                    worker.place and queue.workers.is_alive(worker))  # else it may be a copy's
+                alive = OS.is_held(queue.db.files.lock(worker.id)) or (  # else it may be a copy's, or any process that a row names
+                    worker.place and queue.workers.is_at_home(worker) and queue.workers.is_alive(worker))
                 if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
             if not orphans:

@@ -423,6 +423,27 @@ def test_a_supervisor_signals_no_process_that_a_row_names_but_that_is_not_its_ow
     queue.stop()
 
 
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+@posix_only("signals")
+def test_stop_signals_no_process_that_a_row_of_a_database_from_elsewhere_names(queue, busy):
+    other = subprocess.Popen(["sleep", "60"])
+    job = queue.enqueue("--delay", "1h", "true")
+    with sqlite3.connect(str(queue.db)) as db:
+        db.execute("INSERT INTO supervisor(id, pid, port, token, slots, kind, started_at) VALUES(1, ?, 1, 't', 1, 'start', 1)", (other.pid,))
+        db.execute("INSERT INTO worker(id, supervisor, pid, machine, started_at, place) VALUES(1, 1, ?, ?, 1, ?)",
+                   (other.pid, queuectl.OS.machine(), "1:1:/no/such/place.db"))
+        if busy:
+            db.execute("UPDATE job SET state='processing', worker=1, gate=NULL, attempt=1, started_at=1 WHERE id=?", (job,))
+    db.close()
+    stop = queue.beside("worker", "stop", "--now")
+    wait_until(lambda: "waiting for job" in stop.text() or stop.poll() is not None, message="it has looked")
+    assert other.poll() is None, "still there"
+    assert busy or stop.ends() == 0, "a worker of another file takes no job from this one"
+    other.kill()
+    other.wait()
+    assert stop.ends() == 0
+
+
 def test_a_supervisor_whose_row_asks_for_a_million_workers_starts_no_such_number(store):
     store.workers.add_supervisor("start", 9, "t", 1, None)
     store.db.connection.execute("UPDATE supervisor SET slots=1000000")

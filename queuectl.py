@@ -793,8 +793,9 @@ def begins_json(text: str) -> bool:
     rest = text[1:].lstrip(BLANK)
     if text[:1] == "{":
         return not rest or rest.startswith(('"', "}", "command:", "'command'"))  # the last two: quotes lost, or wrong ones
-    gap = text[1:len(text) - len(rest)]
-    return text[:1] == "[" and (rest[:1] in ("", "{", "]") or rest[:1] == '"' and (not gap or "\n" in gap))
+    gap = text[1:len(text) - len(rest)]  # sh needs a blank after `[` and `[[`
+    return text[:1] == "[" and (rest[:1] in ("", "{", "]") or (not gap or "\n" in gap) and (
+        rest[0] in '"-0123456789' or rest[0] == "[" and not rest[1:2].isspace()))
 
 
 def line_end(text: str, pos: int) -> int:

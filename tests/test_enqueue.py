@@ -306,11 +306,12 @@ def test_a_file_of_json_is_json_however_it_is_laid_out(queue, text):
 
 
 def test_json_and_commands_may_share_a_file_and_each_fault_is_told_by_its_line(queue):
-    text = "echo first\n" + json.dumps(JOBS[0], indent=2) + "\n[ -f x ] && echo y\n{ echo group; }\n"
+    text = "echo first\n" + json.dumps(JOBS[0], indent=2) + "\n[ -f x ] && echo y\n[[ -f x ]] && echo z\n{ echo group; }\n"
     queue.cli("enqueue", "--file", "-", stdin=text)
-    assert [job["command"] for job in queue.json("list")][::-1] == ["echo first", "echo 1", "[ -f x ] && echo y", "{ echo group; }"]
+    assert [job["command"] for job in queue.json("list")][::-1] == ["echo first", "echo 1", "[ -f x ] && echo y",
+                                                                    "[[ -f x ]] && echo z", "{ echo group; }"]
     error = one_error_line(queue.cli("enqueue", "--file", "-", stdin=text.replace("job1", "job2") + '{"command": "x", "slots": 0}', check=False))
-    assert "line 9: slots" in error and len(queue.json("list")) == 4
+    assert "line 10: slots" in error and len(queue.json("list")) == 5
 
 
 BAD_JSON = {  # -> what the message must name
@@ -319,7 +320,8 @@ BAD_JSON = {  # -> what the message must name
     '[\n  {"command": "a"}\n  {"command": "b"}\n]': "line 3",
     '[{"command": "a"},\n {"command": "b", "slots": 0}]': "line 1, item 2",
     '[{"command": "a"},\n {"id": "b"}]': "line 1, item 2", '[\n  "make a",\n  "make b"\n]': "line 1, item 1",
-    '["make", "test"]': "line 1, item 1", "[\n[]\n]": "line 1, item 1", "[\n]": "no job", "[]": "no job", "{}": "line 1",
+    '["make", "test"]': "line 1, item 1", "[\n[]\n]": "line 1, item 1", "true\n[1,2]": "line 2, item 1", '[["true"]]': "line 1, item 1",
+    "[-1]": "line 1, item 1", "[[\n]]": "line 1, item 1", "[\n]": "no job", "[]": "no job", "{}": "line 1",
     '{"command":': "line 1", '{"command": "a"} {"command": "b"}': "line 1", '{"command": "a"},\n{"command": "b"}': "line 1",
     '\ufeff\n{ "command": "a" ': "line 2", "{'command': 'a'}": "line 1", "{command: a}": "line 1", "{\necho a\n}": "line 1",
     "true\n{\n": "line 2", "[\n" * 20000: "line 1", '{"a":' * 20000: "line 1"}

@@ -7782,9 +7782,10 @@ class Run:
         done, total = counts["completed"], self._total
         bad = queue.look.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
         for job in bad:
-            out("%s job %d%s, %s, attempt %d: %s" % (
-                paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "", plain(job.error or job.state),
-                job.attempt, fit(plain(job.command), 200)))
+            out("%s job %d%s%s: %s" % (
+                paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "",
+                ", %s, attempt %d" % (plain(job.error or job.state), job.attempt) if job.attempt else " did not run, " + ending_text(job),
+                fit(plain(job.command), 200)))
             for line in last_lines(queue.db.files.log(job.id, job.attempt), 10):
                 out("    " + line)
         failed = counts["dead"] + counts["cancelled"]

@@ -1291,7 +1291,7 @@ def launching(path: str) -> list:
     """Statements that load this file, by its path and from cached bytecode, and run it; `path` is a literal."""
     return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
             "queuectl.__file__ = " + path, "SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)",
-            "sys.exit(queuectl.main())"]
+            "queuectl.leave(queuectl.main())"]
 
 
 def copy_bytes(source, target, most: int) -> int:
@@ -10143,6 +10143,18 @@ def perform(args):
         return args.run(queue, args)
 
 
+def leave(status: int) -> None:
+    """End this process without the teardown of Python's objects: the system frees them sooner (5 ms of 28 from bytecode)."""
+    import atexit
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, OutputLost):
+            pass  # main has told of what was lost
+    os._exit(status if status < 2**31 else -1)
+
+
 def main(argv=None) -> int:
     """Run one command line; return its exit status.  No traceback reaches a user who has not asked for it."""
     database, output = None, prepare_streams()
@@ -10166,4 +10178,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

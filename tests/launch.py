@@ -5,4 +5,4 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import queuectl
 
-sys.exit(queuectl.main())
+queuectl.leave(queuectl.main())

@@ -144,7 +144,7 @@ def test_without_a_folder_of_the_script_on_the_path_nothing_else_is_taken_off_it
     mine = queue.dir / "mine"
     mine.mkdir()
     (mine / "tzdata").mkdir()
-    text = (crowded / "queuectl.py").read_text("utf-8").replace("    sys.exit(main())", "    print(sys.path)")
+    text = (crowded / "queuectl.py").read_text("utf-8").replace("    leave(main())", "    print(sys.path)")
     (crowded / "queuectl.py").write_text(text, encoding="utf-8")
     shown = queue.run([sys.executable, str(crowded / "queuectl.py")],
                       env=dict(env, PYTHONPATH=str(mine), BAIT=str(queue.dir / "bait"))).stdout

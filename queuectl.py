@@ -1853,7 +1853,7 @@ class Posix(PosixOwners):
                 return self._start(program, words, {**env, b"PWD": self._directory(env)}, spec)
             except OSError:
                 pass  # no program, no #!, no permission, no memory...
-        words = ["/bin/sh"] if shell is None else self.find_shell(shell, env)
+        words = self._sh(env) if shell is None else self.find_shell(shell, env)
         if not words:
             raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(shell))
         argv = shell_arguments(words, command)
@@ -1862,6 +1862,17 @@ class Posix(PosixOwners):
                 file.write(raw(command) + b"\n")
             argv[-2:] = [given(spec.script)]
         return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, spec)
+
+    def _sh(self, env: dict) -> list:
+        """Return sh; if that is dash, which drops variables whose names are not identifiers, a bash that does as dash does.
+
+        bash passes them on.  -p keeps it from running functions that the environment holds, xpg_echo has its echo read escapes.
+        """
+        if os.path.realpath("/bin/sh").endswith("dash") and not all(name.decode("ascii", "replace").isidentifier() for name in env):
+            bash = self._find(b"bash", {b"PATH": b"/bin:/usr/bin:/usr/local/bin"})
+            if bash:
+                return [text_of(bash), "-p", "-O", "xpg_echo"]
+        return ["/bin/sh"]
 
     def find_program(self, name: str, env: dict):
         """Return the program by this path, or by this name on the PATH of `env`; None if there is none."""

@@ -57,7 +57,7 @@ ROWS = [
     Row("main",         "host",      THIS,   None,     CORE, 400, "default"),  # all of them: `make test`
     Row("windows3.13",  "wine",      "3.13", None,     CORE, 900, "default"),
     Row("windows3.8",   "wine",      "3.8",  None,     CORE, 900, "default"),
-    Row("pypy",         "pypy",      "PyPy", None,     CORE, 480, "default"),
+    Row("pypy",         "pypy",      "PyPy", None,     CORE, 720, "default"),
     Row("fallbacks",    "fallbacks", THIS,   None,     CORE, 480, "default"),
     Row("python3.8",    "host",      "3.8",  None,     CORE, 400, "default"),
     # Each old SQLite on a Python of its own, so that a row tries both.

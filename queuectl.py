@@ -7463,9 +7463,9 @@ def print_workers(facts) -> None:
 
 
 # == Commands ==========================================================================
-# One function a command, its arguments above it, and the table of them all at the end.  A command that takes (queue, args) is
-# given the queue, open.  It returns its exit status, None for 0.
-# Calls Views, Supervisor, Store; nothing calls a command but the parser.
+# One function per command, with its arguments above it; the table of all commands is at the end.  A command that takes (queue, args)
+# gets the open queue.  Each command returns its exit status, None for 0.
+# Calls Views, Supervisor, Store; only the parser calls a command.
 
 def open_queue(args):
     refuse_foreign_wal(find_database(args.db))
@@ -7481,7 +7481,7 @@ def tell_wait(why) -> None:
 
 
 def args_none(parser) -> None:
-    """For a command without arguments of its own."""
+    """Add nothing: the command has no arguments of its own."""
 
 
 def add_json(parser) -> None:
@@ -7489,7 +7489,7 @@ def add_json(parser) -> None:
 
 
 def typed(parse, what: str):
-    """The type of an argument for argparse."""
+    """Return the type of an argument for argparse."""
     return lambda raw: parse(raw, what)
 
 
@@ -7513,7 +7513,7 @@ def add_job_options(parser, taker="") -> None:
 
 
 def job_options(args) -> dict:
-    """What the command line says of a job."""
+    """Return the job options that the command line gives."""
     options = {dest[4:]: value for dest, value in vars(args).items() if dest.startswith("job_") and value is not None}
     if "stdin" in options:
         if options["stdin"] == getattr(args, "file", None) == "-":
@@ -7530,7 +7530,7 @@ def cmd_enqueue(args) -> None:
         return enqueue_file(args, options)
     if not args.rest:
         raise UserError("what shall it run? Give a command, as in: %s enqueue echo hello" % invoked())
-    plan = Plan([job_of_words(args.rest, options)])  # refused before a database is made
+    plan = Plan([job_of_words(args.rest, options)])  # a bad job is refused before a database is created
     with open_queue(args) as queue:
         [job] = queue.enqueue_many(plan)
         if plan.twins:
@@ -7543,7 +7543,7 @@ def cmd_enqueue(args) -> None:
 
 
 def job_of_words(words: list, options: dict) -> dict:
-    """The job that a command line describes: words, one shell string, or one JSON object."""
+    """Return the job that a command line describes: words, one shell string, or one JSON object."""
     text = words[0].strip(BLANK)
     if len(words) > 1 and text[:1] == "{" and begins_json(text):
         raise UserError("a JSON object must be one argument: put it into single quotes, or into a file for `enqueue --file`")
@@ -7556,14 +7556,14 @@ def job_of_words(words: list, options: dict) -> dict:
 
 
 def shell_command(text: str) -> str:
-    """A command where no JSON is taken."""
+    """Return `text`, a command in a place that takes no JSON; raise UserError if it is JSON."""
     if begins_json(text.strip(BLANK)):
         raise UserError("a shell command is needed here, not JSON: %s" % quoted(text))
     return text
 
 
 def this_job(queue):
-    """The running job of this queue in which this command runs, or None: its environment says so."""
+    """Return the running job of this queue in which this command runs, or None; the environment names it."""
     told = os.environ.get
     try:
         if not os.path.samefile(told("QUEUECTL_DB", ""), queue.db.path):
@@ -7575,7 +7575,10 @@ def this_job(queue):
 
 
 def begin_wait(queue, ids: list) -> tuple:
-    """(the job in which this command runs or None, the ids that it may wait for): never itself, nor what can't end before it."""
+    """Return (the job in which this command runs or None, the ids that it may wait for).
+
+    Those ids include neither that job nor any job that can't end before it.
+    """
     within = this_job(queue)
     if within is None or not ids:
         return within, ids
@@ -7594,7 +7597,7 @@ def begin_wait(queue, ids: list) -> tuple:
 def deadlocked(queue, number: int, seen=frozenset()) -> bool:
     """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs.
 
-    Workers that stop take no job: where no others are left, one that they still run waits in vain.
+    Stopping workers claim no job.  If only such workers are left, a job that they still run waits in vain.
     """
     job = queue.look.find(number)
     if job is None or job.state not in WAITING or number in seen:
@@ -7627,7 +7630,7 @@ def deadlock_text(number: int, within) -> str:
 
 
 def warn_if_stuck(queue, number: int) -> None:
-    """Says so where nothing will pick a job up."""
+    """Warn the user if no worker will take a job."""
     job = queue.look.job(number)
     if not serving(queue, job):
         talk("no worker serves it: start some with `%s worker start`" % invoked())
@@ -7657,7 +7660,7 @@ def batch_label(path: str) -> str:
 
 
 def read_stdin(most: int) -> bytes:
-    """Return standard input, all of it even if another program has set it not to block: a read ends before its end then."""
+    """Return standard input to its end.  If another program has made it non-blocking, a single read may end early."""
     if sys.stdin is None:
         raise UserError("standard input is closed")
     data = sys.stdin.buffer.read(most) or b""
@@ -7672,7 +7675,7 @@ def read_stdin(most: int) -> bytes:
 
 
 def read_bytes(path: str, most: int = -1) -> bytes:
-    """Return what is in a user's file (-: standard input); UserError if it can't be read."""
+    """Return the bytes of a user's file (-: standard input); raise UserError if it can't be read."""
     try:
         if path == "-":
             return read_stdin(most)
@@ -7688,7 +7691,7 @@ def read_text(path: str) -> str:
 
 
 def read_items(path: str) -> list:
-    """(place, command or dict) of each job in a bulk file, all checked as far as the file goes."""
+    """Return (place, command or dict) of each job in a bulk file; the whole file is parsed first."""
     items = list(parse_items(read_text(path)))
     if not items:
         raise UserError("%s holds no job: a command a line is needed, or JSON objects" % quoted(path))
@@ -7726,19 +7729,19 @@ def check_writable(path: str) -> None:
 
 
 class Run:
-    """A one-shot: its jobs, a supervisor in the foreground that takes no others, progress, a summary."""
+    """A one-shot run: its jobs, a foreground supervisor that takes no other jobs, progress, a summary."""
 
     def __init__(self, database: str, plan, label: str, count: int, junit_path):
         self._junit = junit_path
         self._begun = time.monotonic()
         self._look_at = self._begun + 1.0
-        self._stalled = self._told = None  # why nothing ran at the last look, and what was last told of that
+        self._stalled = self._told = None  # why nothing ran at the last look, and which reason was last printed
         self._progress = Progress(len(plan.items), lines=True)
         self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), {"drain": True}, print_trouble, worker_argv(database))
         try:
             with Store(database) as queue:
                 ids = queue.enqueue_many(plan, label=label, pool=self._supervisor.id)
-                self._total, self._batch, self._twins = len(ids), plan.batch, plan.twins  # the first: lines of the input
+                self._total, self._batch, self._twins = len(ids), plan.batch, plan.twins  # the total counts duplicates too
                 self._within, self._awaited = begin_wait(queue, [job for job in ids if job > plan.newest])
         except BaseException:
             self._supervisor.close()
@@ -7772,7 +7775,7 @@ class Run:
         self._progress.show(done, "%s  %d running" % (note, counts["processing"]), time.monotonic() - begun)
 
     def _tell_why_stalled(self, queue) -> None:
-        """Say what keeps all of its jobs back, when that lasts for a second; a wait for a retry is in the progress."""
+        """Print what keeps all jobs of the run waiting, if it lasts for a second; the progress shows a wait for a retry."""
         job, before = queue.claims.stalled_job(self._supervisor.id), self._stalled
         reasons = [reason for reason in queue.look.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
         self._stalled = [reason for reason, _ in reasons]
@@ -7854,7 +7857,7 @@ def args_worker_start(parser) -> None:
 
 
 def queue_list(names):
-    """`a,b` as `/a/b/`, the form in which Store compares it; None for all."""
+    """Return `a,b` as `/a/b/`, the form in which Store compares queue names; None for all."""
     if names is None:
         return None
     return slashed([parse_name(name.strip(), "a queue") for name in names.split(",")])
@@ -7864,7 +7867,7 @@ def cmd_worker_start(args) -> int:
     import json
     database = find_database(args.db)
     announced = args.announce is not None
-    asked = json.loads(args.announce or "{}")  # all that is asked for but --count, which `worker scale` changes
+    asked = json.loads(args.announce or "{}")  # all options but --count, which `worker scale` changes
     if not asked:
         asked = {name: getattr(args, name) for name in ("drain", "foreground", *WORKER_LIMITS)}
         asked["queues"] = queue_list(args.queue)
@@ -7896,26 +7899,26 @@ def cmd_worker_start(args) -> int:
 
 
 def tell_root(database: str) -> None:
-    """Whose jobs root is about to run."""
+    """Tell root whose jobs are about to run as root."""
     name = OS.other_owner(database)
     if name:
         talk("you are root: the jobs of this queue, which is %s's, run as root" % name)
 
 
 def take_answer_pipe() -> int:
-    """The pipe to the `worker start` that waits for us; from here on our stdout is the log, as stderr is."""
+    """Return the pipe to the `worker start` that waits for us; from here on our stdout is the log, as stderr is."""
     answer = os.dup(1)
     os.dup2(2, 1)
     return answer
 
 
 def announce(answer, line: str) -> None:
-    """Tells the `worker start` that waits for us how it went; only the first word counts."""
+    """Tell the `worker start` that waits for us how the start went; only the first word counts."""
     if answer is not None:
         try:
             os.write(answer, line.encode("utf-8", "replace") + b"\n")
         except OSError:
-            pass  # it did not wait
+            pass  # that `worker start` did not wait
 
 
 def start_in_background(args, database: str, asked: str) -> None:
@@ -7927,9 +7930,9 @@ def start_in_background(args, database: str, asked: str) -> None:
 
 
 def launch(database: str, count: int, asked: str) -> tuple:
-    """Starts a supervisor in the background; returns (its pid, its log) when its workers are ready.
+    """Start a supervisor in the background; return (its pid, its log) when its workers are ready.
 
-    `asked` is the JSON of cmd_worker_start, or the words that 1.0 wrote, one a line.
+    `asked` is the JSON of cmd_worker_start, or the words that 1.0 wrote, one per line.
     """
     words = [asked] if asked[:1] == "{" else ["", *asked.splitlines()]
     with Store(database) as queue:
@@ -7962,9 +7965,10 @@ def cmd_worker_stop(queue, args) -> int:
 
 
 def stop_supervisors(queue, wanted: set, level: int):
-    """Stop these supervisors and wait for their end; None if that is only asked for, False if something could not be released.
+    """Stop these supervisors and return True when they have ended.
 
-    Told to stop now, they have kill_grace and some seconds; then they are killed.
+    Return None if they were only asked to stop, False if something could not be released.  Supervisors that should stop
+    now (level 2) have kill_grace and some seconds; then they are killed.
     """
     within = this_job(queue)
     own = {worker.supervisor for worker in queue.workers.workers() if within is not None and worker.id == within.worker}
@@ -7972,7 +7976,7 @@ def stop_supervisors(queue, wanted: set, level: int):
         queue.db.patience = 2.0
         if own & wanted:
             queue.workers.spare(within)
-    for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may end us at once
+    for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may kill us at once
         ask_stop(queue, supervisor, level)
     if within is not None:
         talk("job %d runs this command, which therefore does not wait until the workers have stopped" % within.id)
@@ -7984,7 +7988,7 @@ def stop_supervisors(queue, wanted: set, level: int):
         try:
             if not wanted_left(queue, wanted, level):
                 return True
-        except (sqlite3.OperationalError, OSError) as error:  # what dead ones held can't be written
+        except (sqlite3.OperationalError, OSError) as error:  # the database can't be written: what dead workers held stays
             if is_damage(error):
                 raise
             end_at = min(end_at, time.monotonic() + 4.0)
@@ -8001,7 +8005,7 @@ def stop_supervisors(queue, wanted: set, level: int):
 
 
 def ask_stop(queue, supervisor: int, level: int) -> None:
-    """Ask in the database; while nobody can write there, `now` is told by a signal."""
+    """Ask for a stop in the database; if it can't be written, send `now` by a signal."""
     try:
         queue.workers.ask_stop(supervisor, level)
     except (sqlite3.OperationalError, OSError) as error:
@@ -8013,12 +8017,12 @@ def ask_stop(queue, supervisor: int, level: int) -> None:
 
 
 def is_here(record) -> bool:
-    """Whether the process that wrote a lock file is one of this machine, to which a signal may be sent."""
+    """Whether the process that wrote a lock file belongs to this machine, so that a signal may be sent to it."""
     return record is not None and record.machine == OS.machine() != "" and record.pid > 1
 
 
 def kill_supervisors(queue, wanted: set) -> None:
-    """Kill what did not end now: a process that is stopped, or stuck.  What it held is rescued."""
+    """Kill the processes that did not end in time: they are stopped or stuck.  Their jobs are rescued."""
     names = [w.id for w in queue.workers.workers() if w.supervisor in wanted] + ["s%d" % number for number in wanted]
     for path in map(queue.db.files.lock, names):
         record = read_record(path)
@@ -8027,7 +8031,7 @@ def kill_supervisors(queue, wanted: set) -> None:
 
 
 def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
-    """Say what a stop waits for: jobs that run, and what their workers and supervisors wait for."""
+    """Print what a stop waits for: running jobs, and what their workers and supervisors wait for."""
     workers = [fact for fact in worker_facts(queue) if fact["supervisor"] in wanted]
     supervisors = [fact for fact in supervisor_facts(queue, queue.workers.unanswered()) if fact["id"] in wanted]
     running = [str(fact["job"]) for fact in workers if fact["job"] and not fact["note"]]
@@ -8039,13 +8043,13 @@ def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
 
 
 def wanted_left(queue, wanted: set, level: int) -> bool:
-    """Whether any of these supervisors is left; the workers of a dead one are waited for, and their jobs released."""
+    """Whether any of these supervisors is left.  Stop the workers of a dead one and release their jobs."""
     left = [s for s in queue.workers.supervisors() if s.id in wanted]
     for supervisor in left:
         if not OS.is_held(queue.db.files.lock("s%d" % supervisor.id)):
             orphans = [worker for worker in queue.workers.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
-                alive = OS.is_held(queue.db.files.lock(worker.id)) or (  # else it may be a copy's, or any process that a row names
+                alive = OS.is_held(queue.db.files.lock(worker.id)) or (  # else the row may be a copy's, or name any process
                     worker.place and queue.workers.is_at_home(worker) and queue.workers.is_alive(worker))
                 if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
                     OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
@@ -8072,8 +8076,8 @@ def cmd_worker_scale(queue, args) -> None:
 
 
 def cmd_worker_restart(queue, args) -> None:
-    """New workers first, from the file as it is now; then the old ones end, each after its job."""
-    old = [s for s in queue.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces those that stop
+    """Start new workers first, from the file as it is now; then stop the old ones, each after its job."""
+    old = [s for s in queue.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces the stopping ones
     if not old:
         raise UserError("no workers are running: start some with `%s worker start`" % invoked())
     if any("--foreground" in s.arguments.splitlines() or
@@ -8105,7 +8109,7 @@ def args__worker(parser) -> None:
 
 
 def cmd__worker(args) -> None:
-    """A worker as a program of its own, where processes don't fork; its arguments are a Post and its wake-up."""
+    """Run a worker as a separate program, for systems without fork; its arguments are a Post and its wake-up."""
     post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
                 args.own == "1", None if args.load == "-" else float(args.load))
     work(post, OS.worker_signals(args.where), print_trouble if post.own else Log(Files(post.database).journal))
@@ -8183,7 +8187,7 @@ def say_more(limit: int, total, shown: int) -> None:
 
 
 def job_pages(queue, states, limit: int, filters=None):
-    """Jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
+    """Yield jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
     before, left, filters = None, limit or 2**62, filters or {}
     while left > 0:
         page = queue.look.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
@@ -8191,7 +8195,7 @@ def job_pages(queue, states, limit: int, filters=None):
             return
         yield page
         if filters.get("sort"):
-            return  # another order has no place to go on from
+            return  # a custom order has no id to continue from
         before, left = page[-1].id, left - len(page)
 
 
@@ -8263,7 +8267,7 @@ def cmd_show(queue, args) -> None:
 
 
 def history_row(queue, job, attempt) -> dict:
-    """One attempt as `show --json` has it; the pid of a running one stands in its worker's lock file."""
+    """Return one attempt as `show --json` prints it; the pid of a running attempt is in its worker's lock file."""
     row = attempt._asdict()
     if attempt.outcome == "running":
         record = read_record(queue.db.files.lock(attempt.worker))
@@ -8312,7 +8316,7 @@ def cmd_logs(args) -> None:
 
 
 def output_writer(prefixed: bool):
-    """A function that prints output of jobs: as it is into a pipe or file, made harmless for a terminal."""
+    """Return a function that prints output of jobs: unchanged to a pipe or file, harmless on a terminal."""
     if is_terminal(sys.stdout):
         return TerminalWriter(prefixed)
 
@@ -8323,13 +8327,13 @@ def output_writer(prefixed: bool):
 
 
 class TerminalWriter:
-    """Prints output of jobs on a terminal: harmless, and each line as it looks in the end (see as_shown)."""
+    """Print output of jobs on a terminal: harmless, and each line as it finally looks (see as_shown)."""
 
     def __init__(self, prefixed: bool):
         import codecs
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a character may come in two parts
-        self._prefixed = prefixed  # whether `12 | ` stands before each line
-        self._line = ""            # the line that is not yet at its end
+        self._prefixed = prefixed  # whether each line begins with `12 | `
+        self._line = ""            # the line that is not complete yet
         self._printed = ""         # how the terminal shows it now
 
     def __call__(self, data: bytes) -> None:
@@ -8353,7 +8357,7 @@ class TerminalWriter:
         return safe_for_terminal(head + bar + as_shown(tail), not os.environ.get("NO_COLOR"))
 
     def _back(self) -> str:
-        """To the beginning of the unfinished line, which is erased; it may have taken several rows."""
+        """Return the escapes that erase the unfinished line, which may have taken several rows."""
         if not can_draw(sys.stdout):
             return "\n"
         rows = (cell_width(safe_for_terminal(self._printed, False)) - 1) // (terminal_width(sys.stdout) or 2**16)
@@ -8361,19 +8365,19 @@ class TerminalWriter:
 
 
 def running(queue, job, attempt: int) -> bool:
-    """Whether an attempt writes still: one whose end can't be recorded yet has its log already."""
+    """Whether an attempt still writes; if its end can't be recorded yet, it already has its log."""
     return job.state == "processing" and job.attempt == attempt and not os.path.exists(queue.db.files.log(job.id, attempt))
 
 
 def output_of(queue, job, attempt: int) -> str:
-    """The file that holds the output of an attempt."""
+    """Return the path of the file that holds the output of an attempt."""
     return queue.db.files.output(job.worker) if running(queue, job, attempt) else queue.db.files.log(job.id, attempt)
 
 
 class LogReader:
-    """Reads the output of one attempt, running or ended; with `onward`, then that of the next ones.
+    """Read the output of one attempt, running or ended; with `onward`, continue with the next attempts.
 
-    With a prefix it passes on whole lines, so that those of several jobs don't mix.
+    With a prefix it passes on whole lines, so that lines of several jobs don't mix.
     """
 
     def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False):
@@ -8387,7 +8391,7 @@ class LogReader:
         self._cut = False        # whether the output passed log_limit while it was followed
 
     def read(self, write, follow: bool) -> bool:
-        """Passes on what has come since; returns whether to come again: more may follow, or not all was read."""
+        """Pass on new output; return whether to call again: more may follow, or not all was read."""
         job = self._queue.look.find(self._job)
         if job is None:
             return False
@@ -8397,13 +8401,13 @@ class LogReader:
             data = self._part(self._queue.db.files.output(job.worker))
             again = self._queue.look.find(self._job)
             if os.path.exists(log):
-                self._offset, self._cut = place  # it ended meanwhile
+                self._offset, self._cut = place  # the attempt ended meanwhile
             elif again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
                 self._pass(data, write)  # the file was this attempt's, before and after it was read
                 if not data and not follow:
                     self._flush(write)
                 return follow or bool(data)
-        if self._cut:  # places in the log are not those of the output that was followed: only its tail is news
+        if self._cut:  # offsets in the log differ from those in the output that was followed: only its tail is new
             self._offset, self._cut = self._tail_of(log), False
         data = self._part(log)
         while data:
@@ -8418,7 +8422,7 @@ class LogReader:
         return False
 
     def skip_to_last(self, lines) -> None:
-        """Starts at the last so many lines of what is there now; None: at the beginning."""
+        """Start at the last `lines` lines of the present output; None: at the beginning."""
         job = self._queue.look.find(self._job)
         if lines is None or job is None:
             return
@@ -8441,7 +8445,7 @@ class LogReader:
         self._offset = place + len(tail) - (len(b"\n".join(kept)) + len(tail) - len(ends) if kept else 0)
 
     def _tail_of(self, path: str) -> int:
-        """Where the line of a log stands that says what was dropped."""
+        """Return the offset of the line in a log that says what was dropped."""
         try:
             with open(path, "rb", opener=no_link) as file:
                 return max(0, file.read().rfind(b"\n[queuectl: "))
@@ -8507,14 +8511,14 @@ def throughput(rows, now: float) -> dict:
 
 
 def command_name(command) -> str:
-    """The program of a shell command, as far as its first word tells."""
+    """Return the program of a shell command, as far as its first word tells."""
     words = (text_of(command) if isinstance(command, bytes) else command).split()
     words = [word for word in words if "=" not in word] or words
     return plain(os.path.basename(words[0].strip("'\"()"))) if words else ""
 
 
 def group_stats(rows, key) -> dict:
-    """Count, success rate, retries, durations and waiting time of attempts by a key, the most frequent first."""
+    """Return count, success rate, retries, durations and waiting time of attempts by a key, the most frequent first."""
     groups = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -8536,7 +8540,7 @@ def percentile(ordered, share: float) -> float:
 
 
 def sparkline(times, now: float, window: float, width: int = 30) -> str:
-    """How many of `times` fall into each of `width` parts of the window up to now, as a line of bars."""
+    """Return a line of `width` bars: how many of `times` fall into each part of the window up to now."""
     counts = [0] * width
     for moment in times:
         place = int((moment - now + window) / window * width)
@@ -8589,7 +8593,7 @@ def cmd_top(queue, args) -> None:
             out(line)
         return
     with OS.raw_terminal(screen.end) as keys:
-        sys.stdout.write("\033[?1049h\033[?25l")  # the other screen, no cursor
+        sys.stdout.write("\033[?1049h\033[?25l")  # the alternate screen, no cursor
         try:
             while screen.alive:
                 screen.draw()
@@ -8611,13 +8615,13 @@ class Top:
         self._queue = queue
         self._filter = 0
         self._marked = None      # the id of the job that the keys act on
-        self._place = 0          # and its row
+        self._place = 0          # the row of that job
         self._jobs = []
         self._page = 1
-        self._asked = None       # the job that `c` was pressed for, until y
+        self._asked = None       # the job for which `c` was pressed, until the next key
         self._note = ""
-        self._log = None         # the job whose log is shown instead
-        self._ends = []          # numbers of ended attempts, a second each: the chart
+        self._log = None         # the job whose log is shown instead of the list
+        self._ends = []          # the chart: how many events each second had
         self._last = None
         self._sampled = 0.0
 
@@ -8683,7 +8687,7 @@ class Top:
         return lines + [fit(line, width) for line in last_lines(path, height - 2)]
 
     def press(self, key: str) -> None:
-        """Does what a key stands for; "" is none."""
+        """Do what a key stands for; "" is no key."""
         if self._log is not None and key:
             self._log = None
             return
@@ -8730,7 +8734,7 @@ def cmd_dlq_list(args) -> None:
 
 
 def args_ids(parser) -> None:
-    """Jobs by id or by filter: the same words for every command that takes several."""
+    """Add ids and filters: the same arguments for every command that takes several jobs."""
     parser.add_argument("ids", metavar="ID", nargs="*", help="ids, names, ranges such as 5-8, or `last`")
     parser.add_argument("--all", action="store_true", help="all that the command can be used on")
     add_filters(parser)
@@ -8757,7 +8761,7 @@ def states_asked(args) -> list:
 
 
 def usable_states(args, states) -> list:
-    """The states asked for, else all of `states`; refuse one in which a command can do nothing."""
+    """Return the states asked for, else all of `states`; refuse a state that the command does not accept."""
     asked = states_asked(args)
     for state in asked:
         if state not in states:
@@ -8766,19 +8770,19 @@ def usable_states(args, states) -> list:
 
 
 def refuse_both(args, option: str, *others) -> None:
-    """Refuse options that this one leaves no room for."""
+    """Refuse options that can't be combined with this one."""
     for other in others:
         if getattr(args, option) and getattr(args, other):
             raise UserError("--%s and --%s exclude each other: give one" % (option.replace("_", "-"), other.replace("_", "-")))
 
 
 def ids_named(queue, refs) -> list:
-    """The ids of the jobs named by id, name, range (5-8) or `last`; all looked up before anything is done."""
+    """Return the ids of jobs given by id, name, range (5-8) or `last`; look all up before anything is done."""
     return list(dict.fromkeys(number for ref in refs for number in queue.look.ids(ref)))
 
 
 def select_ids(queue, args, states, before=None) -> list:
-    """The ids that a command is for.  By a filter or --all it gets those in `states`, which it can be used on."""
+    """Return the ids of the jobs that a command should act on; a filter or --all selects only jobs in `states`."""
     wanted = usable_states(args, states)
     filtered = bool(args.state or args.queue or args.name or args.batch or before)
     if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
@@ -8791,10 +8795,10 @@ def select_ids(queue, args, states, before=None) -> list:
 
 
 def act(args, states, verb: str, change, strict: bool = False, before=None) -> int:
-    """What every command does that changes several jobs: pick them, change them (or only say so), report.
+    """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs.
 
-    `change(queue, ids)` gives (id, result) pairs, which RESULTS words; `strict` refuses the whole call
-    if one of the jobs is in a state that it can't be used on.
+    `change(queue, ids)` returns (id, result) pairs; RESULTS has the words for them.  `strict` refuses the whole call
+    if one of the jobs is not in `states`.
     """
     with open_queue(args) as queue:
         ids = select_ids(queue, args, states, before)
@@ -8812,7 +8816,7 @@ def act(args, states, verb: str, change, strict: bool = False, before=None) -> i
 
 
 def report_each(verb: str, results: list) -> int:
-    """Say what became of each job; status 1 where somebody else was faster."""
+    """Print the result for each job; return 1 if some job was not changed (another process may have been faster)."""
     past, good = RESULTS[verb]
     for number, result in results:
         if result not in good:
@@ -8901,9 +8905,9 @@ def cmd_wait(queue, args) -> int:
 
 
 def wait_for(queue, ids: list, timeout, within=None) -> bool:
-    """Wait until all jobs are final; False at the timeout.  Look at the database only when others have written to it.
+    """Wait until all jobs are final; return False at the timeout.  Read the jobs only when others have written to the database.
 
-    Inside a job (`within`) a wait that can never end is refused, as soon as that has been so for a second.
+    Inside a job (`within`), raise UserError if the wait can never end and this has lasted for a second.
     """
     left, progress = list(reversed(ids)), Progress(len(ids))
     limit = None if timeout is None else time.monotonic() + timeout
@@ -8944,7 +8948,7 @@ def cmd_cancel(args) -> int:
 
 
 def cancel(queue, ids: list) -> list:
-    """As lambda queue, ids: queue.life.cancel(ids); a job of a dead worker, which nobody would end, is released first."""
+    """Cancel jobs as Life.cancel does, but first release the jobs of dead workers, which nobody would end."""
     for worker in queue.workers.workers():
         if worker.job in ids and queue.workers.is_alive(worker) is False:
             rescue(queue, worker, lambda event, **facts: None)
@@ -8952,7 +8956,7 @@ def cancel(queue, ids: list) -> list:
 
 
 def cancel_and_wait(queue, ids: list) -> list:
-    """As Life.cancel, but with what became of jobs that run: they have kill_grace, and some seconds, to end."""
+    """Cancel jobs, and return the final results of running ones too: they have kill_grace and some seconds to end."""
     results, within = cancel(queue, ids), this_job(queue)
     if within is not None and (within.id, ASKED) in results:
         talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
@@ -8995,7 +8999,7 @@ def cmd_explain(queue, args) -> None:
 
 
 def why_workers_wait(queue, job) -> list:
-    """(reason, detail) of what keeps the workers that have a job, or could take it."""
+    """Return (reason, detail) of what blocks the workers that run a job or could take it."""
     if job.state in FINAL:
         return []
     serve = serving(queue, job)
@@ -9007,12 +9011,12 @@ def why_workers_wait(queue, job) -> list:
     if job.state == "processing":
         supervisors = []
     elif not set(serve) <= set(silent):
-        supervisors = [fact for fact in supervisors if fact["id"] not in silent]  # another takes it
+        supervisors = [fact for fact in supervisors if fact["id"] not in silent]  # another supervisor's workers take it
     return [("worker", "%s %s" % wait) for wait in waits(workers, supervisors)]
 
 
 def why_not_taken(queue, job) -> list:
-    """As why_workers_wait: idle workers that leave a job alone for a second, though nothing keeps it back."""
+    """Return, as why_workers_wait does, the idle workers that don't take a job for a second though nothing blocks it."""
     serve, limit = serving(queue, job), time.monotonic() + LOOK_S
     idle = [fact["id"] for fact in worker_facts(queue) if fact["job"] is None and fact["supervisor"] in serve]
     while idle and time.monotonic() < limit:
@@ -9023,12 +9027,12 @@ def why_not_taken(queue, job) -> list:
 
 
 def serving(queue, job) -> list:
-    """The ids of the living supervisors that have workers for a job."""
+    """Return the ids of the living supervisors whose workers may take a job."""
     return [supervisor.id for supervisor in queue.workers.supervisors() if serves(queue, supervisor, job)]
 
 
 def serves(queue, supervisor, job) -> bool:
-    """Whether a supervisor lives and has workers that may take a job."""
+    """Whether a supervisor is alive and its workers may take a job."""
     return ((supervisor.queues is None or slashed([job.queue]) in supervisor.queues) and not supervisor.stop
             and (supervisor.id == job.pool or supervisor.kind == "start" and job.pool is None)
             and OS.is_held(queue.db.files.lock("s%d" % supervisor.id)))
@@ -9197,7 +9201,7 @@ def cmd_cron_add(args) -> None:
 
 
 def next_text(schedule) -> str:
-    """What a person is told who has added or resumed a schedule."""
+    """Return the line for a user who has added or resumed a schedule: when it runs next."""
     if schedule.paused:
         return "schedule %s stays paused" % plain(schedule.name)
     if schedule.coming is None:
@@ -9227,8 +9231,8 @@ def cmd_cron_load(args) -> None:
 def parse_crontab(path: str) -> list:
     """Return (line number, name, cron line, zone or None, Plan) of each entry of a crontab (man 5 crontab); a UserError names the line.
 
-    As cron does it, a variable holds for the lines below it, a job begins in HOME, and a % in the command ends it:
-    what follows is its standard input.  A name is that of a comment `# name: NAME` above, else made of the command.
+    As in cron, a variable applies to the lines below it, a job starts in HOME, and a % ends the command: what follows is
+    its standard input.  The name comes from a comment `# name: NAME` above the entry, else from the command.
     """
     import re
     if os.path.realpath(path) == "/etc/crontab" or os.path.realpath(path).startswith("/etc/cron.d/"):
@@ -9279,9 +9283,9 @@ def set_crontab_variable(variables: dict, name: str, value: str, number: int) ->
 
 
 def crontab_job(text: str, variables: dict) -> dict:
-    """The job of a crontab's entry: its % are ends of lines, the first one ends the command, and \\% is a %."""
+    """Return the job of a crontab entry: the first % ends the command, each later % ends a line of its input, \\% is a %."""
     import re
-    parts = re.findall(r"\\.|[^%]|%", text)  # a backslash keeps what follows
+    parts = re.findall(r"\\.|[^%]|%", text)  # a backslash and the character after it stay together
     end = parts.index("%") if "%" in parts else len(parts)
     command = "".join("%" if part == "\\%" else part for part in parts[:end])
     stdin = re.sub(r"\\?%", lambda found: "%" if found.group()[0] == "\\" else "\n", "".join(parts[end + 1:]))
@@ -9295,11 +9299,11 @@ def crontab_job(text: str, variables: dict) -> dict:
     return job
 
 
-RUNNERS = ("", "cd", "env", "nice", "ionice", "test", "[", "sh", "bash", "python3", "exec", "sudo")  # they name no job
+RUNNERS = ("", "cd", "env", "nice", "ionice", "test", "[", "sh", "bash", "python3", "exec", "sudo")  # words that don't name a job
 
 
 def name_for(command: str, names: set, number: int) -> str:
-    """A name for a crontab's entry: what it runs, and a number if that is taken."""
+    """Return a name for a crontab entry: the program that it runs, and a number if that name is taken."""
     import shlex
     try:
         words = shlex.split(command.split("%")[0])
@@ -9326,14 +9330,14 @@ def args_cron_list(parser) -> None:
 
 
 def print_crontab(rows: list) -> None:
-    """Print schedules as `cron load` and cron(8) read them, those of this machine's zone first."""
+    """Print schedules as `cron load` and cron(8) read them; those in this machine's zone come first."""
     here = zone = OS.zone(os.environ.get("TZ"))
     for row, job, trouble in sorted(rows, key=lambda found: "" if found[0].tz in (None, here) else found[0].tz):
         left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items()
                     if key not in ("command", "cwd", "env", "shell", "stdin", "umask")]
         left_out += ["overlap=" + overlap_of(row)] if row.no_overlap else []
         line, why = crontab_line(row, job)
-        why = why or trouble  # a line of five fields and more would be a command of its own
+        why = why or trouble  # cron would run a line that has five fields and more
         if row.tz and row.tz != zone and not why:
             zone = row.tz
             out("CRON_TZ=%s" % zone)
@@ -9344,7 +9348,7 @@ def print_crontab(rows: list) -> None:
 
 
 def crontab_line(schedule, job: dict) -> tuple:
-    """(line of a crontab, None), or (the same for people, why cron can't have it)."""
+    """Return (line of a crontab, None), or (the same line for people to read, the reason why cron can't run it)."""
     command, stdin = command_text(job["command"]), job.get("stdin") or ""
     if job.get("shell", SHELL) != SHELL:
         command = OS.quote(job["shell"].split() + ["-c", command])
@@ -9385,7 +9389,7 @@ def cmd_cron_list(queue, args) -> None:
 
 
 def job_of_schedule(schedule) -> dict:
-    """The options of a schedule's job as they were given; where they can't be read, which is told beside them, an empty command."""
+    """Return a schedule's job options as they were given; if they can't be read (the caller shows why), an empty command."""
     try:
         return stored_job(schedule.options)
     except UserError:
@@ -9397,7 +9401,7 @@ def overlap_of(schedule) -> str:
 
 
 def when_of(schedule) -> str:
-    """The times of a schedule, with its zone if that is not the reader's."""
+    """Return the times of a schedule, with its zone if it differs from the reader's."""
     if schedule.spec is None:
         return "every " + duration_text(schedule.every)
     here = schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.spec.strip().lower() == "@reboot"
@@ -9413,7 +9417,7 @@ def args_names(parser) -> None:
 
 
 def each_schedule(args, change) -> None:
-    """Calls change(queue, name), which returns a line, for each schedule named; all must be there."""
+    """Call change(queue, name) for each named schedule and print the line that it returns; first check that all exist."""
     with open_queue(args) as queue:
         for name in args.names:
             queue.schedules.get(name)
@@ -9518,14 +9522,14 @@ def cmd_doctor(args) -> int:
 
 
 def examine(path: str, fix: bool) -> list:
-    """(level, about, text) of each thing that `doctor` looks at."""
+    """Return (level, about, text) of each thing that `doctor` checks."""
     if not os.path.exists(path):
         return [("warn", "database", "%s is not there yet: the first job makes it" % path)]
     return examine_files(Files(path), fix) + examine_queue(path, fix)
 
 
 def examine_files(files, fix: bool) -> list:
-    """Whether all that lies in and beside a queue is its owner's alone."""
+    """Return findings about files of the queue, or beside it, that are not its owner's alone."""
     texts = {"owner": "%s, or something in it, is another user's than the database: `sudo chown -R` to its owner gives it back",
              "kind": "%s is not a plain file, and none of ours: remove it", "mode": "others may read or write %s"}
     found = {}
@@ -9578,7 +9582,7 @@ def examine_schedules(queue, _fix: bool) -> list:
 
 
 def rescue_in_time(queue, worker) -> bool:
-    """Rescue, but first wait until it can be told whether the worker is dead."""
+    """Rescue a worker's job, but first wait until it is known whether the worker is dead; return whether it was rescued."""
     limit = time.monotonic() + MISSING_S + 2
     while not rescue(queue, worker, lambda event, **facts: None):
         if queue.workers.is_alive(worker) is not None or time.monotonic() > limit:
@@ -9648,14 +9652,14 @@ def cmd_export(args) -> None:
     if args.output is not None:
         return export_to(args, args.output)
     with open_queue(args) as queue, tempfile.TemporaryFile("w+") as file:
-        write_rows(queue, file)  # to a file first: a slow reader must not keep the transaction open
+        write_rows(queue, file)  # into a file first: a slow reader must not keep the transaction open
         file.seek(0)
         for line in file:
             sys.stdout.write(line)
 
 
 def export_to(args, path: str) -> None:
-    """A whole export or none, and for this user only: it holds every job's environment."""
+    """Write a whole export or none, readable by this user only: it holds the environment of every job."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -9686,7 +9690,7 @@ def cmd_import(queue, args) -> None:
 
 
 def import_rows(path: str):
-    """Yields (line number, table, row) from a file of export."""
+    """Yield (line number, table, row) from an exported file."""
     import json
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip(BLANK):
@@ -9780,21 +9784,21 @@ def cmd_service(args) -> None:
 
 
 def refuse_unwritable(kind: str, words: list) -> None:
-    """Refuse a path that a file of this kind cannot hold, or that would not be seen in it as it is.
+    """Refuse a path that a file of this kind can't hold, or that would look different in it.
 
-    A line break would add lines of its own, bidi characters show another path than is meant, XML has no
-    control characters, and no format has bytes that are not UTF-8.  The Task Scheduler replaces %NAME% and
-    $(NAME), which nothing there escapes, and systemd keeps $$ in the path of the program.
+    A line break would add lines, and bidi characters would show a different path.  XML has no control characters,
+    and no format has bytes that are not UTF-8.  The Task Scheduler replaces %NAME% and $(NAME), which can't be
+    escaped there.  systemd keeps $$ as it is in the path of the program.
     """
     for word in words:
-        shown = word.replace("\u3000", " ").replace("\xa0", " ")  # blanks that Python does not call printable
+        shown = word.replace("\u3000", " ").replace("\xa0", " ")  # spaces that Python does not consider printable
         active = kind == "windows" and (word.count("%") > 1 or "$(" in word) or kind.startswith("systemd") and "$" in words[0]
         if active or plain(shown) != shown:
             raise UserError("a service of %s can't hold %s as it is: use another path, with --db or QUEUECTL_DB" % (kind, quoted(word)))
 
 
 def systemd_unit(words: list, kind: str) -> str:
-    """KillMode=mixed: TERM goes to the supervisor alone, which lets each job end; what is left after that is killed."""
+    """Return a systemd unit.  KillMode=mixed: only the supervisor gets TERM and lets each job end; then the rest is killed."""
     quoted_words = " ".join('"%s"' % word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$") for word in words)
     return ("[Unit]\nDescription=queuectl workers\nAfter=%s\n\n[Service]\nExecStart=%s\nKillMode=mixed\nTimeoutStopSec=infinity\n"
             "Restart=on-failure\n\n[Install]\nWantedBy=%s\n" % (("default.target", quoted_words, "default.target") if kind == "systemd"
@@ -9848,7 +9852,7 @@ def cmd_install(args) -> None:
 
 
 def refuse_foreign_launcher(path: str, needed: bool) -> None:
-    """Only a launcher of ours may be replaced or taken away."""
+    """Refuse to replace or remove a launcher that `install` did not write."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             if "queuectl.main" not in file.read(4096):
@@ -9865,8 +9869,8 @@ def write_program(path: str, text: str) -> None:
     os.replace(path + ".new", path)
 
 
-# words: what the user types.  rest: whether what follows the options is a command of the user's, left as it is.
-# lead: how many words of ours may stand before the options.  shows: whether all that it does is to print.
+# words: what the user types.  rest: whether the words after the options are the user's own command, left as it is.
+# lead: how many of queuectl's own words may precede the options.  shows: whether the command only prints.
 Command = namedtuple("Command", "words run arguments purpose example rest lead shows")
 
 
@@ -9956,11 +9960,11 @@ COMMANDS = tuple(found for _, group in COMMAND_GROUPS for found in group)
 
 
 # == Parser ============================================================================
-# From words to a command: the parser of that one command is built, and no other.
+# Turn words into a command.  Only the parser of that command is built.
 # Calls Commands.
 
 def split_words(words: list) -> tuple:
-    """(--db given before the command or None, command or None, the words after it)."""
+    """Return (--db given before the command or None, command or None, the words after it)."""
     words, db = list(words), None
     while words and words[0].startswith(("--db", "--as-root")):
         if words[0] == "--as-root":
@@ -9997,7 +10001,7 @@ def unknown_command(words: list) -> str:
     return "no command %s%s: see `%s --help`" % (quoted(words[0]), hint, invoked())
 
 
-# What other tools call our commands.
+# The names that other tools give to our commands.
 OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueue", "submit": "enqueue", "push": "enqueue",
                "kill": "cancel", "delete": "rm", "remove": "rm", "clean": "prune", "requeue": "retry", "tail": "logs -f",
                "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume"}
@@ -10005,10 +10009,10 @@ OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueu
 
 def build_parser(found):
     import argparse
-    argparse._ = str  # the search for translations, which nobody has, imports locale: 7 ms
+    argparse._ = str  # the search for translations (there are none) imports locale: 7 ms
 
     class Parser(argparse.ArgumentParser):
-        """argparse, but a mistake is one line with our name on it."""
+        """An argparse parser that reports a mistake as one line, with our name."""
 
         def error(self, message):
             raise UserError("%s (see `%s %s --help`)" % (plain(message), invoked(), " ".join(found.words)))
@@ -10024,7 +10028,7 @@ def build_parser(found):
 
 
 def split_rest(parser, words: list) -> tuple:
-    """(options, the user's own command) of words in which the options stand first."""
+    """Return (options, the user's own command) from words in which the options come first."""
     takes_value = {flag: action.nargs != 0 for action in parser._actions for flag in action.option_strings}
     i = 0
     while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "--"):
@@ -10036,12 +10040,12 @@ def split_rest(parser, words: list) -> tuple:
 
 
 def split_lead(parser, words: list, most: int) -> tuple:
-    """(options, words of ours, the user's own command): as split_rest, with up to `most` words of ours among the options."""
+    """Return (options, lead, the user's own command): as split_rest, but up to `most` words of ours may mix with the options."""
     options, lead = [], []
     while True:
         some, rest = split_rest(parser, words)
         options += some
-        ended = words[len(some):] != rest  # by --
+        ended = words[len(some):] != rest  # `--` ended the options
         if ended or not rest or len(lead) == most or lead and "--every" in [option.partition("=")[0] for option in options]:
             return options, lead, rest
         lead.append(rest[0])
@@ -10049,7 +10053,7 @@ def split_lead(parser, words: list, most: int) -> tuple:
 
 
 def value_choices(args, found, actions, last: str) -> list:
-    """What may stand after the word `last` of a command; nothing where a shell's own file names are better."""
+    """Return what may follow the word `last` of a command; nothing if the shell's own file names are better."""
     option = [action for action in actions if last in action.option_strings and action.nargs != 0]
     place = (option or [action for action in actions if not action.option_strings] or [None])[0]
     if place is None or found.rest and not option:
@@ -10059,7 +10063,7 @@ def value_choices(args, found, actions, last: str) -> list:
     if place.metavar in fixed:
         return list(fixed[place.metavar])
     if not os.path.exists(find_database(args.db)):
-        return []  # looking must not make a queue
+        return []  # completion must not create a queue
     with open_queue(args) as queue:
         if place.metavar == "ID":
             jobs = queue.look.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
@@ -10072,7 +10076,7 @@ def value_choices(args, found, actions, last: str) -> list:
 
 
 def complete(args) -> None:
-    """Prints what the last of the words typed so far may become: commands, options, states, ids and names."""
+    """Print the completions of the last word typed: commands, options, states, ids and names."""
     *before, word = args.rest or [""]
     for i, flag in enumerate(before[:-1]):
         if flag == "--db":
@@ -10089,12 +10093,15 @@ def complete(args) -> None:
         else:
             choices = value_choices(args, found, actions, before[-1])
     for choice in sorted(set(map(str, choices))):
-        if choice.startswith(word) and plain(choice) == choice:  # else it would not be what is put on the line
+        if choice.startswith(word) and plain(choice) == choice:  # else out() would change the choice
             out(choice)
 
 
 def settle_encoding(args, metavars: dict) -> None:
-    """Words that Python has read in another encoding than UTF-8: bytes of jobs as they were, names as characters, paths as they are."""
+    """Convert words that Python has decoded from an encoding other than UTF-8.
+
+    Words of jobs get back their bytes, names stay characters, and paths stay as they are.
+    """
     for name, value in vars(args).items():
         kind = "COMMAND" if name == "rest" else metavars.get(name)
         read = given if kind in ("COMMAND", "DIR", "K=V", "VALUE") else given_name
@@ -10103,19 +10110,19 @@ def settle_encoding(args, metavars: dict) -> None:
 
 
 def parse_words(words: list):
-    """The namespace to call a command with; None when help was asked for and given."""
+    """Return the namespace for a command; None if help or the version was asked for, and printed."""
     db, found, words = split_words(words)
     if found is None:
         return print_help() if "elp" in words[0] or words[0] == "-h" else out("%s %s" % (PROGRAM, __version__))
     parser = build_parser(found)
     lead, rest = [], []
-    if found.run is None:  # completion: whatever has been typed so far
+    if found.run is None:  # completion takes whatever has been typed so far
         words, rest = [], words
     elif found.rest:
         words, lead, rest = split_lead(parser, words, found.lead)
     try:
         args = parser.parse_args(words)
-    except SystemExit:  # it has shown its help
+    except SystemExit:  # argparse has shown its help
         return None
     args.lead, args.rest = lead, rest
     if sys.getfilesystemencoding() != "utf-8":
@@ -10143,11 +10150,11 @@ def print_help() -> None:
 
 
 # == Main ==============================================================================
-# The one place where errors become a line and an exit status.
+# The only place where an error becomes a line and an exit status.
 # Calls Parser.
 
 def perform(args):
-    """Run a command, and give it the queue if it takes one; return its exit status, None for 0."""
+    """Run a command, with the open queue if it takes one; return its exit status, None for 0."""
     if args.run.__code__.co_argcount == 1:
         return args.run(args)
     with open_queue(args) as queue:
@@ -10162,12 +10169,12 @@ def leave(status: int) -> None:
         try:
             stream.flush()
         except (OSError, ValueError, OutputLost):
-            pass  # main has told of what was lost
+            pass  # main has reported the lost output
     os._exit(status if status < 2**31 else -1)
 
 
 def main(argv=None) -> int:
-    """Run one command line; return its exit status.  No traceback reaches a user who has not asked for it."""
+    """Run one command line; return its exit status.  A user sees a traceback only on request."""
     database, output = None, prepare_streams()
     try:
         args = parse_words(list(sys.argv[1:] if argv is None else argv))

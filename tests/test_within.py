@@ -55,7 +55,8 @@ def test_a_job_that_stops_or_scales_its_own_workers_completes(queue, words):
     assert queue.wait_for(number, "completed", "failed", "dead").state == "completed"
     left = 0 if "stop" in words else 1
     wait_until(lambda: len(queue.json("worker", "list")) == left, message="the others have ended")
-    assert queue.job(other).state == "completed" and log(queue, number).endswith("asked\n")
+    queue.wait_for(other, "completed")
+    assert log(queue, number).endswith("asked\n")
 
 
 def test_a_job_of_a_run_may_stop_the_workers(queue):

@@ -5,24 +5,24 @@
     python3 queuectl.py worker start --count 4      start workers in the background
     python3 queuectl.py enqueue "make -C site"      and give them something to do
 
-Python 3.8 or later and its standard library are all it needs.  Three things always hold:
+It needs only Python 3.8 or later and the standard library.  Three things always hold:
   1. once `enqueue` has returned, the job survives the death of every process;
   2. two attempts of one job never run at the same time;
   3. a result is recorded once, by the worker that holds the claim, or not at all.
 
-The file reads from top to bottom; each room calls only those above it:
+The file reads from top to bottom.  Each section calls only sections above it:
   Constants and schema   limits, states and events, the tables
-  Errors                 what a user did wrong, what the machine refused
+  Errors                 what the user did wrong, what the machine refused
   Small helpers          text, numbers, durations, exit codes, cron times, paths
-  Platform differences   locks, processes, wake-up and places of each system
-  Store                  all SQL: Database, and a class for each subject that is asked of it; Queue is the Python API
+  Platform differences   locks, processes, wake-up and paths of each system
+  Store                  all SQL: Database, one class per subject, and Queue, the Python API
   Runner                 one attempt: its process, output, timeout and end
-  Worker                 claim, run, record, again
-  Supervisor             starts, wakes, replaces and stops workers; rescues and tidies
+  Worker                 the loop: claim, run, record
+  Supervisor             starts, wakes, replaces and stops workers; rescues jobs and cleans up
   Views                  tables, colours, progress, JSON
-  Commands               one function a command, and the table of them
-  Parser                 argparse for the command that was asked for
-  Main                   the one place where errors become a line and an exit status
+  Commands               one function per command, and the table of commands
+  Parser                 argparse for the given command only
+  Main                   the one place that turns errors into a line and an exit status
 """
 import sys
 
@@ -30,7 +30,7 @@ if sys.version_info < (3, 8):
     sys.stderr.write("queuectl: error: Python 3.8 or later is needed, this is %d.%d\n" % sys.version_info[:2])
     sys.exit(2)
 if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-    del sys.path[0]  # the folder that this file, or with -m the user, is in: nothing that lies there is to be imported
+    del sys.path[0]  # this file's folder, or with -m the current one: import nothing from it
 
 import io
 import os
@@ -45,16 +45,16 @@ from stat import S_ISDIR, S_ISREG, S_ISVTX
 __version__ = "1.0.0"
 
 # == Constants and schema ==============================================================
-# What is fixed: limits, the states of a job and the events between them, the tables.
-# Calls nothing.
+# Fixed values: limits, the states of a job and the events between them, the tables.
+# This section calls nothing.
 
 PROGRAM = "queuectl"
-AS_ROOT = "QUEUECTL_AS_ROOT"  # what --as-root sets, for the processes that are started too
+AS_ROOT = "QUEUECTL_AS_ROOT"  # --as-root sets this variable, which child processes inherit
 STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
 WAITING = ("pending", "failed")
 FINAL = ("completed", "dead", "cancelled")
 
-# Which event moves a job from which state to which.  Life.move applies it; only `restore` (import) sets a state without it.
+# Each event, and the states that it moves a job from and to.  Life.move applies them; only `restore` (import) sets a state directly.
 TRANSITIONS = {
     "claim": {"pending": "processing", "failed": "processing"},
     "complete": {"processing": "completed"},
@@ -68,29 +68,29 @@ TRANSITIONS = {
     "retry": {"dead": "pending", "cancelled": "pending", "completed": "pending"},
 }
 
-# What keeps a waiting job from being claimed; if several things do, Life._gate_of says which counts.  A claim reads only
-# READY (or, for `run`, OWN), so a blocked job costs it nothing.
+# A job's gate: what keeps a waiting job from being claimed.  If several things do, Life._gate_of chooses one.
+# A claim reads only READY (or, for `run`, OWN), so a blocked job costs it nothing.
 READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
-CANCEL, SPARE = 1, 2  # what may be asked for a job that runs: see the column cancel
+CANCEL, SPARE = 1, 2  # requests for a running job: see the column cancel
 
 SCHEMA_VERSION = 2
-APPLICATION_ID = 0x71756575  # "queu": tells a queue from any other SQLite database
-CLAIM_LIMIT = 100            # jobs that one claim may promote or set aside
+APPLICATION_ID = 0x71756575  # "queu": marks a SQLite database as a queue
+CLAIM_LIMIT = 100            # the most jobs that one claim promotes or sets aside
 PATIENCE_S = 30.0            # how long a command waits for a locked database
-LOOK_S = 1.0                 # how often a supervisor looks for hints that were lost
-MISSING_S = 10.0             # how long the lock file of a worker may be missing that can't be seen otherwise
-GIVE_UP_S = 2.0              # how long a worker that is to end now tries to write what its job came to
-END_NOW_S = 8.0              # how long after kill_grace a worker that was told to end now is killed
-MISFIRE_S = 60.0             # a schedule that is later than this has missed its time
-NEVER = 10.0**11              # the next time of a schedule that has none: @reboot, or one that is broken
-OVERLAPS = ("allow", "skip", "queue", "replace")  # what a schedule does at its time while an earlier job of it is unfinished
-CLOCK_MENDED_S = 3 * 3600.0  # a clock that is set back by more was wrong: schedules go by the new one
-NOTIFY_S = 60.0              # how long a command of on_dead or on_idle may run
-RECORD_LINE = 300            # bytes of each line of a lock file: what runs, the wait of its process, an end not yet recorded
-JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is moved aside
-TERMINAL_ROWS = 50           # rows that `list` shows unless told
-STDIN_LIMIT = 2**20          # bytes of input that are kept with a job
-SCRIPT_FROM = 120000         # bytes; Linux refuses a single argument of 131,072 (MAX_ARG_STRLEN)
+LOOK_S = 1.0                 # how often a supervisor checks for lost hints
+MISSING_S = 10.0             # how long a worker's lock file may be missing, if nothing else tells whether the worker lives
+GIVE_UP_S = 2.0              # how long a worker told to end now retries to record its job's outcome
+END_NOW_S = 8.0              # a worker told to end now is killed this long after kill_grace
+MISFIRE_S = 60.0             # a schedule that fires later than this has misfired
+NEVER = 10.0**11              # next_at of a schedule without a next time: @reboot, or a broken one
+OVERLAPS = ("allow", "skip", "queue", "replace")  # what a due schedule does if its earlier job is unfinished
+CLOCK_MENDED_S = 3 * 3600.0  # if the clock is set back by more, it was wrong: schedules follow the new time
+NOTIFY_S = 60.0              # timeout of an on_dead or on_idle command
+RECORD_LINE = 300            # bytes per line of a lock file: the running job, what its process waits for, an end not yet recorded
+JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is rotated
+TERMINAL_ROWS = 50           # rows that `list` shows by default
+STDIN_LIMIT = 2**20          # the most bytes of input that are stored with a job
+SCRIPT_FROM = 120000         # a command of more bytes runs from a file; Linux refuses one argument of 131,072 (MAX_ARG_STRLEN)
 
 SCHEMA = """
 CREATE TABLE job(
@@ -201,15 +201,15 @@ CREATE TRIGGER schedule_deleted AFTER DELETE ON schedule BEGIN
 END;
 """
 
-# What a fresh database holds.
+# The rows of a fresh database.
 FIRST_ROWS = (
     "INSERT INTO queue(name) VALUES('default')",
     "INSERT INTO tally(queue, state, n) VALUES('default', 'pending', 0), ('default', 'processing', 0), ('default', 'completed', 0), "
     "('default', 'failed', 0), ('default', 'dead', 0), ('default', 'cancelled', 0)",
 )
 
-# Steps from each version to the next, as (version, statements); a fresh database gets SCHEMA at once.
-# tests/data holds a database of each release, which the tests migrate and compare with a fresh one.
+# Steps from each version to the next, as (version, statements).  A fresh database gets SCHEMA directly.
+# tests/data holds one database per release; the tests migrate each and compare it with a fresh one.
 MIGRATIONS = (
     (1, (
         "ALTER TABLE job ADD COLUMN hook TEXT",
@@ -243,18 +243,18 @@ JOB_COLUMNS = (
     "error", "created_at", "started_at", "finished_at", "duration")
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 BACKOFFS = ("exponential", "linear", "constant")
-# The columns that hold one of a few words.
+# The columns that hold one of a fixed set of words.
 WORDS = {"job.state": STATES, "job.backoff": BACKOFFS, "schedule.misfire": ("once", "skip")}
-LARGEST = 2 ** 53            # the largest number in a row: times, ids and counts of ours stay far below it
-MOST_WORKERS = 10000         # of one `worker start`
+LARGEST = 2 ** 53            # the largest number accepted in a row; real times, ids and counts stay far below it
+MOST_WORKERS = 10000         # per `worker start`
 
 
 # == Errors ============================================================================
-# What a user did wrong, and what the machine refused.  `main` alone turns them into text.
-# Calls nothing.
+# What the user did wrong, and what the machine refused.  Only `main` turns errors into text.
+# This section calls nothing.
 
 class UserError(Exception):
-    """What the user did wrong, in one line that says what to do instead."""
+    """The user's mistake, in one line that says what to do instead."""
 
 
 class QueueGone(Exception):
@@ -262,20 +262,20 @@ class QueueGone(Exception):
 
 
 class OutputLost(Exception):
-    """stdout takes nothing more, and the command has no other purpose than to print."""
+    """stdout accepts no more data, and the command's only purpose is to print."""
 
 
 class WrongValue(sqlite3.DatabaseError):
-    """A row holds a value that none of ours can have: somebody else has written it."""
+    """A row holds a value that queuectl never writes: another program wrote it."""
 
 
 class WaitInterrupted(Exception):
-    """Raised by a signal handler to end a blocking wait; never leaves the platform section."""
+    """A signal handler raises this to end a blocking wait; it never leaves the platform section."""
 
 
 # == Small helpers =====================================================================
 # Text, numbers, durations, exit codes, job options, paths: values in, values out.
-# Calls only Errors.
+# This section calls only Errors.
 
 def plain(text) -> str:
     """Return untrusted text as one printable line: control, bidi and invalid characters are shown as escapes."""
@@ -288,36 +288,36 @@ def plain(text) -> str:
 
 def _escaped(char: str) -> str:
     code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no valid UTF-8 (PEP 383)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not valid UTF-8 (PEP 383)
         return "\\x%02x" % (code - 0xDC00)
     known = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char)
     return known or ("\\x%02x" % code if code < 256 else "\\u%04x" % code)
 
 
 def encodable(text: str, what: str):
-    """`text` as SQLite keeps it: TEXT, or a BLOB where it has bytes that are no UTF-8."""
+    """Return `text` as SQLite stores it: TEXT, or a BLOB if it has bytes that are not valid UTF-8."""
     if "\0" in text:
         raise UserError("%s holds a NUL character, which no program can be given" % what)
     try:
         text.encode("utf-8")
         return text
     except UnicodeEncodeError:
-        pass  # it has bytes that are no UTF-8, or surrogates
+        pass  # it has surrogates, which may stand for bytes that are not valid UTF-8
     try:
         data = text.encode("utf-8", "surrogateescape")
-        text_of(data)  # refused on Windows, whose names are characters
+        text_of(data)  # Windows refuses such bytes: its names consist of characters
         return data
     except UnicodeError:
         raise UserError("%s holds half of a surrogate pair, or bytes, that are no character" % what) from None
 
 
-# Commands, arguments, variables and directories are bytes, and text in here is those bytes read as UTF-8 (PEP 383),
-# whatever the locale: Python's own reading of the command line depends on it, and a worker may have another one.
+# Commands, arguments, variables and directories are bytes.  queuectl decodes them as UTF-8 (PEP 383) in every locale.
+# Python decodes the command line by the locale, and a worker may have another locale.
 BYTE_ERRORS = sys.getfilesystemencodeerrors()
 
 
 def raw(text: str) -> bytes:
-    """A job's text as the bytes that the system's calls take."""
+    """Return a job's text as the bytes that system calls take."""
     return text.encode("utf-8", BYTE_ERRORS)
 
 
@@ -326,25 +326,25 @@ def text_of(data: bytes) -> str:
 
 
 def given(word: str) -> str:
-    """A word of the command line, or a path, that Python has read in this locale's encoding."""
+    """Return as UTF-8 text a command-line word, or a path, that Python decoded by this locale."""
     return text_of(os.fsencode(word))
 
 
 def given_name(word: str) -> str:
-    """As `given` where that is valid UTF-8; else the characters that the word is in this locale."""
+    """Return `given(word)` if the word's bytes are valid UTF-8, else the word as this locale decodes it."""
     text = given(word)
     return word if any("\udc80" <= char <= "\udcff" for char in text) else text
 
 
 def internal_error(error) -> str:
-    """A fault of ours in one line; with QUEUECTL_DEBUG=1 its traceback goes to stderr before."""
+    """Return a bug in queuectl as one line; with QUEUECTL_DEBUG=1, print its traceback to stderr first."""
     if os.environ.get("QUEUECTL_DEBUG"):
         sys.excepthook(type(error), error, error.__traceback__)
     return "internal error: %s: %s (QUEUECTL_DEBUG=1 shows where; please report it)" % (type(error).__name__, plain(str(error))[:200])
 
 
 def utc(seconds):
-    """Unix seconds as ISO 8601 in UTC with milliseconds, None as None."""
+    """Return Unix seconds as ISO 8601 in UTC with milliseconds; None for None and for a time that has no such form."""
     if seconds is None:
         return None
     try:
@@ -356,11 +356,11 @@ def utc(seconds):
 
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 UNITS_B = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-FOREVER_S = 10.0**10  # some 300 years: the longest duration that is taken
+FOREVER_S = 10.0**10  # about 300 years: the longest duration accepted
 
 
 def parse_number(raw, what: str, low: float, high: float, whole: bool = False):
-    """A number of a user, from the command line or from JSON, within [low, high]."""
+    """Return a number that the user gave, on the command line or in JSON, within [low, high]."""
     text = raw.strip() if isinstance(raw, str) else raw
     try:
         if isinstance(text, bool) or not isinstance(text, (int, float, str)):
@@ -380,13 +380,13 @@ def parse_number(raw, what: str, low: float, high: float, whole: bool = False):
 
 
 def quoted(raw) -> str:
-    """Any value of a user, short and harmless, for an error message."""
+    """Return any value that the user gave, shortened and made printable, for an error message."""
     text = plain(raw) if isinstance(raw, (str, bytes)) else plain(repr(raw))
     return "'%s'" % (text if len(text) <= 80 else text[:37] + "..." + text[-40:])
 
 
 def parse_duration(raw, what: str = "a duration", least: float = 0.0) -> float:
-    """Seconds from `90`, `90s`, `1.5m`, `2h`, `7d`, `250ms` or a JSON number."""
+    """Return seconds from `90`, `90s`, `1.5m`, `2h`, `7d`, `250ms` or a JSON number."""
     text = raw.strip().lower() if isinstance(raw, str) else raw
     factor = 1
     if isinstance(text, str):
@@ -403,14 +403,14 @@ def parse_duration(raw, what: str = "a duration", least: float = 0.0) -> float:
 
 
 def parse_optional_duration(raw, what: str = "a duration"):
-    """As parse_duration; None for `none`."""
+    """Return what parse_duration returns, or None for `none`, `never` and `off`."""
     if raw is None or isinstance(raw, str) and raw.strip().lower() in ("none", "never", "off"):
         return None
     return parse_duration(raw, what, 0.001)
 
 
 def duration_text(seconds) -> str:
-    """Seconds in the shortest exact form that parse_duration reads; None as `none`."""
+    """Return seconds in the shortest exact form that parse_duration reads; `none` for None."""
     if seconds is None:
         return "none"
     for unit in ("w", "d", "h", "m"):
@@ -424,7 +424,7 @@ def number_text(value: float) -> str:
 
 
 def span(seconds) -> str:
-    """Seconds for people: about two figures, never longer than 6 characters."""
+    """Return seconds for people to read: about two digits, at most 6 characters."""
     seconds = max(0.0, seconds)
     if seconds < 0.9995:
         return "%dms" % round(seconds * 1000)
@@ -437,7 +437,7 @@ def span(seconds) -> str:
 
 
 def parse_size(raw, what: str = "a size") -> int:
-    """Bytes from `65536`, `64KiB`, `64M`, `1.5GiB`; K, M, G, T are powers of 1024."""
+    """Return bytes from `65536`, `64KiB`, `64M`, `1.5GiB`; K, M, G, T are powers of 1024."""
     text = str(raw).strip().lower() if isinstance(raw, (str, int)) and not isinstance(raw, bool) else ""
     number = text.rstrip("kmgtib ")
     unit = text[len(number):].strip()
@@ -460,11 +460,11 @@ def size_text(size: int) -> str:
 
 
 def parse_when(raw, what: str = "a time") -> float:
-    """Unix seconds from an ISO 8601 time, local unless it names a zone."""
+    """Return Unix seconds from an ISO 8601 time or `HH:MM`, which is local unless it names a zone."""
     from datetime import datetime
     try:
         text = raw.strip()
-        if len(text) == 5 and text[2] == ":":  # the next such time, today or tomorrow
+        if len(text) == 5 and text[2] == ":":  # HH:MM: today, or tomorrow if that has passed
             now = time.localtime()
             hour, minute = int(text[:2]), int(text[3:])
             tomorrow = (hour, minute) <= (now.tm_hour, now.tm_min)
@@ -478,7 +478,7 @@ def parse_when(raw, what: str = "a time") -> float:
 
 
 def parse_codes(raw, what: str = "exit codes") -> str:
-    """A set of exit codes such as `1,75,128-159`, normalised; see code_in."""
+    """Return a set of exit codes such as `1,75,128-159`, normalised; see code_in."""
     parts = []
     for part in str(raw).split(","):
         low, dash, high = part.strip().partition("-")
@@ -489,7 +489,7 @@ def parse_codes(raw, what: str = "exit codes") -> str:
 
 
 def code_in(code, codes) -> bool:
-    """Whether an exit code is in a set that parse_codes made; no code and no set hold nothing."""
+    """Whether an exit code is in a set that parse_codes made; False if either is missing."""
     if code is None or not codes:
         return False
     for part in codes.split(","):
@@ -500,7 +500,7 @@ def code_in(code, codes) -> bool:
 
 
 def signal_status(error):
-    """The exit status that a shell gives for a job that a signal ended, 128 and its number; else None."""
+    """Return 128 + n, a shell's exit status, for a job that signal n ended; else None."""
     words = (error or "").split()
     return 128 + int(words[1]) if words[:1] == ["signal"] and words[1:] and words[1].isdigit() and len(words[1]) < 4 else None
 

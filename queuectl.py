@@ -506,9 +506,9 @@ def signal_status(error):
 
 
 def parse_name(raw, what: str = "a name") -> str:
-    """Return a name for a job, queue or schedule: one printable line, and not what `Queue.ids` reads as an id or a range.
+    """Return a name for a job, queue or schedule: one printable line that `Look.ids` does not read as an id or a range.
 
-    A queue is never looked up where an id could stand, so it may be called anything.
+    A queue's name may look like an id: no queue is looked up where an id could stand.
     """
     if not isinstance(raw, str) or not raw or len(raw) > 200 or not raw.isprintable() or raw != raw.strip():
         raise UserError("%s must be 1 to 200 printable characters, not %s" % (what, quoted(raw)))
@@ -522,7 +522,7 @@ def parse_name(raw, what: str = "a name") -> str:
 
 
 def parse_text(raw, what: str) -> str:
-    """A key of the user's own: any text of one printable line."""
+    """Return a text that the user chose, such as a key: one printable line."""
     if isinstance(raw, int) and not isinstance(raw, bool):
         raw = str(raw)
     if not isinstance(raw, str) or not raw or len(raw) > 500 or not raw.isprintable():
@@ -538,14 +538,14 @@ def parse_choice(raw, what: str, choices) -> str:
 
 
 def nearest(word, choices) -> str:
-    """` (did you mean X?)`, or nothing where no choice is near."""
+    """Return ` (did you mean X?)`, or an empty string if no choice is similar."""
     import difflib
     near = difflib.get_close_matches(str(word)[:100], list(choices), 1)
     return " (did you mean %s?)" % near[0] if near else ""
 
 
 def parse_refs(raw, what: str) -> list:
-    """Ids and names from a JSON value or the words of a command line."""
+    """Return ids and names from a JSON value or the words of a command line."""
     refs = raw if isinstance(raw, (list, tuple)) else [raw]
     if not refs or not all(isinstance(ref, (str, int)) and not isinstance(ref, bool) for ref in refs):
         raise UserError("%s must be ids or names of jobs, not %s" % (what, quoted(raw)))
@@ -553,7 +553,7 @@ def parse_refs(raw, what: str) -> list:
 
 
 def parse_env(raw, what: str = "env") -> dict:
-    """Environment variables from JSON's {"K": "V"} or from words K=V."""
+    """Return environment variables from JSON's {"K": "V"} or from words K=V."""
     if isinstance(raw, dict):
         pairs = list(raw.items())
     else:
@@ -566,7 +566,7 @@ def parse_env(raw, what: str = "env") -> dict:
 
 
 def parse_rate(raw, what: str = "a rate"):
-    """(text, seconds between two starts) from `10/m`; `none` gives (None, None)."""
+    """Return (text, seconds between two starts) from `10/m`; (None, None) for `none`."""
     if isinstance(raw, str) and raw.strip().lower() == "none":
         return None, None
     count, slash, unit = str(raw).strip().partition("/")
@@ -577,9 +577,9 @@ def parse_rate(raw, what: str = "a rate"):
 
 
 def backoff_delay(job, jitter: float) -> float:
-    """Seconds to wait after a failed attempt; `jitter` in [0, 1) adds up to a tenth, on top.
+    """Return the seconds to wait after a failed attempt; `jitter` in [0, 1) adds up to a tenth, even to backoff_max.
 
-    The exponent is capped before it overflows (river#698).
+    If the power overflows, the delay is backoff_max (river#698).
     """
     try:
         delay = {"exponential": lambda: job.backoff_base ** job.attempts,
@@ -591,12 +591,12 @@ def backoff_delay(job, jitter: float) -> float:
 
 
 def within(low: float, high: float, whole: bool = True):
-    """A parser of numbers from low to high."""
+    """Return a parser of numbers from low to high."""
     return lambda raw, what: parse_number(raw, what, low, high, whole)
 
 
 def one_of(*choices):
-    """A parser of one of these words."""
+    """Return a parser that accepts one of these words."""
     return lambda raw, what: parse_choice(raw, what, choices)
 
 
@@ -607,7 +607,7 @@ def parse_command(raw, what: str):
 
 
 def parse_stdin(raw, what: str) -> bytes:
-    """What a job reads: bytes, or text that may hold any bytes as surrogate escapes."""
+    """Return a job's input as bytes; `raw` is bytes, or text that may hold any bytes as surrogate escapes."""
     try:
         data = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogateescape")
     except (AttributeError, UnicodeError):
@@ -625,7 +625,7 @@ def parse_umask(raw, what: str) -> int:
 
 
 def quote_for_sh(words) -> str:
-    """An argument list as the line that a POSIX shell runs unchanged."""
+    """Return the line with which a POSIX shell runs exactly this argument list."""
     return " ".join(word if word and not word.strip(PLAIN) else "'" + word.replace("'", "'\"'\"'") + "'" for word in words)
 
 
@@ -634,18 +634,18 @@ def is_powershell(path: str) -> bool:
 
 
 def shell_arguments(words: list, command: str) -> list:
-    """With which arguments a shell, given as a program and its options, runs a command line."""
+    """Return the arguments with which a shell runs a command line; `words` are its program and options."""
     if not is_powershell(words[0]):
         return words + ["-c", command]
-    # By itself it tells 0 or 1 of the last statement, not what the program of it returned.
+    # By default PowerShell exits with 0 or 1 for the last statement, not with the exit status of that statement's program.
     status = "\nif (-not $?) { if ($LASTEXITCODE) { exit $LASTEXITCODE } exit 1 }"
     return words + ["-NoProfile", "-NonInteractive", "-Command", command + status]
 
 
-SHELL = "sh" if os.sep == "/" else "cmd"  # what runs a command line unless a job says otherwise
-PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"  # what means itself to a POSIX shell
+SHELL = "sh" if os.sep == "/" else "cmd"  # runs a command line unless the job names another shell
+PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"  # characters that a POSIX shell takes literally
 
-# A setting: its default, how a value is read and written, and what it means.
+# A setting: its default, how to parse a value and write it as text, and its meaning.
 Setting = namedtuple("Setting", "default parse text meaning")
 SETTINGS = {
     "max_retries": Setting(3, within(0, 10**6), str,
@@ -670,7 +670,7 @@ SETTINGS = {
     "sync": Setting("normal", one_of("normal", "full"), str,
                     "`full`: workers sync each result to the disk too"),
 }
-# A job takes these with it when it is enqueued; the others are read when they are used, by running workers too.
+# A job copies these when it is enqueued.  The others are read at each use, so a change reaches running workers.
 FIXED_SETTINGS = ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell")
 
 
@@ -698,7 +698,7 @@ def parse_directory(path, what: str) -> str:
     return text_of(os.path.abspath(os.path.expanduser(raw(path))))
 
 
-# The ways to read a job option; `setting`: as the setting of that name is read.
+# The parsers of job options.  The kind `setting` is not here: it uses the parser of the setting of that name.
 OPTION_PARSERS = {
     "name": parse_name, "text": parse_text, "duration": parse_duration, "when": parse_when, "codes": parse_codes, "refs": parse_refs,
     "dir": parse_directory, "env": parse_env, "stdin": parse_stdin, "umask": parse_umask, "flag": parse_flag,
@@ -706,7 +706,7 @@ OPTION_PARSERS = {
 
 
 class Option(namedtuple("Option", "name flags parse metavar column takers meaning")):
-    """An option of a job.  column: of the job table, if it is stored as it is read.  metavar: None for a flag."""
+    """An option of a job.  column: of the job table, if the parsed value is stored unchanged.  metavar: None for a flag."""
 
     __slots__ = ()
 
@@ -717,7 +717,7 @@ class Option(namedtuple("Option", "name flags parse metavar column takers meanin
                    OPTION_PARSERS.get(kind) or SETTINGS[name].parse, metavar, column, takers or "", meaning)
 
 
-# All that a job may be told: by an option, a JSON key or a Python keyword.  `enqueue` takes each; which others do stands there.
+# All options of a job, given as an option, a JSON key or a Python keyword.  `enqueue` takes all; `takers` names the other commands.
 JOB_OPTIONS = {option.name: option for option in map(Option.of, ("""\
 name         --id name     NAME     name         .             a unique name, usable wherever an id is (--id is the same)
 queue        .    name     NAME     queue        cron          the queue to put it in (default)
@@ -748,16 +748,19 @@ stdin        .    stdin    FILE     .            cron,run      what it reads, ke
 umask        .    umask    MASK     umask        cron          the umask of its files, as in 027 (this one)
 hold         .    flag     .        held         cron          keep it until `release`""" % SHELL).split("\n"))}
 NOT_TAKEN = {"edit": "`edit` can't change %s", "cron": "%s can't be given to every job of a schedule"}
-# Fields of a job as other tools of the family write them; they say nothing that enqueue needs.
+# Fields that other tools write; ignored.
 IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
 
 
 class ParsedJob(dict):
-    """The options of a job as parse_job has read them."""
+    """The options of a job, as parse_job returns them."""
 
 
 def parse_job(raw: dict, common=(), taker="") -> ParsedJob:
-    """The options of one job, checked, by the names of JOB_OPTIONS plus `command`; they beat those of `common`, which are parsed."""
+    """Return the checked options of one job, by the names of JOB_OPTIONS plus `command`.
+
+    They override those of `common`, which are already parsed.
+    """
     if isinstance(raw, ParsedJob):
         return raw
     job = ParsedJob()
@@ -782,17 +785,17 @@ def parse_job(raw: dict, common=(), taker="") -> ParsedJob:
     return job
 
 
-BLANK = "\ufeff \t\r\n\f\v"  # a byte order mark stands at the start of a file, or of each that was joined to one
+BLANK = "\ufeff \t\r\n\f\v"  # a byte order mark starts a file, and each part of one that was joined from several
 
 
 def begins_json(text: str) -> bool:
-    """Whether stripped text begins as JSON jobs do, and as no shell command does: a `{ group; }` and `[ -f test ]` do not.
+    """Whether stripped text begins like a JSON job, and not like a shell command such as `{ group; }` or `[ -f test ]`.
 
-    A brace or bracket alone is JSON too, as the first line of an object or array that goes on.
+    A brace or bracket alone is JSON too: the first line of an object or array that continues.
     """
     rest = text[1:].lstrip(BLANK)
     if text[:1] == "{":
-        return not rest or rest.startswith(('"', "}", "command:", "'command'"))  # the last two: quotes lost, or wrong ones
+        return not rest or rest.startswith(('"', "}", "command:", "'command'"))  # the last two: missing or wrong quotes
     gap = text[1:len(text) - len(rest)]  # sh needs a blank after `[` and `[[`
     return text[:1] == "[" and (rest[:1] in ("", "{", "]") or (not gap or "\n" in gap) and (
         rest[0] in '"-0123456789' or rest[0] == "[" and not rest[1:2].isspace()))
@@ -804,7 +807,7 @@ def line_end(text: str, pos: int) -> int:
 
 
 def parse_json(text: str, start: int = 0) -> tuple:
-    """(value, where it ends) of the JSON that begins there, and stands alone on its lines."""
+    """Return (value, end) of the JSON that begins at `start`; nothing else may follow it on its last line."""
     import json
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
@@ -832,7 +835,7 @@ def stored_job(text) -> dict:
 
 
 def parse_items(text: str):
-    """Yield (place, command or dict) for each job of a bulk file: a command a line, or JSON on any number of lines."""
+    """Yield (place, command or dict) for each job of a bulk file: one command per line, or JSON on any number of lines."""
     pos, number = 0, 1
     while pos < len(text):
         end = line_end(text, pos)
@@ -855,7 +858,7 @@ def parse_items(text: str):
         pos, number = end + 1, number + lines
 
 
-# -- cron: five-field schedules and the time of their next run --
+# -- cron: five-field schedules and their next run --
 
 DAY_S = 86400
 CRON_NICKNAMES = {
@@ -863,22 +866,22 @@ CRON_NICKNAMES = {
     "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
     "@yearly": "0 0 1 1 *", "@annually": "0 0 1 1 *",
 }
-CRON_FIELDS = (  # name, first and last value, names of the values from the first on
+CRON_FIELDS = (  # name, first and last value, names of the values in order
     ("minute", 0, 59, []),
     ("hour", 0, 23, []),
     ("day of month", 1, 31, []),
     ("month", 1, 12, "jan feb mar apr may jun jul aug sep oct nov dec".split()),
-    ("day of week", 0, 6, "sun mon tue wed thu fri sat".split()),  # and 7, which is Sunday again
+    ("day of week", 0, 6, "sun mon tue wed thu fri sat".split()),  # 7 is Sunday too
 )
 LAST_DAY, LAST_WORKDAY = 32, 33  # L and LW, among the days of a month
 LAST_OF_MONTH = 6                # 6L among the weekdays is 6 + 7 * this; 6#4 is 6 + 7 * 4
 
 
 class Cron(namedtuple("Cron", "minutes hours days months weekdays either_day by_clock")):
-    """A parsed schedule: the sorted values of its five fields, and what a leading * decides.
+    """A parsed schedule: the sorted values of its five fields, and two flags that depend on leading asterisks.
 
-    either_day: neither day field has one, so a day that matches one of them will do.
-    by_clock: minute or hour has one, so it runs whenever the clock shows a match; see next_run.
+    either_day: neither day field starts with *, so a day needs to match only one of them.
+    by_clock: minute or hour starts with *, so it runs whenever the clock shows a match; see next_run.
     """
     __slots__ = ()
 
@@ -899,13 +902,12 @@ def month_length(year: int, month: int) -> int:
 
 
 def parse_cron(spec: str):
-    """Read `minute hour day-of-month month day-of-week`, or a nickname such as @daily; None for @reboot.
+    """Return the Cron of `minute hour day-of-month month day-of-week`, or of a nickname such as @daily; None for @reboot.
 
-    A day field that starts with *, even */2, counts as unrestricted, as in Vixie cron: the
-    other one must match too (croniter does so only with implement_cron_bug=True). Ranges that
-    wrap around (22-6) are refused, but for those that end on Sunday (fri-sun).  Beyond Vixie cron, a day
-    may be L (the last of the month) or LW (its last from Monday to Friday), and a weekday 6#4 (the fourth
-    Saturday) or 6L (the last one).
+    If a day field starts with *, even */2, both day fields must match, as in Vixie cron (croniter does so
+    only with implement_cron_bug=True).  Ranges that wrap around (22-6) are refused, except those that end
+    on Sunday (fri-sun).  Beyond Vixie cron, a day may be L (the last of the month) or LW (its last from
+    Monday to Friday).  A weekday may be 6#4 (the fourth Saturday) or 6L (the last one).
     """
     fields = CRON_NICKNAMES.get(spec.strip().lower(), spec).split()
     if spec.strip().lower() == "@reboot":
@@ -923,7 +925,7 @@ def parse_cron(spec: str):
 
 
 def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -> tuple:
-    """The sorted values of one field: a list of N, N-M or *, with a /step or not (N/step too)."""
+    """Return the sorted values of one field: a list of N, N-M or *, each with an optional /step."""
 
     monthly, weekly = last == 31, last == 6
 
@@ -933,7 +935,7 @@ def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -
             name, text, why, first, last, by_name, ", L, LW" if monthly else ", 6#4, 6L" if weekly else ""))
 
     def number(what: str, word: str, low: int, high: int) -> int:
-        # Not int() alone: it takes '+1', '1_0' and other scripts' digits too.
+        # int() alone also accepts '+1', '1_0' and the digits of other scripts.
         if word.isascii() and word.isdigit() and len(word) < 4 and low <= int(word) <= high:
             return int(word)
         return refuse("%s %r is not a number from %d to %d" % (what, word, low, high))
@@ -966,12 +968,12 @@ def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -
 
 
 def next_run(cron, after: float, tz=None, rule=None) -> float:
-    """Return the unix time of the first run after `after`, NEVER for @reboot; for tz and rule see zone_offset.
+    """Return the Unix time of the first run after `after`, NEVER for @reboot; for tz and rule see zone_offset.
 
-    Where the local clock jumps, the rule is that of Debian's Vixie cron (man 8 cron):
+    When the local clock jumps, the rule is that of Debian's Vixie cron (man 8 cron):
     - by the clock (*/15 * * * *, @hourly): skipped minutes do not run, repeated ones run twice;
-    - fixed times (no * at the start of minute or hour): minutes skipped in spring run at the
-      moment of the jump, all as one; minutes repeated in autumn run the first time only.
+    - fixed times (no * at the start of minute or hour): minutes skipped in spring run once, together,
+      at the moment of the jump; minutes repeated in autumn run the first time only.
     """
     if cron is None:
         return NEVER
@@ -987,8 +989,8 @@ def next_run(cron, after: float, tz=None, rule=None) -> float:
 
 
 def next_by_clock(cron: Cron, now: int, offset) -> int:
-    """The first moment after `now` when the local clock shows a matching minute."""
-    while True:  # each turn takes us to a match, to a change of offset, or on by a day or more
+    """Return the first moment after `now` when the local clock shows a matching minute."""
+    while True:  # each turn reaches a match or a change of offset, or advances by a day or more
         current = offset(now + 1)
         match = next_match(cron, now + current) - current
         horizon = min(match, now + DAY_S)
@@ -996,15 +998,15 @@ def next_by_clock(cron: Cron, now: int, offset) -> int:
             now = offset_change(offset, now + 1, horizon) - 1
         elif horizon == match:
             return match
-        else:  # no match before the last day, in which the offset may change
+        else:  # skip to the day before `match`: the offset may change within it
             now = max(horizon, match - DAY_S)
 
 
 def next_match(cron: Cron, wall: int) -> int:
-    """The first matching minute after `wall`; both are local times counted as if in UTC."""
+    """Return the first matching minute after `wall`; both are local times counted as if in UTC."""
     today, minute = divmod(wall // 60 + 1, 1440)
     day = today
-    while day < today + 50 * 366:  # a 29 February on a given day of the week: within 40 years
+    while day < today + 50 * 366:  # a 29 February on a given weekday comes within 40 years
         date = time.gmtime(day * DAY_S)
         if date.tm_mon not in cron.months:
             day, minute = day + max(1, 29 - date.tm_mday), 0  # never past the next month's 1st
@@ -1018,7 +1020,7 @@ def next_match(cron: Cron, wall: int) -> int:
 
 
 def first_shown(wall: int, offset) -> int:
-    """The moment when the local clock first shows `wall`, or jumps past it."""
+    """Return the moment when the local clock first shows `wall`, or jumps past it."""
     old, new = offset(wall - DAY_S), offset(wall + DAY_S)
     for current in (old, new):
         if offset(wall - current) == current:
@@ -1027,7 +1029,7 @@ def first_shown(wall: int, offset) -> int:
 
 
 def offset_change(offset, low: int, high: int) -> int:
-    """The first second of (low, high] with another offset than at `low`; `high` must have one."""
+    """Return the first second of (low, high] whose offset differs from that at `low`; that at `high` must differ."""
     old = offset(low)
     while high - low > 1:
         middle = (low + high) // 2
@@ -1035,17 +1037,17 @@ def offset_change(offset, low: int, high: int) -> int:
     return high
 
 
-# -- time zones: an IANA name, whose file the system has, or a POSIX rule; zoneinfo is neither in 3.8 nor quick to import --
+# -- time zones: an IANA name, whose file the system has, or a POSIX rule; Python 3.8 has no zoneinfo, and its import is slow --
 
 UTC_NAMES = ("UTC", "UTC0", "UCT", "GMT", "GMT0", "ZULU", "ETC/UTC", "ETC/GMT")
 EPOCH_DAY = 719163  # 1970-01-01 as datetime counts days
 
 
 def zone_offset(tz, rule=None):
-    """Return a function from unix time to the zone's offset from UTC at that time, in seconds.
+    """Return a function from Unix time to the zone's offset from UTC at that time, in seconds.
 
     tz: an IANA name, a POSIX rule such as CET-1CEST,M3.5.0,M10.5.0/3, or None for this machine's own zone.
-    rule: the POSIX rule to follow where this machine has no file for the name.
+    rule: the POSIX rule to follow if this machine has no file for the name.
     """
     if tz is None:
         return lambda moment: time.localtime(moment).tm_gmtoff
@@ -1063,14 +1065,14 @@ def zone_offset(tz, rule=None):
 
 
 def zone_and_rule(tz: str) -> tuple:
-    """Return a zone that zone_offset knows, and its POSIX rule; UserError if it knows none."""
+    """Return `tz` and the POSIX rule of its file, "" without one; UserError if zone_offset does not know `tz`."""
     zone_offset(tz)
     data = None if tz.upper() in UTC_NAMES else zone_data(tz)
     return tz, zone_rule(data) if data else ""
 
 
 def zone_data(tz: str):
-    """Return the content of the file of a time zone with an IANA name (RFC 8536), or None."""
+    """Return the content of the file (RFC 8536) of the time zone with this IANA name, or None."""
     if not 0 < len(tz) <= 100 or not tz.isascii() or tz[0] == "/" or not tz.translate(dict.fromkeys(map(ord, "/_+-"), "x")).isalnum():
         return None
     for folder in zone_folders():
@@ -1085,23 +1087,23 @@ def zone_data(tz: str):
 
 
 def zone_folders() -> list:
-    """Where the files of time zones may lie: the system's, then those of `pip install tzdata` (Windows has none of its own)."""
+    """Return the folders to search for zone files: the system's, then those of `pip install tzdata` (Windows has only those)."""
     return ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo",
             *(os.path.join(folder, "tzdata", "zoneinfo") for folder in sys.path)]
 
 
 def zone_rule(data: bytes) -> str:
-    """Return what a zone's file says of all later years, as a POSIX rule; "" if it says nothing."""
+    """Return the POSIX rule in a zone's file for all later years; "" if the file has none."""
     return data.rsplit(b"\n", 2)[-2].decode("ascii", "replace") if data[4] >= 0x32 and data.count(b"\n") > 1 else ""
 
 
 def zone_file_offset(data: bytes):
-    """As zone_offset, from the content of a zone's file."""
+    """Return a function as zone_offset does, from the content of a zone's file."""
     from bisect import bisect_right
     from struct import unpack_from
     at, size = 0, 4
     isut, isstd, leaps, times, types, chars = unpack_from(">6l", data, 20)
-    if data[4] >= 0x32:  # the same again, with 64 bits
+    if data[4] >= 0x32:  # the same data follows, with 64-bit times
         at, size = 44 + times * 5 + types * 6 + chars + leaps * 8 + isstd + isut, 8
         times, types = unpack_from(">6l", data, at + 20)[3:5]
     moments = unpack_from(">%d%s" % (times, "q" if size == 8 else "l"), data, at + 44)
@@ -1117,7 +1119,7 @@ def zone_file_offset(data: bytes):
 
 
 def posix_offset(rule: str):
-    """As zone_offset, from a rule as POSIX has it for TZ; None if it is not one."""
+    """Return a function as zone_offset does, from a POSIX rule for TZ; None if it is not valid."""
     import re
     name, clock = r"(?:[A-Za-z]{3,}|<[A-Za-z0-9+-]+>)", r"([+-]?\d{1,3}(?::\d\d?){0,2})"
     when = r",(M(?:1[0-2]|0?[1-9])\.[1-5]\.[0-6]|J?\d{1,3})(?:/%s)?" % clock
@@ -1151,7 +1153,7 @@ def clock_seconds(text: str) -> int:
 
 
 def rule_day(text: str, year: int) -> int:
-    """Return the day, counted from 1970, that Mm.w.d, Jn or n of a POSIX rule means in a year."""
+    """Return the day that Mm.w.d, Jn or n of a POSIX rule means in this year, counted from 1970."""
     from datetime import date
     day = date(year, 1, 1).toordinal() - EPOCH_DAY
     if text[0] == "J":
@@ -1159,20 +1161,20 @@ def rule_day(text: str, year: int) -> int:
     if text[0] != "M":
         return day + int(text)
     month, week, weekday = map(int, text[1:].split("."))
-    first = date(year, month, 1).toordinal()  # a Sunday is divisible by 7
+    first = date(year, month, 1).toordinal()  # the ordinal of a Sunday is divisible by 7
     days = (weekday - first) % 7 + 7 * (week - 1)
     return first - EPOCH_DAY + days - (7 if days >= month_length(year, month) else 0)
 
 
-# -- where things lie --
+# -- files --
 
 def slashed(words):
-    """Words between slashes, the form in which Store compares a list; None, which stands for all, where there are none."""
+    """Return words joined by slashes, the form in which Store compares a list; None, which means all, if there are none."""
     return "/%s/" % "/".join(words) if words else None
 
 
 class Files:
-    """Where things lie beside a database: all that is not in it."""
+    """The paths of the files beside a database: all data that is not in it."""
 
     def __init__(self, database: str):
         self.database = database
@@ -1186,7 +1188,7 @@ class Files:
         return os.path.join(self.workers, "%s.lock" % worker)
 
     def output(self, worker) -> str:
-        """Where the attempt that a worker runs writes to, until it has ended."""
+        """Return the path that a worker's attempt writes its output to, until it ends."""
         return os.path.join(self.workers, "%s.out" % worker)
 
     def log(self, job: int, attempt: int) -> str:
@@ -1198,20 +1200,20 @@ class Files:
             make_directory(path)
 
     def keep(self, worker, job: int, attempt: int, even_empty: bool = False) -> None:
-        """Makes the output of an ended attempt its log; without output there is none, unless `even_empty`."""
+        """Move the output of an ended attempt to its log; if it is empty, only with `even_empty`."""
         path, log = self.output(worker), self.log(job, attempt)
         try:
             info = os.lstat(path)
             if not S_ISREG(info.st_mode):
-                remove(path)  # nothing that an attempt has written
+                remove(path)  # not the file that the attempt wrote
             elif even_empty or info.st_size:
                 make_directory(os.path.dirname(log))
                 move(path, log)
         except FileNotFoundError:
-            pass  # kept already, before a crash
+            pass  # moved already, before a crash
 
     def remove_logs(self, jobs) -> None:
-        """Remove the logs of these jobs that are there, and a directory that is empty then."""
+        """Remove the logs of these jobs, and each directory that is then empty."""
         folders = {}
         for job in jobs:
             folders.setdefault(os.path.dirname(self.log(job, 1)), set()).add(str(job))
@@ -1222,37 +1224,37 @@ class Files:
                         remove(os.path.join(folder, name))
                 os.rmdir(folder)
             except OSError:
-                pass  # other jobs' logs are in it, or there is none
+                pass  # it holds other jobs' logs, or does not exist
 
 
 def move(path: str, target: str) -> None:
-    """Renames a file; on Windows, where another program may have it open and so forbid that, moves what is in it."""
+    """Rename a file; if another program has it open, which prevents that on Windows, move its content."""
     try:
         os.replace(path, target)
-    except PermissionError:  # elsewhere it meets the next line too
+    except PermissionError:  # on other systems the next line fails too
         with open(path, "rb", opener=no_link) as source, create(target) as copy:
             copy_bytes(source, copy, 2 ** 50)
         os.truncate(path, 0)
 
 
-# Where users have numbers (not on Windows), a queue is one user's: files are made for that user alone, no link is
-# followed, and nothing is trusted that another user has made or may write to.  Root may do all, so its files are trusted.
+# If the system has user ids (Windows has none), a queue belongs to one user.  Its files are created for that user only,
+# and no link is followed.  No file that another user owns or may write to is trusted, except root's: root may do anything.
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def acts_as_root() -> bool:
-    """Whether this is root that has said that it means to work another user's queue."""
+    """Whether this process is root and asked, with --as-root, to work another user's queue."""
     return bool(os.environ.get(AS_ROOT)) and hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def is_foreign(uid: int) -> bool:
-    """Whether the file of a user can't be trusted by this one."""
+    """Whether this process should not trust the files of user `uid`."""
     return uid not in (0, os.geteuid()) and not acts_as_root()
 
 
 def give_away(fd: int, like: str) -> None:
-    """Gives what root has made in another user's queue to that user, the owner of `like`."""
+    """Give a file that root created in another user's queue to that user, the owner of `like`."""
     if acts_as_root():
         info = os.stat(like)
         if info.st_uid and not info.st_mode & S_ISVTX:
@@ -1260,7 +1262,7 @@ def give_away(fd: int, like: str) -> None:
 
 
 def make_directory(path: str, like=None) -> None:
-    """Makes a directory and those above it that are missing, for this user only (os.makedirs leaves those to the umask)."""
+    """Create a directory and its missing parents, for this user only (os.makedirs leaves the parents to the umask)."""
     if not os.path.isdir(path):
         above = os.path.dirname(path)
         make_directory(above)
@@ -1275,7 +1277,7 @@ def make_directory(path: str, like=None) -> None:
 
 
 def create(path: str):
-    """Open a new file, for this user only, in place of whatever lies there."""
+    """Open a new file, for this user only; it replaces whatever is at `path`."""
     remove(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     give_away(fd, os.path.dirname(path))
@@ -1283,19 +1285,19 @@ def create(path: str):
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener for `open`, which neither follows a link nor waits at a FIFO."""
+    """Open `path` as an opener of `open` does, but neither follow a link nor wait for a FIFO."""
     return os.open(path, flags | NO_LINK | getattr(os, "O_NONBLOCK", 0), 0o600)
 
 
 def launching(path: str) -> list:
-    """Statements that load this file, by its path and from cached bytecode, and run it; `path` is a literal."""
+    """Return statements that load this file by its path, from cached bytecode, and run it; `path` is a literal."""
     return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
             "queuectl.__file__ = " + path, "SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)",
             "queuectl.leave(queuectl.main())"]
 
 
 def copy_bytes(source, target, most: int) -> int:
-    """Copies what there is, at most so many bytes; returns how many."""
+    """Copy at most `most` bytes; return how many there were."""
     copied = 0
     while copied < most:
         chunk = source.read(min(most - copied, 2 ** 16))
@@ -1310,7 +1312,7 @@ def remove(path: str) -> None:
     try:
         os.unlink(path)
     except OSError:
-        pass  # gone already, or still open on Windows: the next tidying takes it
+        pass  # removed already, or still open on Windows: the next cleanup removes it
 
 
 # == Platform differences ==============================================================

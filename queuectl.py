@@ -5997,34 +5997,34 @@ class Runner:
 
 # == Worker ============================================================================
 # A process that claims, runs and records, one job after another.
-# Calls Store, Runner and Platform differences; knows nothing of the command line or of printing.
+# Calls Runner, Store, Platform differences and small helpers; knows nothing of the command line or of printing.
 
-# What a worker is started with.  own: it belongs to a `run` and takes its jobs only.
-# load: no new job while the machine's load is above it; None: whatever the load.
+# What a worker is started with.  own: it belongs to a `run` and takes only that run's jobs.
+# load: it takes no new job while the machine's load is above this; None: no limit.
 class Post(namedtuple("Post", "database supervisor queues own load")):
     __slots__ = ()
 
     def words(self) -> list:
-        """Itself, but the database, as arguments of a program."""
+        """Return all fields but the database as arguments of a program."""
         return [str(self.supervisor), self.queues or "-", "1" if self.own else "0", "-" if self.load is None else str(self.load)]
 
 
 def is_damage(error) -> bool:
-    """Whether waiting is no use: the file is no database any more."""
+    """Whether the file is damaged, or not a database any more: waiting would not help."""
     return "malformed" in str(error) or "not a database" in str(error) or "no such table" in str(error)
 
 
-# What a worker or supervisor wrote into its lock file.  note, since: what it waits for; end: see end_text.
+# What a worker or supervisor wrote into its lock file.  note, since: what it waits for, and since when; end: see end_text.
 Record = namedtuple("Record", "pid job attempt group born done machine since note end")
 
 
 def read_record(path: str):
-    """What a worker or supervisor wrote into its lock file; None if there is nothing to read."""
+    """Return what a worker or supervisor wrote into its lock file, as a Record; None if it can't be read."""
     try:
         with open(path, "rb", opener=no_link) as file:
             runs, wait, end = [file.read(RECORD_LINE).decode("utf-8", "replace").strip("\0 \n") for _ in range(3)]
         since, _, note = wait.partition(" ")
-        words = runs.split() or ["0"] * 6  # a rescuer had to make the file again, and noted its wait there
+        words = runs.split() or ["0"] * 6  # a rescuer made the file again, and wrote only its wait into it
         return Record(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "",
                       float(since or 0), note, end)
     except (OSError, ValueError, IndexError):
@@ -6032,7 +6032,7 @@ def read_record(path: str):
 
 
 def keep_lock(path: str, lock: int) -> int:
-    """Return the descriptor that holds a lock: a new one if its file was deleted, or made by somebody who missed it."""
+    """Return the descriptor that holds a lock: a new one if its file was deleted, or made again by another process."""
     if not OS.is_lost(path, lock):
         return lock
     make_directory(os.path.dirname(path))
@@ -6042,15 +6042,15 @@ def keep_lock(path: str, lock: int) -> int:
 
 
 def write_note(lock: int, why) -> None:
-    """Note in a lock file what its process waits for, and since now; None: it goes on."""
+    """Write into a lock file what its process waits for from now on; None: for nothing."""
     try:
         OS.write_record(lock, 1, "%.3f %s" % (time.time(), plain(why)) if why else "")
     except OSError:
-        pass  # nobody can be told: not even this file can be written
+        pass  # not even this file can be written, so nobody can be told
 
 
 def end_text(outcome) -> str:
-    """An Outcome as a line of a lock file, from which a rescuer records it if its worker can't."""
+    """Return an Outcome as a line of a lock file; a rescuer records it from there if the worker can't."""
     job = outcome.job
     return "%d %d %s %s %s %.6f %.6f %s" % (job.id, job.attempt, outcome.kind, optional(outcome.exit_code), optional(outcome.pid),
                                             outcome.started_at, outcome.duration, plain(outcome.error or ""))
@@ -6061,7 +6061,7 @@ def optional(number) -> str:
 
 
 def recorded_end(record, job):
-    """The Outcome of a job that a dead worker knew and could not write to the database, or None."""
+    """Return the Outcome of a job that its dead worker could write only to the lock file, or None."""
     words = (record.end if record else "").split(" ", 7)
     try:
         if (int(words[0]), int(words[1])) != (job.id, job.attempt) or words[2] not in ENDS:
@@ -6072,12 +6072,12 @@ def recorded_end(record, job):
         return None
 
 
-LEFT_TO_RESCUER = ()  # what an exchange gives that was given up: the end of the job is in the lock file
+LEFT_TO_RESCUER = ()  # what Worker._exchange returns when it gives up: the outcome is in the lock file
 ENDS = ("completed", "failed", "timeout", "released", "cancelled")
 
 
 class Worker:
-    """One worker process.  `say(event, **facts)` takes what it has to tell."""
+    """One worker process; it reports through `say(event, **facts)`."""
 
     def __init__(self, post, signals, say):
         self._post = post
@@ -6091,7 +6091,7 @@ class Worker:
         self._lock_path = self._queue.db.files.lock(self.id)
         self._done = 0
         self._trouble = self._noted = None
-        self._kept_at = 0.0  # when the lock file was last seen to be there
+        self._kept_at = 0.0  # when the lock file was last checked
         self._machine = OS.machine()
         self._loads = OS.loads()
         self._write_record(0, 0, 0, 0.0)
@@ -6099,7 +6099,7 @@ class Worker:
                               self._read, self._keep_lock)
 
     def work(self) -> None:
-        """Until told to stop: one commit a job records the last outcome and claims the next."""
+        """Run jobs until told to stop: one commit per job records the last outcome and claims the next job."""
         job = outcome = None
         while True:
             claim = not self._stopping() and not self._overloaded()
@@ -6126,11 +6126,11 @@ class Worker:
         try:
             gone = self._queue.workers.remove_worker(self.id)
         except (sqlite3.Error, OSError, QueueGone):
-            pass  # its lock is free, so the next supervisor takes it off the list
+            pass  # the lock becomes free, so the next supervisor removes the row
         self._queue.close()
         os.close(self._lock)
         if gone:
-            remove(self._lock_path)  # Windows removes no open file
+            remove(self._lock_path)  # Windows can't remove an open file
 
     def _stopping(self) -> bool:
         return bool(self._signals.level) or self._signals.orphaned()
@@ -6141,7 +6141,7 @@ class Worker:
     def _rest(self) -> None:
         """Wait for work, or for the machine's load to fall."""
         self._write_record(0, 0, 0, 0.0)
-        self._kept_at = 0.0  # it may be long until the next look
+        self._kept_at = 0.0  # check the file now: the wait may be long
         self._keep_lock()
         if self._overloaded():
             self._note("takes no job while the load is above %g" % self._post.load)
@@ -6154,20 +6154,20 @@ class Worker:
         self._signals.look = False
 
     def _on_wait(self, why) -> None:
-        if self._noted in (None, WAIT_FOR_LOCK):  # else it is part of another wait
+        if self._noted in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
             self._note(why)
 
     def _note(self, why) -> None:
-        """Note in the lock file, where others see it, what this worker waits for; None: it goes on."""
+        """Write into the lock file, where others can read it, what this worker waits for; None: for nothing."""
         if why != self._noted and self._lock is not None:
             self._noted = why
             write_note(self._lock, why)
 
     def _exchange(self, outcome, claim: bool):
-        """Queue.exchange, as long as it takes: a locked database or a full disk is no job's failure.
+        """Repeat Claims.exchange until it succeeds: a locked database or a full disk is not the job's failure.
 
-        An end that can't be written is kept in the lock file: whatever becomes of this worker, a rescuer records it.
-        Told to end now, the worker leaves it at that after a moment.
+        An outcome that can't be written is kept in the lock file: a rescuer records it if this worker can't.
+        A worker that should end now gives up after GIVE_UP_S and returns LEFT_TO_RESCUER.
         """
         pause, again, limit = 0.05, False, None
         while True:
@@ -6194,7 +6194,7 @@ class Worker:
             claim = claim and not self._stopping()
 
     def _mend(self) -> None:
-        """Has values taken away that somebody else has put into the database: one row must not stop the others."""
+        """Remove invalid values that another program wrote into the database: one row must not stop the others."""
         try:
             for fault in self._queue.keep.mend_values():
                 self._say("trouble", why=fault)
@@ -6202,17 +6202,17 @@ class Worker:
             self._say("trouble", why="can't write to the database yet: %s" % error)
 
     def _keep_end(self, outcome) -> str:
-        """Write an end into the lock file; return what to say of it."""
+        """Write an outcome into the lock file; return the words that report it."""
         if outcome is None:
             return ""
         try:
             OS.write_record(self._lock, 2, end_text(outcome))
         except OSError:
-            pass  # it is kept in memory alone
+            pass  # the outcome is kept in memory only
         return " that job %d has ended (%s)" % (outcome.job.id, outcome.error or outcome.kind)
 
     def _keep_lock(self) -> None:
-        """Once a second: take the lock again where someone has deleted its file, and see whether `sync` was changed."""
+        """Once per second, take the lock again if its file was deleted, and check whether `sync` was changed."""
         now = time.monotonic()
         if now < self._kept_at + LOOK_S:
             return
@@ -6231,13 +6231,13 @@ class Worker:
         try:
             return self._queue.claims.cancel_asked(job)
         except sqlite3.Error:
-            return 0  # asked again when the supervisor repeats it
+            return 0  # the worker asks again when the supervisor repeats its signal
 
     def _read(self, job) -> bytes:
         try:
             return self._queue.claims.input_of(job)
         except sqlite3.OperationalError as error:
-            raise OSError(0, str(error)) from None  # tried again
+            raise OSError(0, str(error)) from None  # the Runner tries again
 
     def _setting(self, key: str):
         try:
@@ -6250,16 +6250,16 @@ class Worker:
         self._note(None)
 
     def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
-        """What a rescuer needs: whose group to end, and what not to take for it."""
+        """Write what a rescuer needs: the process group to end, and when it began, which tells it from a later group."""
         self._written = job, attempt, group, born
         try:
             OS.write_record(self._lock, 0, "%d %d %d %d %.2f %d %s" % (
                 os.getpid(), job, attempt, group, born, self._done, self._machine))
         except OSError:
-            pass  # without it a rescuer signals nobody, and waits for the attempt's lock
+            pass  # without it a rescuer knows no group, and waits for the attempt's lock
 
     def _report(self, outcome, more: bool) -> None:
-        """Tells how an attempt ended; `more`: the next that is told follows at once."""
+        """Report how an attempt ended; `more`: the next report follows at once."""
         job = outcome.job
         if outcome.kind in ("failed", "timeout"):
             after = self._find(job.id)
@@ -6276,10 +6276,10 @@ class Worker:
         try:
             return self._queue.look.find(number)
         except sqlite3.Error:
-            return None  # only the log line has less to say
+            return None  # only the log line says less
 
     def _say(self, event: str, **facts) -> None:
-        """Tell what happens: the same trouble once, however long it lasts; what is merely waited for is noted, not told."""
+        """Report an event; the same trouble only once, however long it lasts.  A mere wait is noted, not reported."""
         why = facts["why"] if event in ("trouble", "waits") else None
         self._note(why)
         if event == "waits":
@@ -6291,10 +6291,10 @@ class Worker:
 
 # == Supervisor ========================================================================
 # The one process of a `worker start` or `run` that starts, wakes, replaces and stops workers.
-# Calls Worker, Store and Platform differences; knows nothing of the command line or of printing.
+# Calls Worker, Store, Platform differences and small helpers; knows nothing of the command line or of printing.
 
 def work(post, signals, say) -> None:
-    """The whole life of a worker process; what ends it early is told, not raised."""
+    """Run a worker process to its end; an error that ends it early is reported, not raised."""
     try:
         Worker(post, signals, say).work()
     except (QueueGone, UserError, sqlite3.Error, OSError) as error:
@@ -6304,10 +6304,10 @@ def work(post, signals, say) -> None:
 
 
 def rescue(queue, worker, say) -> bool:
-    """Releases the job of a worker that is dead, once nothing of the attempt is left.
+    """Release the job of a dead worker once nothing is left of the attempt.
 
-    The worker's lock tells that it is dead, the lock of the attempt's output that nothing of the attempt
-    lives.  Returns False when either is still held: try again later.
+    The worker's lock tells whether the worker is dead; the lock of the attempt's output tells whether any of its
+    processes lives.  Return False if either is still held: try again later.
     """
     files = queue.workers.files_of(worker)
     lock = take_from_dead(queue, worker, files.lock(worker.id))
@@ -6341,14 +6341,14 @@ def rescue(queue, worker, say) -> bool:
     finally:
         os.close(lock)
         if released:
-            remove(files.lock(worker.id))  # Windows removes no open file
+            remove(files.lock(worker.id))  # Windows can't remove an open file
 
 
 def take_from_dead(queue, worker, path: str):
-    """Return a descriptor that holds the lock of a dead worker; None while it lives.
+    """Return a descriptor that holds the lock of a dead worker; None while the worker lives.
 
-    A living worker whose lock file was deleted makes it again within some two seconds.  So if nothing else tells whether it
-    lives, since it is in another pid namespace, an empty file is put there: if it stays so, the worker is dead.
+    A living worker whose lock file was deleted makes it again within about two seconds.  In another pid namespace nothing
+    else tells whether a worker lives.  Then put an empty file there: if it stays empty, the worker is dead.
     """
     alive = queue.workers.is_alive(worker)
     if alive is None:
@@ -6368,7 +6368,7 @@ def take_from_dead(queue, worker, path: str):
 
 
 def end_attempt(queue, files, worker, job, record, group: int):
-    """End what is left of a dead worker's attempt; return the pids of what lives on, as far as they are known, or None."""
+    """End what is left of a dead worker's attempt; return the known pids of what still lives, None if nothing does."""
     marks = ["%s=%s" % pair for pair in job_variables(job, queue.workers.home(worker)).items()]
     here = record is not None and record.machine == OS.machine() and record.machine != "" and (
         queue.workers.is_at_home(worker) or queue.workers.is_moved(worker))
@@ -6380,27 +6380,27 @@ def end_attempt(queue, files, worker, job, record, group: int):
 
 
 class Supervisor:
-    """Keeps `count` workers at work.  `asked`: see cmd_worker_start.  `say(event, **facts)` takes what there is to tell."""
+    """Keep `count` workers running; report through `say(event, **facts)`.  `asked`: see cmd_worker_start."""
 
-    HINTS = 1000  # how many are read in a turn: a flood must not keep us from our work
+    HINTS = 1000  # hints read per turn: a flood must not stop the other work
 
     def __init__(self, database: str, kind: str, count: int, asked: dict, say, argv, arguments: str = ""):
         self.kind = kind
         self.count = count
-        self.level = 0            # 1: every worker ends after its job; 2: now
-        self._reopen = False      # whether USR1 has asked to open the log again
-        self.within = None        # the job that --drain does not wait for, as it runs in it
-        self.interrupted = False  # whether a person, or a closed terminal, said so
+        self.level = 0            # 1: every worker ends after its job; 2: at once
+        self._reopen = False      # whether USR1 asked to open the log again
+        self.within = None        # the job that runs this supervisor: --drain does not wait for it
+        self.interrupted = False  # whether a signal raised `level`: the user's, or a closed terminal's
         self._queues, self._drain, self._load, self._idle_timeout = map(asked.get, ("queues", "drain", "load", "idle_timeout"))
         self._say = say
-        self._argv = list(argv)   # starts a worker as a new program, where processes don't fork
+        self._argv = list(argv)   # starts a worker as a new program on systems where we don't fork
         self.database = database
         self._queue = self._connect()
         fault = OS.foreign_files(self.queue.db.files)
         if fault:
             raise UserError(fault)
         self._listen()
-        self._busy_at = self._last_event = None  # when one of its workers was last seen to have a job
+        self._busy_at = self._last_event = None  # when one of the workers was last seen with a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, self._lock = self._mending(lambda: self.queue.workers.add_supervisor(
             kind, self._port, self._token, count, self._queues, asked.get("max_jobs"), arguments))
@@ -6409,19 +6409,19 @@ class Supervisor:
         self._trouble = ""
         self._noted = None        # the wait that our lock file shows
         self._wrong = None        # what failed in this turn
-        self._locked = False      # whether that is a locked database, for which one wait a turn is enough
-        self._news = False        # whether a hint has come that has not been acted on
-        self._signed = None       # what was seen of the database when we last gave a sign of life
-        self._rescue_at = 0.0     # when to look for dead workers: at once when one of ours has ended
+        self._locked = False      # whether that is a locked database: one wait per turn is enough
+        self._news = False        # whether a hint came that has not been acted on
+        self._signed = None       # the value of `_seen` at our last sign of life
+        self._rescue_at = 0.0     # when to look for dead workers: at once if one of ours has ended
         self._kill_at = 0.0       # when to kill workers that were told to end now
         self._begun = False       # whether the first workers have been started
         self._told = self._relayed = 0
         self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
         self._seen = self._look_at = self._tidy_at = 0.0
-        self._tidied = 0          # the row of the history up to which old jobs have gone
+        self._tidied = 0          # the history row up to which old jobs have been removed
         self._skew = time.time() - time.monotonic()
         self._next = None
-        self._dead = set()        # own workers that died, while something of their attempt lives
+        self._dead = set()        # ids of our dead workers while something of their attempt lives
 
     # -- setting up --
 
@@ -6430,29 +6430,29 @@ class Supervisor:
 
     @property
     def queue(self):
-        """The database, opened again after a fork."""
+        """Return the Store, opened again after a fork."""
         if self._queue is None:
             try:
                 self._queue = self._connect(create=False)
-            except UserError as error:  # others may write to it now
+            except UserError as error:  # for example because other users may write to it now
                 raise OSError("can't open the database yet: %s" % error) from None
             self._queue.db.on_wait = self._on_wait
-            self._seen = None  # a new connection counts changes anew
+            self._seen = None  # a new connection starts its own count of changes
         return self._queue
 
     def _on_wait(self, why) -> None:
-        if self._noted in (None, WAIT_FOR_LOCK):  # else it is part of another wait
+        if self._noted in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
             self._note(why)
 
     def _record(self) -> None:
-        """What others look for in our lock file: who we are, and on which machine."""
+        """Write what others look for in our lock file: our pid and machine."""
         try:
             OS.write_record(self._lock, 0, "%d 0 0 0 0.00 0 %s" % (os.getpid(), OS.machine()))
         except OSError:
-            pass  # without it a command asks through the database alone
+            pass  # without it a command can ask only through the database
 
     def _listen(self) -> None:
-        """Opens the port for hints, and the pair by which signals end a wait."""
+        """Open the port for hints, and the socket pair through which signals end a wait."""
         import select
         import signal
         import socket
@@ -6468,7 +6468,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
         heed({"SIGTERM": self._on_stop, "SIGINT": self._on_stop, "SIGBREAK": self._on_stop, "SIGHUP": self._on_now,
               "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
-        if hasattr(signal, "SIGCHLD"):  # whether it was ignored or not: waitpid needs it
+        if hasattr(signal, "SIGCHLD"):  # even if it was ignored at the start: waitpid needs a handler
             signal.signal(signal.SIGCHLD, self._on_child)
         ignore_other_signals()
 
@@ -6476,18 +6476,18 @@ class Supervisor:
         self.level, self.interrupted = min(2, self.level + 1), True
 
     def _on_now(self, *_) -> None:
-        self.level, self.interrupted = 2, True  # after HUP nobody is left to watch: give the jobs back
+        self.level, self.interrupted = 2, True  # after HUP nobody is left to watch, so the jobs are given back
 
     def _on_reopen(self, *_) -> None:
         self._reopen = True
 
     def _on_child(self, *_) -> None:
-        """Needed for SIGCHLD to reach the wake-up descriptor at all."""
+        """Do nothing: without a handler SIGCHLD would not reach the wake-up descriptor."""
 
     # -- the loop --
 
     def start(self) -> None:
-        """Releases what dead ones left, starts the workers, returns when they are ready to take jobs."""
+        """Release what dead workers left, start our workers, and return when they are ready to take jobs."""
         self._mending(self.queue.schedules.mend_clock)
         self._mending(self._rescue)
         self.queue.workers.sweep()
@@ -6508,7 +6508,7 @@ class Supervisor:
         return sum(worker.supervisor == self.id for worker in self.queue.workers.workers())
 
     def run(self, each=None) -> None:
-        """Until it is told to stop, or to drain and all is done.  `each()` is called every turn, 10 times a second or more."""
+        """Work until told to stop or, with --drain, until all jobs are done.  Call `each()` every turn, at least 10 times per second."""
         while True:
             self._turn()
             if each is not None:
@@ -6518,7 +6518,7 @@ class Supervisor:
             self._wait(self._pause(each))
 
     def _mending(self, action):
-        """Return what `action` does; where a row has a value that it can't have, take that away and do it again."""
+        """Return the result of `action`; if a row holds an invalid value, remove that value and repeat the action."""
         try:
             return action()
         except WrongValue:
@@ -6527,10 +6527,10 @@ class Supervisor:
             return action()
 
     def _try(self, step, *values):
-        """Take a step of a turn, and return what it gives; None if the database or the machine refused.
+        """Take a step of a turn and return its result; None if the database or the machine refused.
 
-        What it was to do is due still, and the other steps are taken all the same: nothing that was learnt once
-        may be forgotten because something else failed.  Only a locked database is waited for once a turn.
+        A step that failed is still due, and the other steps are taken anyway: nothing that was learnt once may be
+        forgotten because something else failed.  Only a locked database ends the turn: one wait per turn is enough.
         """
         if self._locked:
             return None
@@ -6545,7 +6545,7 @@ class Supervisor:
             return None
 
     def _say_once(self, why: str) -> None:
-        """Tells a trouble, but not the same one again and again."""
+        """Report a trouble, but not the same one repeatedly."""
         if why != self._trouble:
             self._trouble = why
             self._say("trouble", why=why)
@@ -6567,7 +6567,7 @@ class Supervisor:
         self._select([self._hints, self._wakeup], [], [], min(seconds, OS.longest_wait))
 
     def _turn(self) -> None:
-        """Do what is due: first what only reads, then what writes, which a locked database or a full disk may refuse."""
+        """Do what is due.  Steps that only read come first: a locked database or a full disk may refuse a write."""
         self._wrong, self._locked = None, False
         self._drain_signals()
         count, news = self._drain_hints()
@@ -6579,10 +6579,10 @@ class Supervisor:
             self._workers.wake(count)
         if now >= self._look_at:
             self._look_at = now + (0.1 if self._drain else LOOK_S)
-            self._relayed = 0  # said again: a worker that was just starting may have missed it
+            self._relayed = 0  # repeat it: a worker that was just starting may have missed it
             self._try(self._check_file)
             self._try(self._keep_lock)
-            self._try(self._cancel)  # again, in case it was not heard
+            self._try(self._cancel)  # again, in case a worker missed it
             self._heed(now)
             self._answer()
             self._try(self._check_clock)
@@ -6597,11 +6597,11 @@ class Supervisor:
             self._news = True
             self._try(self._tick)
         if self._wrong is None and now >= self._start_at:
-            self._trouble = ""  # told again when it comes again
+            self._trouble = ""  # report the trouble again if it comes back
         self._note(self._waits())
 
     def _answer(self) -> None:
-        """Give a sign of life when asked for it (see Queue.unanswered), and when there was work; an idle supervisor writes nothing."""
+        """Give a sign of life if asked (see Workers.unanswered) or if there was work; an idle supervisor writes nothing."""
         path = Files(self.database).lock("s%d" % self.id)
         try:
             stat = os.stat(path)
@@ -6619,7 +6619,7 @@ class Supervisor:
         self.queue.db.check_file()
 
     def _waits(self):
-        """What this supervisor waits for, in words; None: for work alone."""
+        """Return what this supervisor waits for, in words; None if only for work."""
         if self._wrong:
             return self._wrong
         if self.level and self._workers.pids():
@@ -6636,7 +6636,7 @@ class Supervisor:
             write_note(self._lock, why)
 
     def _drain_signals(self) -> None:
-        """Empty the wake-up descriptor, as far as a flood lets us; the handlers have taken note of what came."""
+        """Empty the wake-up descriptor, or read HINTS times in a flood; the handlers have noted what came."""
         for _ in range(self.HINTS):
             try:
                 self._wakeup.recv(512)
@@ -6649,7 +6649,7 @@ class Supervisor:
                 OS.signal_worker(pid, "look")
 
     def _drain_hints(self) -> tuple:
-        """(how many jobs became ready, whether anything else is new) from the hints that have come, or the first of a flood."""
+        """Return (how many jobs became ready, whether anything else is new) from the hints that came, at most HINTS of them."""
         total, news = 0, False
         for _ in range(self.HINTS):
             try:
@@ -6657,14 +6657,14 @@ class Supervisor:
             except BlockingIOError:
                 break
             except OSError:
-                continue  # on Windows: a datagram that is too long, or the answer of a port that is gone
+                continue  # on Windows: a datagram was too long, or a port that is gone has answered
             if token == self._token.encode() and count.isdigit():
                 total += int(count)
                 news = news or not int(count) or self._drain
         return total, news
 
     def _heed(self, now: float) -> None:
-        """Act on what is new in the database, if anything is; what fails is new still."""
+        """Act on what is new in the database, if anything is; what fails is still new."""
         if self._try(self._act, now):
             self._news = False
 
@@ -6687,7 +6687,7 @@ class Supervisor:
         return True
 
     def _keep_lock(self) -> None:
-        """Take the lock again where someone has deleted its file, and have the workers do so."""
+        """Take the lock again if its file was deleted, and tell the workers to do so."""
         try:
             lock = keep_lock(self.queue.db.files.lock("s%d" % self.id), self._lock)
         except OSError as error:
@@ -6705,7 +6705,7 @@ class Supervisor:
             OS.signal_worker(pid, "look")
 
     def _check_idle(self, now: float) -> None:
-        """--idle-timeout: end when no worker has had a job for so long."""
+        """Apply --idle-timeout: end if no worker has had a job for that long."""
         if self._idle_timeout is not None and not self.level:
             last = self.queue.look.last_event()
             if last != self._last_event or any(worker.job for worker in self.queue.workers.workers() if worker.supervisor == self.id):
@@ -6714,7 +6714,7 @@ class Supervisor:
                 self.level = 1
 
     def _scale(self, wanted: int) -> None:
-        """More workers or fewer: idle ones go first."""
+        """Change the number of workers; if there are too many, idle ones go first."""
         if self.level or wanted == self.count:
             return
         surplus = self.count - wanted
@@ -6732,7 +6732,7 @@ class Supervisor:
         return self.id if self.kind == "run" else None
 
     def _check_clock(self) -> None:
-        """A clock set back would leave retries waiting for as long."""
+        """Correct due times if the clock was set back: otherwise retries would wait that much longer."""
         skew = time.time() - time.monotonic()
         if skew < self._skew - 2:
             self.queue.schedules.mend_clock()
@@ -6753,7 +6753,7 @@ class Supervisor:
         self._workers.start(lambda where: self._become_worker(post, where), self._argv + post.words())
 
     def _become_worker(self, post, where: str) -> None:
-        """In the forked child: let go of all that is the supervisor's, and work."""
+        """Close what is the supervisor's in the forked child, and work."""
         os.close(self._lock)
         self._hints.close()
         self._wakeup.close()
@@ -6761,15 +6761,15 @@ class Supervisor:
         work(post, OS.worker_signals(where), self._say)
 
     def _reap(self) -> None:
-        """Take note of workers that have ended: what they left is looked for at once, and until it has been found."""
+        """Note which workers have ended.  A rescue is due at once, and stays due until one succeeds."""
         now = time.monotonic()
-        for lived in self._workers.reap():  # no hot loop of workers that die as soon as they start
+        for lived in self._workers.reap():  # avoid a hot loop of workers that die as soon as they start
             self._rescue_at = 0.0
             self._delay = 0.0 if lived > 5 else min(5.0, self._delay * 2 + 0.05)
             self._start_at = now + (self._delay if lived < 1 else 0.0)
 
     def _replace(self) -> None:
-        """Start workers, as many as are wanted."""
+        """Start workers until there are as many as wanted."""
         self._retiring.intersection_update(self._workers.pids())
         while not self.level and len(self._workers.pids()) - len(self._retiring) < self.count and time.monotonic() >= self._start_at:
             try:
@@ -6784,14 +6784,14 @@ class Supervisor:
                 self._start_at = time.monotonic() + 1.0
 
     def _relay(self) -> None:
-        """Passes on what this process was told: stop after the job, or now."""
+        """Pass on to the workers what this process was told: stop after the job, or now."""
         if self.level > self._told:
             self._say("stopping" if self.level == 1 else "stopping now")
             self._told = self.level
             self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
         if self._told == 2 and time.monotonic() >= self._kill_at:
             for pid in self._workers.pids():
-                OS.signal_worker(pid, "kill")  # stopped, or stuck in the kernel: what it held is rescued
+                OS.signal_worker(pid, "kill")  # it is suspended, or stuck in the kernel: its job is rescued
         if self.level > self._relayed:
             for pid in self._workers.pids():
                 OS.signal_worker(pid, "stop" if self.level == 1 else "now")
@@ -6803,10 +6803,10 @@ class Supervisor:
     # -- rescue --
 
     def _rescue(self) -> None:
-        """Release what dead workers left, whosever they were, and take dead supervisors off the list once theirs have ended.
+        """Release what any dead worker left, and remove the rows of dead supervisors once their workers are gone.
 
-        The locks say who is dead, once a second: so nobody is forgotten because an earlier try failed, or because
-        the supervisor that should have done it is stopped.
+        At least once per second the locks tell who is dead.  So nobody is forgotten because an earlier try failed,
+        or because the supervisor that should have done it is suspended.
         """
         lock, pids = self.queue.db.files.lock, self._workers.pids()
         listed = {supervisor.id for supervisor in self.queue.workers.supervisors()}
@@ -6818,7 +6818,7 @@ class Supervisor:
         self._rescue_at = time.monotonic() + (0.25 if self._dead else LOOK_S)
 
     def close(self) -> None:
-        """Take this supervisor off the list; what its workers left is released first.  Else that is left to the next."""
+        """Release what the workers left, then remove this supervisor's row; if that fails, leave it to the next supervisor."""
         for _ in range(3):
             self._wrong, self._locked = None, False
             self._try(self._rescue)
@@ -6828,7 +6828,7 @@ class Supervisor:
         if self._queue is not None:
             self._queue.close()
         os.close(self._lock)
-        remove(Files(self.database).lock("s%d" % self.id))  # again: Windows removes no open file
+        remove(Files(self.database).lock("s%d" % self.id))  # again: Windows can't remove an open file
         self._say("ended")
 
     def _leave(self) -> bool:

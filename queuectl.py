@@ -6212,7 +6212,7 @@ class Worker:
         return " that job %d has ended (%s)" % (outcome.job.id, outcome.error or outcome.kind)
 
     def _keep_lock(self) -> None:
-        """Once per second, take the lock again if its file was deleted, and check whether `sync` was changed."""
+        """Take the lock again if its file was deleted, and check whether `sync` was changed; at most once per second."""
         now = time.monotonic()
         if now < self._kept_at + LOOK_S:
             return
@@ -6416,7 +6416,7 @@ class Supervisor:
         self._kill_at = 0.0       # when to kill workers that were told to end now
         self._begun = False       # whether the first workers have been started
         self._told = self._relayed = 0
-        self._delay, self._start_at = 0.0, 0.0     # between starts of workers that die young
+        self._delay, self._start_at = 0.0, 0.0     # the delay between starts of workers that die young
         self._seen = self._look_at = self._tidy_at = 0.0
         self._tidied = 0          # the history row up to which old jobs have been removed
         self._skew = time.time() - time.monotonic()
@@ -6468,7 +6468,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
         heed({"SIGTERM": self._on_stop, "SIGINT": self._on_stop, "SIGBREAK": self._on_stop, "SIGHUP": self._on_now,
               "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
-        if hasattr(signal, "SIGCHLD"):  # even if it was ignored at the start: waitpid needs a handler
+        if hasattr(signal, "SIGCHLD"):  # set it even if it was ignored at the start: waitpid needs that
             signal.signal(signal.SIGCHLD, self._on_child)
         ignore_other_signals()
 
@@ -6791,7 +6791,7 @@ class Supervisor:
             self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
         if self._told == 2 and time.monotonic() >= self._kill_at:
             for pid in self._workers.pids():
-                OS.signal_worker(pid, "kill")  # it is suspended, or stuck in the kernel: its job is rescued
+                OS.signal_worker(pid, "kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
         if self.level > self._relayed:
             for pid in self._workers.pids():
                 OS.signal_worker(pid, "stop" if self.level == 1 else "now")
@@ -6838,7 +6838,7 @@ class Supervisor:
 
 # == Views =============================================================================
 # How things look: tables, colours, progress, log lines, JSON, JUnit.  Text of jobs passes through `plain`.
-# Calls Store's records and small helpers; changes nothing.
+# Calls Worker's lock file records, Store, Platform differences and small helpers; changes nothing in the database.
 
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
 STATE_COLOURS = {"pending": "cyan", "processing": "blue", "completed": "green", "failed": "yellow", "dead": "red", "cancelled": "dim"}
@@ -6853,12 +6853,12 @@ def is_terminal(stream) -> bool:
 
 @lru_cache(maxsize=None)
 def can_draw(stream) -> bool:
-    """Whether `stream` is a terminal that has colours and moves its cursor: not one that doesn't say what it is."""
+    """Whether `stream` is a terminal with colours and a movable cursor; False if TERM is `dumb` or empty."""
     return is_terminal(stream) and OS.terminal_draws()
 
 
 def invoked() -> str:
-    """How the user called us, for advice that can be pasted: many a machine has a python3, but no python."""
+    """Return how the user called us, for advice that can be pasted: many machines have a python3, but no python."""
     script = sys.argv[0] or PROGRAM
     if os.path.basename(script).split(".")[0] == PROGRAM and not script.endswith(".py"):
         return PROGRAM
@@ -6867,8 +6867,8 @@ def invoked() -> str:
 
 
 def explain_error(error, database=None) -> str:
-    """What went wrong with the machine or the database, in one line."""
-    if isinstance(error, UnicodeEncodeError):  # a filter in SQL; a command and a directory may be any bytes
+    """Return what went wrong with the machine or the database, in one line."""
+    if isinstance(error, UnicodeEncodeError):  # from a filter in SQL; only commands and directories may be any bytes
         return "%s is no valid UTF-8, and so the name of no job, queue or batch: give it as `list` shows it" % quoted(error.object)
     text = plain(str(error))
     where = plain(database) if database else "the database"
@@ -6891,20 +6891,20 @@ def explain_error(error, database=None) -> str:
         try:
             why = OS.refusal(error, Files(find_database(database)).root)
         except UserError:
-            why = error.strerror  # there is no queue, as there is no home
+            why = error.strerror  # there is no home directory, so there is no queue
         return "%s: %s" % (why, plain(error.filename)) if error.filename and why == error.strerror else why
     return text
 
 
 class Output(io.RawIOBase):
-    """stdout or stderr under its buffer.  What can't be written is dropped: a command that changes something does all of it,
-    and its exit status tells of that.  If the command has no other purpose than to print (`needed`), OutputLost is raised.
+    """stdout or stderr, below its buffer.  Text that can't be written is dropped: a command still makes all its changes, and
+    its exit status tells of these.  If the command has no other purpose than to print (`needed`), raise OutputLost.
     """
 
     def __init__(self, raw, needed: bool = False):
         self.needed = needed
         self.error = None    # the first OSError
-        self.lost = b""      # the beginning of what it met
+        self.lost = b""      # the beginning of the text that it lost
         self._raw = raw
 
     def writable(self) -> bool:
@@ -6919,7 +6919,7 @@ class Output(io.RawIOBase):
     def write(self, data) -> int:
         try:
             written = self._raw.write(data)
-            while written is None:  # another program has set it not to block
+            while written is None:  # another program made it non-blocking
                 import select
                 select.select([], [self._raw], [])
                 written = self._raw.write(data)
@@ -6928,12 +6928,12 @@ class Output(io.RawIOBase):
             if self.error is None:
                 self.error, self.lost = error, bytes(data[:200])
         if self.needed:
-            self.needed = False  # raised once: Python flushes again when it ends
+            self.needed = False  # raise only once: Python flushes again when it ends
             raise OutputLost
         return len(data)
 
     def has_reader(self) -> bool:
-        """Whether there is somebody to read: a pipe, a socket or a terminal may be closed at any time, and that is no failure."""
+        """Whether the output still has a reader.  A pipe, a socket or a terminal may be closed at any time: that is not a failure."""
         return not isinstance(self.error, ConnectionError) and not (self.error and OS.has_hung_up(self.error, self.fileno()))
 
     def trouble(self) -> str:
@@ -6943,9 +6943,9 @@ class Output(io.RawIOBase):
 
 
 def prepare_streams() -> Output:
-    """Put an Output under stdout and stderr; return that of stdout, which is `needed` until the command is known.
+    """Put an Output below stdout and stderr; return stdout's, which is `needed` until the command is known.
 
-    A stream that is closed is opened first, to nowhere: a file of ours must not get its number.
+    Open a closed stream on the null device first: a file of ours must not get its descriptor.
     """
     number = 0
     while number < 3:
@@ -6967,14 +6967,14 @@ def complain(text: str, status: int = 2) -> int:
     try:
         sys.stdout.flush()
     except OutputLost:
-        pass  # what went wrong first is told
+        pass  # the first error is reported, not this one
     sys.stderr.write("%s: error: %s\n" % (PROGRAM, harmless(" ".join(text.split()))))
     sys.stderr.flush()
     return status
 
 
 def finish(output, status: int) -> int:
-    """The exit status of a command that has done its work, whether or not it could say so."""
+    """Return the exit status of a command that has done its work, even if it could not print that."""
     sys.stdout.flush()
     if output.error and output.has_reader():
         talk("%s: %s; the work is done. It was to print: %s" % (
@@ -6983,19 +6983,19 @@ def finish(output, status: int) -> int:
 
 
 def paint(text: str, colour, stream) -> str:
-    """`text` in a colour, where `stream` is a terminal that may have some (no-color.org)."""
+    """Return `text` in a colour if `stream` is a terminal that may have colours (no-color.org)."""
     if not colour or not can_draw(stream) or os.environ.get("NO_COLOR"):
         return text
     return "%s%sm%s%s0m" % (MARK, COLOURS[colour], text, MARK) if OS.terminal_colours(stream) else text
 
 
-MARK = "\033[" + os.urandom(8).hex()  # how paint marks a colour on its way to `harmless`; no text of a job has it
+MARK = "\033[" + os.urandom(8).hex()  # how paint marks a colour for `harmless`; random, so no job's text has it
 
 
 def harmless(text: str) -> str:
-    """Return a line as it may be written: colours of `paint` are obeyed, every other control or bidi character is shown.
+    """Return a line that is safe to print: colours of `paint` become escapes, any other control or bidi character is shown.
 
-    All that is printed for people comes through here, whether it was put together from the database, a path or a message.
+    All text that is printed for people comes through here, whether it is from the database, a path or a message.
     """
     first, *painted = text.split(MARK)
     return plain(first) + "".join("\033[%sm%s" % (colour, plain(rest)) for colour, _, rest in (part.partition("m") for part in painted))
@@ -7005,29 +7005,29 @@ def terminal_size(stream):
     try:
         return os.get_terminal_size(stream.fileno())
     except (ValueError, OSError):
-        return os.terminal_size((80, 24))  # it has gone: the next write tells
+        return os.terminal_size((80, 24))  # the terminal is gone: the next write reports it
 
 
 def terminal_width(stream) -> int:
-    """Columns of a terminal; 0 elsewhere, for no limit."""
+    """Return the columns of a terminal; 0 (no limit) for any other stream."""
     columns = os.environ.get("COLUMNS", "")
     return 0 if not is_terminal(stream) else int(columns) if columns.isdecimal() and int(columns) else terminal_size(stream).columns
 
 
 def out(text: str = "") -> None:
-    """One line of data."""
+    """Print one line of data."""
     sys.stdout.write(harmless(text) + "\n")
 
 
 def talk(text: str) -> None:
-    """One line for people, beside the data."""
+    """Print one line for people on stderr, apart from the data."""
     sys.stdout.flush()
     sys.stderr.write(harmless(text) + "\n")
     sys.stderr.flush()
 
 
 def verdict(text: str, good: bool = True) -> None:
-    """One line that says what was done, or was not."""
+    """Print one line that says what was done, or was not."""
     out("%s %s" % (paint("✔", "green", sys.stdout) if good else paint("✘", "red", sys.stdout), text))
 
 
@@ -7036,13 +7036,13 @@ def plural(count: int, noun: str) -> str:
 
 
 def out_json(value) -> None:
-    """JSON in ASCII: whatever a job is called, no control character gets through."""
+    """Print JSON in ASCII: whatever a job is called, no control character gets through."""
     import json
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def cell_width(text: str) -> int:
-    """Terminal columns of printable text: East Asian wide characters take two, marks none."""
+    """Return the terminal columns of printable text: an East Asian wide character takes two, a combining mark none."""
     if text.isascii():
         return len(text)
     import unicodedata
@@ -7050,7 +7050,7 @@ def cell_width(text: str) -> int:
 
 
 def fit(text: str, width: int) -> str:
-    """Text cut to `width` columns, its end replaced by … where it is longer."""
+    """Return text cut to `width` columns; if it is longer, … replaces its end."""
     if cell_width(text) <= width:
         return text
     while text and cell_width(text) > width - 1:
@@ -7059,10 +7059,10 @@ def fit(text: str, width: int) -> str:
 
 
 def print_table(titles, rows, flexible=(), colours=(), widths=None) -> list:
-    """Aligned columns as wide as the terminal: the columns named in `flexible` give way when it is narrow.
+    """Print aligned columns as wide as the terminal: the columns named in `flexible` shrink if it is narrow.
 
-    `colours` has the colour of cells that hold a word such as a state; numbers stand to the right.
-    Returns the widths, with which the next page of the same table goes on without titles.
+    `colours` has the colour of cells that hold a word such as a state; numbers are right-aligned.
+    Return the widths: with them the next page of the same table continues without titles.
     """
     rows = [[plain(str(cell)) for cell in row] for row in rows]
     onward = widths is not None
@@ -7072,7 +7072,7 @@ def print_table(titles, rows, flexible=(), colours=(), widths=None) -> list:
     while limit and sum(widths) + 2 * (len(widths) - 1) > limit:
         widest = max(soft or range(len(widths)), key=lambda i: widths[i])
         if soft and widths[widest] <= 8:
-            soft = []  # a very narrow terminal: all of them give way
+            soft = []  # on a very narrow terminal all columns shrink
         elif widths[widest] <= 1:
             break
         else:
@@ -7097,15 +7097,15 @@ def _line(cells, widths, right, colours=()) -> str:
 
 @lru_cache(maxsize=128)
 def local(seconds) -> str:
-    """Unix seconds for people, in the machine's own zone."""
+    """Return Unix seconds as text for people, in the machine's own zone."""
     try:
         return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (ValueError, OverflowError, OSError):
-        return "never"  # no such year
+        return "never"  # there is no such year
 
 
 def when_text(job, now: float) -> str:
-    """The time that matters of a job: when it runs next, how long it has run, or how long ago it ended."""
+    """Return the time that matters for a job: when it runs next, how long it has run, or how long ago it ended."""
     if job.state in WAITING and job.run_at > now:
         return "in " + span(job.run_at - now)
     if job.state == "processing":
@@ -7113,7 +7113,7 @@ def when_text(job, now: float) -> str:
     return span(now - (job.finished_at or job.created_at)) + " ago"
 
 
-# Columns of `list`: title, and the cell of a job at a time.
+# Columns of `list`: the title, and the function that returns the cell of a job at the time `now`.
 COLUMNS = {
     "id": ("ID", lambda job, now: job.id),
     "name": ("NAME", lambda job, now: job.name or ""),
@@ -7142,7 +7142,7 @@ def print_jobs(jobs, columns=USUAL_COLUMNS, widths=None) -> list:
 
 
 def print_tree(jobs: list, parents: dict) -> None:
-    """Jobs under the last of those that they come after; the others are named beside them."""
+    """Print each job below the last of the jobs that it comes after; name the others beside it."""
     known = {job.id for job in jobs}
     children = {}
     for job in jobs:
@@ -7172,7 +7172,7 @@ LOG_WORDS = {  # event -> colour and text
 
 
 def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
-    """One line of a supervisor's log for a stream, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s: true`."""
+    """Return one line of a supervisor's log for a stream, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s`."""
     colour, word = LOG_WORDS[event]
     line = "%s  %s" % (local(int(time.time())), ("worker %d" % worker if worker else "supervisor").ljust(10))
     line = "%s  %s" % (paint(line, "dim", stream), paint(word, colour, stream))
@@ -7190,17 +7190,17 @@ def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, dur
 
 
 class Log:
-    """Prints what workers and supervisors tell; a reader that has gone stops nobody.
+    """Print what workers and supervisors report; if the reader of stdout is gone, they go on.
 
-    In the background stdout and stderr are the file `path`.  Then it is moved aside when it is too big, and when
-    it has been moved, by us or by another, the next line (or USR1) goes on in a new one.
+    In the background stdout and stderr are the file `path`.  That file is moved aside when it is too big.  When it
+    has been moved, by us or by another program, the next line (or USR1) starts a new file.
     """
 
     def __init__(self, path: str):
         self._path = path if self._is_ours(path) else None
 
     def __call__(self, event: str, more: bool = False, **facts) -> None:
-        """`more`: the line is written with the next one."""
+        """Print an event; `more`: the line is written with the next one."""
         try:
             if not more and self._path:
                 self._follow()
@@ -7209,7 +7209,7 @@ class Log:
             if not more:
                 sys.stdout.flush()
         except (OSError, ValueError):
-            pass  # nobody reads it any more
+            pass  # nobody reads the log any more
 
     def _is_ours(self, path: str) -> bool:
         try:
@@ -7230,35 +7230,35 @@ class Log:
 
 
 def rotate(log: str) -> None:
-    """Move the workers' log aside when it is too big: one process does so, the others find it moved."""
+    """Move the workers' log aside if it is too big: one process does so, and the others find it moved."""
     try:
         lock = OS.hold(log + ".lock")
     except OSError:
-        return  # another does
+        return  # another process moves it
     try:
         if os.stat(log).st_size > JOURNAL_LIMIT:
             move(log, log + ".1")
     except OSError:
-        pass  # there is none yet
+        pass  # there is no log yet
     finally:
         os.close(lock)
 
 
 def print_trouble(event: str, **facts) -> None:
-    """What a `run` says of its workers: their troubles, beside the data."""
+    """Print the troubles of a `run`'s workers on stderr, apart from the data."""
     if event == "trouble":
         talk(log_line(event, sys.stderr, **facts))
 
 
 STILL_RUNNING = "still running"
-RESULTS = {  # what a command does to jobs: its participle, and how the line begins that tells of each good result
+RESULTS = {  # command: its participle, and per good result how the line that reports it begins
     "retry": ("retried", {"pending": "Back to pending:"}), "remove": ("removed", {"removed": "Removed"}),
     "cancel": ("cancelled", {"cancelled": "Cancelled", ASKED: "Asked for the end of"}), "edit": ("edited", {"edited": "Edited"}),
     "hold": ("held", {"held": "Held"}), "release": ("released", {"released": "Released"})}
 
 
 def result_text(verb: str, number: int, result) -> str:
-    """What became of a job that was to be changed, in words."""
+    """Return in words what became of a job that a command should change."""
     past, good = RESULTS[verb]
     if result in good:
         return "job %d was %s" % (number, "asked to end" if result == ASKED else past)
@@ -7275,12 +7275,12 @@ def result_text(verb: str, number: int, result) -> str:
 
 
 def ending_text(job) -> str:
-    """The state of a job, and its error unless that says the same."""
+    """Return the state of a job, and its error unless that says the same."""
     return job.state if job.error in (None, "", job.state) else "%s (%s)" % (job.state, plain(job.error))
 
 
 class Progress:
-    """A bar on stderr where that is a terminal; `lines`: elsewhere a plain line now and then."""
+    """Show a bar if stderr is a terminal; otherwise, with `lines`, print a plain line every 5 seconds."""
 
     def __init__(self, total: int, lines: bool = False):
         self._total = total
@@ -7295,7 +7295,7 @@ class Progress:
         return (self._bar or self._lines) and time.monotonic() >= self._due_at
 
     def show(self, done: int, note: str = "", cost: float = 0.0) -> None:
-        """Shows how far it is, if that is due; `cost`: the seconds that it took to find out, of which it may be a twentieth."""
+        """Show the progress if that is due.  `cost`: how many seconds the count took; counting may take at most a twentieth of the time."""
         now = time.monotonic()
         if not self.due():
             return
@@ -7322,14 +7322,14 @@ class Progress:
 
 
 def as_shown(line: str) -> str:
-    """Return a line of output as a terminal shows it in the end: after a carriage return or a backspace it is overwritten.
+    """Return a line of output as a terminal shows it in the end: text after a carriage return or a backspace overwrites.
 
-    Of the escapes those are obeyed that a progress bar uses within its line: K (erase), G, C and D (move), m (colour).
+    Obey only the escapes that a progress bar uses within its line: K (erase), G, C and D (move), m (colour).
     """
     import re
     if not re.search("[\r\b]|\x1b\\[[0-9]{0,4}[KGCD]", line):
         return line
-    cells, at, pen = [], 0, []  # a cell: (colour, characters); a wide character has an empty one beside it
+    cells, at, pen = [], 0, []  # a cell: (colour, characters); a wide character has an empty cell beside it
     for argument, move, char in re.findall("\x1b\\[([0-9;]{0,40})([mKGCD])|(.)", line[-2**16:], re.S):
         count = int(argument) if argument.isdigit() and len(argument) < 5 else 0
         if move == "m":
@@ -7351,7 +7351,7 @@ def as_shown(line: str) -> str:
             at += len(new)
             if at < len(cells) and not cells[at][1]:
                 cells[at] = ("", " ")
-        else:  # a mark upon the character before
+        else:  # a combining mark on the character before
             before = at - 1 if at <= len(cells) and cells[at - 1][1] else at - 2
             if 0 <= before < len(cells):
                 cells[before] = (cells[before][0], cells[before][1] + char)
@@ -7365,11 +7365,11 @@ def as_shown(line: str) -> str:
 
 
 def last_lines(path: str, count: int) -> list:
-    """The last lines of a log as a terminal shows them, without colours: text that is safe to print."""
+    """Return the last lines of a log as a terminal shows them, without colours: text that is safe to print."""
     try:
         with open(path, "rb", opener=no_link) as file:
             size = file.seek(0, os.SEEK_END)
-            for part in (8192, 2**20):  # the second if a progress bar fills the first
+            for part in (8192, 2**20):  # the second size if a progress bar fills the first
                 file.seek(max(0, size - part))
                 lines = file.read().rstrip(b"\n").split(b"\n")[-count:]
                 if len(lines) == count or size <= part:
@@ -7381,12 +7381,12 @@ def last_lines(path: str, count: int) -> list:
 
 
 def xml_text(text: str) -> str:
-    """Printable text for XML."""
+    """Return printable text, escaped for XML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
 def junit(jobs, files, took: float) -> str:
-    """The outcome of a run as JUnit XML, the form that CI servers show: a test case a job."""
+    """Return the outcome of a run as JUnit XML, which CI servers show: one test case per job."""
     bad = [job for job in jobs if job.state != "completed"]
     lines = ['<?xml version="1.0" encoding="UTF-8"?>',
              '<testsuites><testsuite name="%s" tests="%d" failures="%d" errors="0" skipped="0" time="%.3f">' % (
@@ -7402,7 +7402,7 @@ def junit(jobs, files, took: float) -> str:
 
 
 def safe_for_terminal(text: str, colour: bool) -> str:
-    """Output of a job for a terminal: colours may pass, every other escape or control is shown, not obeyed."""
+    """Return a job's output for a terminal: colours may pass, any other escape or control is shown, not obeyed."""
     import re
     parts = re.split(r"(\x1b\[[0-9;]{0,40}m|\r?\n|\t)", text)
     return "".join((part if colour or part[:1] != "\x1b" else "") if i % 2 else plain(part).replace("\r", "")
@@ -7410,13 +7410,13 @@ def safe_for_terminal(text: str, colour: bool) -> str:
 
 
 def wait_facts(record) -> dict:
-    """What a process waits for by its lock file, as `note`, and since when."""
+    """Return what a process waits for (`note`), and since when, as its lock file says."""
     since = record.since if record and 0 < record.since < FOREVER_S else None
     return {"note": record.note or None if record else None, "since": utc(since) if record and record.note else None}
 
 
 def worker_facts(queue) -> list:
-    """Every worker listed, with what its lock file adds: alive or not, jobs done, and what it waits for."""
+    """Return every listed worker with what its lock file adds: whether it lives, jobs done, and what it waits for."""
     now = time.time()
     stops = {supervisor.id: supervisor for supervisor in queue.workers.supervisors()}
     facts = []
@@ -7436,7 +7436,7 @@ def worker_facts(queue) -> list:
 
 
 def supervisor_facts(queue, silent) -> list:
-    """Every supervisor listed: alive or not, what it waits for, or since when it is `silent` (see Queue.unanswered)."""
+    """Return every listed supervisor: whether it lives, what it waits for, or since when it is `silent` (see Workers.unanswered)."""
     facts = []
     for supervisor in queue.workers.supervisors():
         path = queue.db.files.lock("s%d" % supervisor.id)
@@ -7452,7 +7452,7 @@ def supervisor_facts(queue, silent) -> list:
 
 
 def waits(workers, supervisors=()) -> list:
-    """(which process, what it waits for and since when) of each that waits for something but work; one sentence together."""
+    """Return (which process, what it waits for and since when) of each that waits for more than work; both form one sentence."""
     return [("%s %d" % (word, fact["id"]), fact["note"] + (", since %s" % local(parse_when(fact["since"])) if fact["since"] else ""))
             for word, facts in (("supervisor", supervisors), ("worker", workers)) for fact in facts if fact["note"]]
 

@@ -3232,15 +3232,15 @@ def lock_advice(database: str) -> str:
 
 
 # == Store =============================================================================
-# All SQL, a statement in the method that runs it: Database and its transactions, then Store and its parts, then the Python API.
-# Calls Small helpers and Platform differences (locks, places); knows nothing of processes or printing.
+# All SQL; each statement stands in the method that runs it.  Order: rows, Transaction, Plan, Database, the parts of Store, the Python API.
+# This section calls Small helpers and Platform differences (locks, paths).  It starts no process and prints nothing.
 
-# TEXT as SQLite keeps it, which may hold any bytes: the module's own way refuses to read such a row at all, even to mend it.
+# SQLite's TEXT may hold any bytes.  By default the sqlite3 module can't read a row that is not valid UTF-8, not even to repair it.
 as_text = partial(str, encoding="utf-8", errors="surrogateescape")
 
 
 def is_valid(text: str) -> bool:
-    """Whether it is text, and not bytes that as_text has made readable."""
+    """Whether the text is valid Unicode, without bytes that as_text had to escape."""
     try:
         text.encode()
         return True
@@ -3249,7 +3249,7 @@ def is_valid(text: str) -> bool:
 
 
 def definitions(sql: str) -> list:
-    """Return what a CREATE statement says between its outer commas, without comments, with single blanks."""
+    """Return the parts of a CREATE statement between its outer commas, without comments and with single spaces."""
     text = " ".join(word for line in sql.split("\n") for word in line.partition("--")[0].split()).rstrip("; ")
     if not text.startswith(("TABLE ", "CREATE TABLE ")):
         return [text]
@@ -3265,21 +3265,21 @@ def definitions(sql: str) -> list:
 
 @lru_cache(maxsize=None)
 def schema_texts() -> dict:
-    """Return the text of each table, index and trigger of SCHEMA by its name."""
+    """Return the SQL of each table, index and trigger of SCHEMA by name."""
     texts = ["CREATE " + text.strip().rstrip(";") for text in SCHEMA.split("\nCREATE ")[1:]]
     return {text.partition(" ON ")[0].partition(" AFTER ")[0].partition("(")[0].split()[-1]: text for text in texts}
 
 
 @lru_cache(maxsize=None)
 def column_types(table: str) -> dict:
-    """Return the types that SCHEMA lets the values of each column have."""
+    """Return the Python types that SCHEMA allows for each column."""
     known = {"INTEGER": (int,), "REAL": (float, int), "TEXT": (str,), "BLOB": (bytes,)}
     types = {}
     for words in map(str.split, definitions(schema_texts()[table])[1:-1]):
         if words[1] in known:
             types[words[0]] = known[words[1]]
             if words[0] in ("command", "cwd", "place", "value"):
-                types[words[0]] += (bytes,)  # one that is not valid UTF-8
+                types[words[0]] += (bytes,)  # if it is not valid UTF-8
             if "NULL" not in words and "PRIMARY" not in words:
                 types[words[0]] += (type(None),)
     return types
@@ -3287,11 +3287,11 @@ def column_types(table: str) -> dict:
 
 @lru_cache(maxsize=512)
 def examined(table: str, columns: str, types: tuple) -> tuple:
-    """Return (the columns of a SELECT whose value is not of a type that SCHEMA names, a picker of a row's numbers, one of its texts)."""
+    """Return (the columns whose type SCHEMA does not allow, a getter for a row's numbers, a getter for its texts)."""
     wrong = []
     for column, kind in zip(columns.split(", "), types):
         where, _, name = column.rpartition(".")
-        if column.replace(".", "").isidentifier() and not issubclass(kind, column_types(where or table)[name]):  # else an expression
+        if column.replace(".", "").isidentifier() and not issubclass(kind, column_types(where or table)[name]):  # not an expression
             wrong.append(name)
 
     def picker(*kinds):
@@ -3301,17 +3301,17 @@ def examined(table: str, columns: str, types: tuple) -> tuple:
 
 
 def too_large(columns: str, row) -> list:
-    """Return the columns of a SELECT with a number beyond LARGEST."""
+    """Return the columns of a SELECT whose number is beyond LARGEST."""
     return [column.rpartition(".")[2] for column, value in zip(columns.split(", "), row)
             if isinstance(value, (int, float)) and not -LARGEST <= value <= LARGEST]
 
 
 def checked(table: str, columns: str, row):
-    """Return a row that was read; WrongValue where a value is of another type than its column's, or a number beyond LARGEST."""
+    """Return the row; raise WrongValue if a value is not of its column's type, not valid text, or beyond LARGEST."""
     wrong, numbers, texts = examined(table, columns, tuple(map(type, row)))
     if not is_valid("".join(texts(row))):
         raise WrongValue("%s %s holds text that is not valid" % (table, quoted(row[0])))
-    if wrong or hypot(*numbers(row)) > LARGEST:  # one call instead of a look at each; it is never less than the largest of them
+    if wrong or hypot(*numbers(row)) > LARGEST:  # one call for all: hypot is never less than the largest number
         wrong = wrong + too_large(columns, row)
         if wrong:
             raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong)))
@@ -3319,7 +3319,7 @@ def checked(table: str, columns: str, row):
 
 
 class Job(namedtuple("Job", JOB_COLUMNS)):
-    """A row of the job table, as it was when it was read."""
+    """A row of the job table, as it was when read."""
 
     __slots__ = ()
 
@@ -3334,7 +3334,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
         return job
 
     def to_dict(self) -> dict:
-        """The job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
+        """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
         shown = {column: getattr(self, column) for column in (
             "id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
             "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "hook", "worker")}
@@ -3372,19 +3372,19 @@ def is_busy(error) -> bool:
 
 @lru_cache(maxsize=None)
 def assignments(columns: tuple) -> str:
-    """Columns as the list that an UPDATE sets, from values in the same order."""
+    """Return the SET list of an UPDATE of these columns, for values in the same order."""
     return ", ".join(column + "=?" for column in columns)
 
 
 def startable(own) -> str:
-    """The jobs of a queue that nothing but a bound on the queue keeps back: those kept for the `run` :own, or anyone's."""
+    """Return the SQL for a queue's jobs that only the queue's limits can keep back: those reserved for the `run` :own, or for none."""
     return ("job INDEXED BY job_own WHERE pool=:own AND queue=queue.name AND gate=5" if own else
             "job INDEXED BY job_ready WHERE queue=queue.name AND gate=0")
 
 
-# What became of a job that was to be changed: one of these words, its state where that does not allow the change, or Refused.
+# The result of a change to a job: one of these words, the job's state if that does not allow the change, or Refused.
 GONE, ASKED, CANCELLED_ALREADY, PENDING_ALREADY = "gone", "asked", "cancelled already", "pending already"
-# state: the job's.  parent, parent_state: the parent whose end keeps it cancelled.  duplicate: the unfinished job with its unique key.
+# state: the job's own.  parent, parent_state: the parent whose end keeps it cancelled.  duplicate: the unfinished job with its unique key.
 Refused = namedtuple("Refused", "state parent parent_state duplicate")
 
 
@@ -3397,15 +3397,15 @@ def duplicate_text(job: int) -> str:
 
 
 def searchable(text: str):
-    """A string that SQLite can be asked for, whatever bytes it was made of."""
+    """Return the text as a string that a query can take, whatever bytes it came from."""
     return text.encode("utf-8", "replace").decode()
 
 
 def refuse_foreign_wal(path: str) -> None:
-    """Refuse a -wal beside the database that is another's, before SQLite, which can't tell, writes it in.
+    """Refuse a -wal that belongs to another database: SQLite can't tell, and would apply it.
 
-    Looks again before it judges: in a queue at work the file and the WAL may change between two reads.
-    Only for a process without a connection: closing the file would drop its locks (fcntl(2)).
+    Look again before refusing: while the queue is in use, the file and the WAL may change between two reads.
+    Call this only without an open connection: closing the file would drop the connection's locks (fcntl(2)).
     """
     for _ in range(5):
         if not has_foreign_wal(path):
@@ -3417,8 +3417,11 @@ def refuse_foreign_wal(path: str) -> None:
 
 
 def has_foreign_wal(path: str) -> bool:
-    """Compare page 1 in the file and in the WAL (sqlite.org/fileformat2.html): application id, the mark in
-    user_version, and the change counter, which a WAL of the same file is ahead of by one commit at first."""
+    """Whether the WAL belongs to another database, judged by page 1 of the file and of the WAL (sqlite.org/fileformat2.html).
+
+    In a WAL of the same file, the application id and the mark in user_version are the same.  The change counter
+    of the first commit in it is at most one ahead of the file's.
+    """
     def foreign(page) -> bool:
         ahead = int.from_bytes(page[24:28], "big") - int.from_bytes(head[24:28], "big")
         return page[60:63] != head[60:63] or page[68:72] != head[68:72] or ahead > 1
@@ -3427,7 +3430,7 @@ def has_foreign_wal(path: str) -> bool:
         with open(path + "-wal", "rb", buffering=0, opener=no_link) as wal, open(path, "rb", opener=no_link) as file:
             head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
             if not any(head[60:64]):
-                return False  # the queue is so new that all of it is in the WAL
+                return False  # the queue is so new that its whole content is in the WAL
             for frame in range(256 if 512 <= size <= 65536 else 0):
                 wal.seek(32 + frame * (24 + size))
                 page = wal.read(24 + 100)
@@ -3436,7 +3439,7 @@ def has_foreign_wal(path: str) -> bool:
             else:
                 return False
             if not foreign(page[24:]):
-                return False  # as good as always, and at a thousandth of what follows
+                return False  # nearly always so, and at a thousandth of the cost of what follows
             wal.seek(0)
             page = first_page_in_force(wal, size)
             return page is not None and foreign(page)
@@ -3445,11 +3448,11 @@ def has_foreign_wal(path: str) -> bool:
 
 
 def first_page_in_force(wal, size: int):
-    """Return page 1 as the first commit in a WAL has it that SQLite would read; None if there is no such commit.
+    """Return page 1 of the first commit in a WAL that SQLite would read; None if there is no such commit.
 
-    What a power cut leaves of the log ends, by the rules of its format, with the last commit before a frame that has not
-    the salts of the header, or a sum over all until there that differs.  Frames beyond are of an earlier use of the file,
-    or torn, and say nothing.
+    By the rules of the format, the log ends with the last commit before the first frame that is not valid.  A frame is
+    not valid if its salts differ from the header's, or if its checksum, over everything so far, is wrong.
+    Frames beyond that are of an earlier use of the file, or torn by a power cut.
     """
     import struct
 
@@ -3481,10 +3484,10 @@ def first_page_in_force(wal, size: int):
 
 
 class Undo:
-    """The outer half of every transaction: `with self._undo, Transaction(self) as now:`.
+    """The outer half of every transaction: `with self._db.undo, Transaction(self._db) as now:`.
 
-    An exception may come between any two lines (Ctrl-C, an alarm of the caller's), also between BEGIN and the body,
-    or in place of the inner __exit__.  Then this half ends the transaction; else the inner half has done so already.
+    An exception (Ctrl-C, the caller's alarm) may come between any two lines, also between BEGIN and the body,
+    or in place of the inner __exit__.  Then this half ends the transaction.  Otherwise the inner half has ended it.
     """
 
     def __init__(self, database):
@@ -3498,7 +3501,7 @@ class Undo:
         self.end()
 
     def end(self) -> None:
-        """Roll back what is open, and leave the gate; once more does nothing."""
+        """Roll back an open transaction and release the writer lock; a second call does nothing."""
         database = self._database
         try:
             if database.connection.in_transaction:
@@ -3508,16 +3511,16 @@ class Undo:
 
 
 class Transaction:
-    """One short BEGIN IMMEDIATE transaction of a Queue; entering gives the time of it.
+    """One short BEGIN IMMEDIATE transaction of a Database; entering returns its time.
 
-    Writers queue at a gate: 64 workers that poll SQLite's lock instead get half as much done, and their
-    snapshots keep the WAL from being begun anew.  The gate is only an optimisation: whoever does not get it in time,
-    or at all, tries BEGIN all the same, again and again, after a random part of 2 to 10 ms (with SQLite's own
-    busy handler one process of 64 waited 8 s, so 0.7 s).  After the commit the supervisors get their hints,
-    and the WAL is synced where it shall be: outside the gate, so that those who wait don't wait for the disk.
+    Writers queue for a writer lock (`gate`): 64 workers that poll SQLite's lock instead get half as much done, and
+    their snapshots keep the WAL from being reset.  The writer lock is only an optimisation: without it, BEGIN is
+    retried after a random part of 2 to 10 ms.  (One process of 64 waited 8 s with SQLite's own busy handler, and
+    0.7 s this way.)  After the commit the supervisors get their hints.  If `sync` is set, the WAL is synced then,
+    outside the writer lock, so that the next writer does not wait for the disk.
     """
 
-    GATE_S = 0.5  # a turn that does not come by then waits for a process that is stopped, or for a strange one
+    GATE_S = 0.5  # if our turn has not come by then, a stopped or foreign process holds the lock
 
     def __init__(self, database):
         self._database = database
@@ -3528,14 +3531,14 @@ class Transaction:
         if database.gate is None:
             database.gate = OS.open_gate(database.files.gate)
         if database.gate is not None:
-            database.inside = True  # before it is so: an interrupt must not leave it locked
+            database.inside = True  # set first: an interrupt must not leave the lock held
             database.inside = database.gate.enter(min(self.GATE_S, database.patience), in_order=database.sync)
         try:
             database.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
             if not is_busy(error):
                 raise
-            database.leave()  # somebody holds the database who does not know the gate
+            database.leave()  # a process without the writer lock holds the database
             database.patiently(lambda: database.execute("BEGIN IMMEDIATE"))
         database.hints = None
         self._before = database.connection.total_changes
@@ -3567,7 +3570,7 @@ def is_list(command) -> bool:
 
 
 def command_line(command, shell) -> str:
-    """The line that a shell (None: the usual one) runs for a command that is a string, or a list of strings."""
+    """Return the line that a shell (None: the default) runs for a command, which is a string or a list of strings."""
     if isinstance(command, (list, tuple)) and command and all(isinstance(word, str) for word in command):
         quote = OS.quote if shell in (None, SHELL) else quote_for_sh
         if shell and is_powershell(shell.split()[0]):
@@ -3580,7 +3583,7 @@ def command_line(command, shell) -> str:
 
 
 def job_columns(options: ParsedJob, base: bytes) -> tuple:
-    """(columns of the job table, options that are none) of a job, or of a change to one, in an environment."""
+    """Return (columns of the job table, other options) for a job, or for a change to one, in the environment `base`."""
     columns, rest = {}, {}
     for name, value in options.items():
         column = JOB_OPTIONS[name].column if name != "command" else None
@@ -3591,7 +3594,7 @@ def job_columns(options: ParsedJob, base: bytes) -> tuple:
     if "command" in rest:
         command = rest.pop("command")
         columns["command"] = encodable(command_line(command, columns.get("shell")), "the command")
-        if is_list(command):  # the setting is for lines
+        if is_list(command):  # the setting `shell` is for command lines
             columns.setdefault("shell", None)
     if "cwd" in columns:
         columns["cwd"] = encodable(columns["cwd"], "cwd")
@@ -3605,7 +3608,7 @@ def job_columns(options: ParsedJob, base: bytes) -> tuple:
 
 
 def time_columns(options: dict, now: float) -> dict:
-    """The columns that options reckon from now."""
+    """Return the columns of the time options; `ttl` and `delay` count from `now`."""
     columns = {"expires_at": now + options["ttl"]} if "ttl" in options else {}
     if "delay" in options:
         columns.update(run_at=now + options["delay"], delay=options["delay"])
@@ -3615,9 +3618,9 @@ def time_columns(options: dict, now: float) -> dict:
 
 
 class Plan:
-    """Jobs on their way into the database: all that can be checked before the lock is taken, is.
+    """Jobs to be stored.  Everything that can be validated before the lock is taken is validated here.
 
-    `options` hold for all items; an item's own beat them.
+    `options` apply to all items; an item's own options override them.
     """
 
     def __init__(self, items, options=(), taker="", schedule=None, hook=None, cwd=None, base=None):
@@ -3653,12 +3656,12 @@ class Plan:
             raise UserError("there is no job to enqueue: give a command")
 
     def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
-        """Writes them within a transaction of a queue; returns their ids.  See Queue.enqueue_many."""
+        """Write the jobs within a transaction of `queue`, a Store; return their ids.  See Store.enqueue_many."""
         self._queue = queue
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
-        self._new = []         # (item, id) of those stored that say more than a command
-        self.twins = []        # (where, id) of each that makes one of these superfluous, by its unique key
+        self._new = []         # (item, id) of each stored job that has more than a command
+        self.twins = []        # (where, id of the duplicate) of each job that its unique key makes superfluous
         self.newest = queue.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
         queue.keep.refuse_counters()
         queue.queues.need("default")
@@ -3703,7 +3706,7 @@ class Plan:
         return self._envs[data]
 
     def _store_plain(self, commands: list, common: dict) -> range:
-        """Stores commands that differ in nothing else; a statement for many, since each opens all indexes anew."""
+        """Store jobs that differ only in their command, many per statement: each statement opens all indexes again."""
         db = self._queue.db.connection
         same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
         same = [str(value) for value in same]  # quote() of a number is a number in SQLite 3.35 and older
@@ -3718,7 +3721,7 @@ class Plan:
         return range(last - len(commands) + 1, last + 1)
 
     def _store_special(self, item: tuple, common: dict, now: float) -> int:
-        """The id of a job stored, or of its twin where its unique key says that it is superfluous."""
+        """Store a job and return its id, or return the id of its duplicate by unique key."""
         where, columns, options = item
         queue = self._queue
         if "unique_key" in columns:
@@ -3747,7 +3750,7 @@ class Plan:
         return identity
 
     def _link(self, now: float) -> None:
-        """Second pass, when every name has its id: dependencies, and what keeps each job back."""
+        """Store the dependencies and what keeps each job back: a second pass, when every name has its id."""
         queue = self._queue
         for (where, _, options), identity in self._new:
             for option, any_end in (("after", 0), ("after_any", 1), ("after_batch", 1)):
@@ -3761,7 +3764,7 @@ class Plan:
             self._release(queue.look.row(identity), now)
 
     def _parents(self, where: str, ref: str, option: str) -> list:
-        """What a reference to something that a job comes after stands for; a batch is a negative number."""
+        """Return the ids of the parents that a reference stands for; a batch is a negative number."""
         queue = self._queue
         if option == "after_batch":
             return [-self._parent_batch(where, ref)]
@@ -3784,7 +3787,7 @@ class Plan:
             raise UserError(where + str(error)) from None
 
     def _refuse_cycles(self, ids: list) -> None:
-        """Takes away, again and again, what waits for nothing new; what is left waits for itself."""
+        """Refuse a cycle of dependencies, which a topological sort leaves over."""
         db, fresh = self._queue.db.connection, set(ids)
         waits, children = {}, {}
         for child in ids:
@@ -3804,7 +3807,7 @@ class Plan:
             raise UserError("job %s waits for itself, through what it comes after: break the cycle" % quoted(job.name or job.command))
 
     def _release(self, job, now: float) -> None:
-        """Opens the gate of a job just stored; cancels it where a parent has failed already."""
+        """Set the gate of a job just stored; cancel the job if a parent has failed already."""
         queue = self._queue
         if job is None or job.state != "pending":
             return
@@ -3837,32 +3840,32 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
 
     @property
     def key(self) -> bytes:
-        """Its name as the bytes that it is stored in."""
+        """Return its name as the stored bytes."""
         return str(self.name).encode("utf-8", "surrogateescape")
 
     @property
     def coming(self):
-        """When it runs next, or None: it is paused, waits for a boot, or is broken."""
+        """Return when it runs next, or None if it is paused, waits for a boot, or is broken."""
         return None if self.paused or self.next_at is None or self.next_at >= NEVER else self.next_at
 
     def following(self, now: float) -> float:
-        """The first of its times after `now`, however many were missed: never a burst."""
+        """Return the first of its times after `now`, however many were missed: never a burst."""
         if self.every is None:
             return next_run(parse_cron(self.spec), now, self.tz, self.rule)
         if self.every < 1:
-            raise UserError("an interval of %s s is too short" % number_text(self.every))  # it would never stop to fire
+            raise UserError("an interval of %s s is too short" % number_text(self.every))  # it would fire without end
         missed = max(0, int((now - self.next_at) // self.every))
         return max(self.next_at + (missed + 1) * self.every, now) if self.next_at <= now else self.next_at
 
     def after_clock_change(self, now: float) -> float:
-        """When to run next where the clock may have been set back; by a little, and no time of day comes twice (as in cron)."""
+        """Return when to run next if the clock may have been set back; after a small step no time of day runs twice (as in cron)."""
         if self.every:
             return now + self.every if self.next_at > now + self.every + 1 else self.next_at
         due = self.following(now)
         return due if self.next_at > due + CLOCK_MENDED_S else self.next_at
 
     def job(self, now: float) -> dict:
-        """The options of its job if it is enqueued now."""
+        """Return the options of its job if it is enqueued now."""
         job = dict(stored_job(self.options))
         if len(job.get("at") or "") == 5:  # 09:00, in the schedule's own zone
             hour, minute = job["at"].split(":")
@@ -3872,25 +3875,25 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         return job
 
     def trouble(self, now: float):
-        """Why it can't run: what it met at its last time, or what its row would meet now; else None."""
+        """Return why it can't run: the error of its last time, or the error that its row would cause now; None if it can."""
         try:
             self.following(now)
-            Plan([dict(self.job(now), shell=None)], base=b"")  # what finds the shell is the environment, which isn't here
+            Plan([dict(self.job(now), shell=None)], base=b"")  # finding the shell needs the environment, which isn't here
         except Exception as error:
             return self.error or row_fault(error)
         return self.error
 
 
 def row_fault(error) -> str:
-    """What is wrong with a row that `error` was raised for."""
+    """Return what is wrong with the row that raised `error`."""
     return plain(str(error) if isinstance(error, UserError) else "can't be read: %s: %s" % (type(error).__name__, error))[:300]
 
 
 class Database:
     """The connection to one database file, its transactions, and the hints that follow them.
 
-    `patience` is how long, in seconds, a call waits for another program's lock; `sync` whether a commit is on the disk
-    when it returns or may be lost in a power cut, though never torn (synchronous=NORMAL).
+    `patience` is how long, in seconds, a call waits for another program's lock.  With `sync` a commit is on the disk
+    when it returns.  Without it, a power cut may lose the commit, but never tear it (synchronous=NORMAL).
     """
 
     def __init__(self, path, patience: float, sync: bool, clock):
@@ -3899,10 +3902,10 @@ class Database:
         self.patience = patience
         self.sync = sync
         self.clock = clock
-        self.on_wait = None     # told what a call waits for, once that takes a second; None when it goes on
-        self.hints = None       # how many jobs became ready in this transaction; None: nothing to tell
+        self.on_wait = None     # called with what a call waits for, once that takes a second, and with None when it goes on
+        self.hints = None       # how many jobs became ready in this transaction; None: no hint to send
         self.gate = None
-        self.inside = False     # whether the gate is locked by us
+        self.inside = False     # whether we hold the gate, which is the writer lock
         self.undo = Undo(self)
         self.connection = self.execute = None
         self._socket = None
@@ -3916,15 +3919,15 @@ class Database:
             self.gate = None
 
     def open(self, create: bool, settle) -> None:
-        """Open the file, or make it if `create` says so; `settle()` is called within the transaction that makes or migrates it."""
+        """Open the file, or create it if `create` is true; call `settle()` in the transaction that makes or migrates the tables."""
         if not os.path.exists(self.path):
             if not create:
                 raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
         self._check_owner()
-        if create:  # not by workers: a snapshot that links the file stops none of them
+        if create:  # workers skip this: a snapshot that hard-links the file must not stop them
             self._refuse_second_name()
-        self.connection = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # _patiently waits on
+        self.connection = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # patiently() waits on
         self.connection.text_factory = as_text
         self.execute = self.connection.execute
         stat = os.stat(self.path)
@@ -3934,10 +3937,10 @@ class Database:
         if version != SCHEMA_VERSION:
             self._migrate(settle)
         if os.stat(os.path.dirname(self.path)).st_mode & S_ISVTX:
-            self._check_owner()  # of what SQLite has opened beside it: in /tmp another user may have been first
+            self._check_owner()  # of the files that SQLite has opened beside it: in /tmp another user may have made them
         self.patiently(self._check_schema)
-        self.execute("PRAGMA busy_timeout=0")  # _patiently and _begin wait, and fairly: SQLite's own handler starves
-        self.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs what shall be
+        self.execute("PRAGMA busy_timeout=0")  # patiently() waits instead, and fairly: SQLite's own handler starves some
+        self.execute("PRAGMA synchronous=NORMAL")  # Transaction syncs if `sync` is set
         self.execute("PRAGMA fullfsync=1")  # macOS's fsync leaves data in the drive; no effect elsewhere
         self.execute("PRAGMA checkpoint_fullfsync=1")
         self.execute("PRAGMA journal_size_limit=16777216")
@@ -3947,7 +3950,7 @@ class Database:
         return "%d:%d:" % self._inode
 
     def _refuse_second_name(self) -> None:
-        """Refuse a file with a name that links can't tell: SQLite would keep a -wal for each name, and we the locks."""
+        """Refuse a file with a second name (hard link, mount): SQLite would keep a -wal, and we the locks, per name."""
         names = os.stat(self.path).st_nlink
         if names > 1:
             raise UserError("%s has %d names (hard links), and SQLite would keep a -wal for each: remove the names that were "
@@ -3988,8 +3991,8 @@ class Database:
             raise UserError(advice)
 
     def _version(self) -> int:
-        """The schema version; 0 for an empty file.  Refuses what is no queue, or a newer one."""
-        tables = self.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # first: another process may be making them
+        """Return the schema version, 0 for an empty file; refuse a database that is not a queue or is of a newer release."""
+        tables = self.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # asked first: another process may be making them
         [application] = self.execute("PRAGMA application_id").fetchone()
         version = self.execute("PRAGMA user_version").fetchone()[0] & 0xFF  # the rest is the queue's own mark
         if application != APPLICATION_ID and tables:
@@ -4000,9 +4003,9 @@ class Database:
         return version
 
     def _migrate(self, settle) -> None:
-        """Makes the tables, or brings an older schema up to date; in one transaction, by one process."""
-        self.execute("PRAGMA page_size=1024")  # a job changes a few rows in some eight pages: a quarter of the bytes a commit
-        self.patiently(lambda: self.execute("PRAGMA journal_mode=WAL").fetchall())  # ignores the timeout
+        """Make the tables, or migrate an older schema, in one transaction and by one process."""
+        self.execute("PRAGMA page_size=1024")  # a job changes a few rows in about eight pages: a quarter of the bytes per commit
+        self.patiently(lambda: self.execute("PRAGMA journal_mode=WAL").fetchall())  # this statement ignores the timeout
         with self.undo, Transaction(self):
             version = self._version()
             if version == 0:
@@ -4014,20 +4017,20 @@ class Database:
                 for statement in statements if 0 < version <= step else ():
                     self.execute(statement)
             settle()
-            self._check_schema()  # whatever a trigger did meanwhile is rolled back
+            self._check_schema()  # if it raises, whatever a trigger did meanwhile is rolled back
             self.execute("PRAGMA application_id=%d" % APPLICATION_ID)
             self.mark(self.execute("PRAGMA user_version").fetchone()[0] >> 8)
 
     def mark(self, mark: int = 0) -> None:
-        """Write the schema version, and the mark by which the -wal of another database is told; 0: a new one."""
+        """Write the schema version and the mark, by which a -wal of another database is recognised; 0 makes a new mark."""
         mark = mark or int.from_bytes(os.urandom(3), "big") >> 1
         self.execute("PRAGMA user_version=%d" % (mark << 8 | SCHEMA_VERSION))
 
     def _check_schema(self) -> None:
-        """Refuse a database whose triggers are not ours, or in which other things stand in the place of our tables.
+        """Refuse a database with foreign triggers, or without a table, index or trigger of SCHEMA as it stands there.
 
-        A trigger of somebody else's would change jobs within our own transactions.  Further tables, views and indexes
-        do nothing by themselves.  A table that was migrated has its columns in another order than SCHEMA has.
+        A foreign trigger would change jobs within our own transactions.  Further tables, views and indexes
+        do nothing by themselves.  The columns of a migrated table are in another order than in SCHEMA.
         """
         left = dict(schema_texts())
         for kind, name, text in self.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
@@ -4040,11 +4043,11 @@ class Database:
                 plain(self.path), quoted(name)))
 
     def patiently(self, action):
-        """Calls `action` until the database is not busy: a fair wait, random and growing (see Transaction).
+        """Call `action` until the database is not busy; the waits are fair, random and growing (see Transaction).
 
-        Patience ends where nothing moves.  While others commit, it is only our turn that does not come.
+        Give up after `patience` without a commit by anyone.  While others commit, our turn may still come: wait up to 20 times more.
         """
-        limit = None  # not asked for, like all that follows, while nobody is in the way
+        limit = None  # like the variables below, set only once the database is busy
         while True:
             try:
                 result = action()
@@ -4057,7 +4060,7 @@ class Database:
                 now = time.monotonic()
                 if limit is None:
                     limit, pause, seen, turns = now + self.patience, 0.002, self._version_of_data(), 0
-                    check_at = now + min(1.0, self.patience / 2)  # SQLite takes a disk that has no locks for a busy one
+                    check_at = now + min(1.0, self.patience / 2)  # SQLite reports a disk without locks as busy
                 elif check_at is not None and now > check_at:
                     check_at = None
                     self._check_locks()
@@ -4078,7 +4081,7 @@ class Database:
             return None
 
     def read(self, sql: str, values=()) -> list:
-        """All rows of one SELECT: none is left open for writers' WAL to grow behind."""
+        """Return all rows of one SELECT: while a SELECT is open, the WAL can only grow."""
         return self.patiently(lambda: self.execute(sql, values).fetchall())
 
     def rows(self, table: str, columns: str, rest: str, values=()) -> list:
@@ -4086,7 +4089,7 @@ class Database:
         return [checked(table, columns, row) for row in self.read("SELECT %s FROM %s" % (columns, rest), values)]
 
     def check_file(self) -> None:
-        """Raises QueueGone when the path no longer leads to the open database: SQLite would not notice."""
+        """Raise QueueGone if the path no longer leads to the open database: SQLite would not notice."""
         try:
             stat = os.stat(self.path)
         except FileNotFoundError:
@@ -4099,11 +4102,11 @@ class Database:
         try:
             OS.sync(self.path + "-wal")
         except FileNotFoundError:
-            if self.read("PRAGMA journal_mode") == [("wal",)]:  # not so on a disk that can't have it
+            if self.read("PRAGMA journal_mode") == [("wal",)]:  # a disk that can't have a WAL has another mode
                 raise QueueGone("%s-wal was deleted while it was in use: what was written last may be lost" % plain(self.path)) from None
 
     def changes(self) -> int:
-        """A number that differs once others have committed."""
+        """Return a number that differs once others have committed."""
         return self.read("PRAGMA data_version")[0][0]
 
     def leave(self) -> None:
@@ -4112,7 +4115,7 @@ class Database:
             self.inside = False
 
     def hint(self, count: int = 0) -> None:
-        """Has the supervisors told, after the commit, that `count` jobs became ready or something changed."""
+        """After the commit, send the supervisors a hint that `count` jobs became ready, or that something changed."""
         self.hints = (self.hints or 0) + count
 
     def listeners(self) -> list:
@@ -4120,7 +4123,7 @@ class Database:
                 if port.__class__ is int and token.__class__ is str and 0 < port < 65536]
 
     def send(self, listeners, count: int) -> None:
-        """Sends each supervisor a hint.  It may be lost: they look once a second."""
+        """Send each supervisor a hint.  A hint may be lost: supervisors also look once a second."""
         if self._socket is None:
             import _socket
             self._socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
@@ -4128,11 +4131,11 @@ class Database:
             try:
                 self._socket.sendto(b"%s %d" % (token.encode("utf-8", "surrogateescape"), count), ("127.0.0.1", port))
             except OSError:
-                pass  # it looks by itself within a second
+                pass  # the supervisor looks by itself within a second
 
 
 class Part:
-    """One subject of the Store.  Parts share its database, and reach each other through it."""
+    """One subject of the Store.  Parts share its database, and reach each other through the Store."""
 
     def __init__(self, store):
         self._store = store

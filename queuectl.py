@@ -4145,7 +4145,7 @@ class Settings(Part):
     """The settings: values in force, set and unset."""
 
     def values(self) -> dict:
-        """Every setting's value in force."""
+        """Return every setting's value in force."""
         values = {key: setting.default for key, setting in SETTINGS.items()}
         for key, text in self._db.read("SELECT key, value FROM config"):
             if key in values:
@@ -4157,7 +4157,7 @@ class Settings(Part):
         return self._setting(key, rows[0][0]) if rows else SETTINGS[key].default
 
     def _setting(self, key: str, text):
-        """Return a stored setting's value; its default where it can't be read, which `doctor` tells."""
+        """Return a stored setting's value, or its default if it can't be read, which `doctor` reports."""
         try:
             return parse_setting(key, text)
         except UserError:
@@ -4183,7 +4183,7 @@ class Queues(Part):
     """Queues with their limits and counts, batches, and the environments that jobs share."""
 
     def store_env(self, data: bytes, uses: int) -> int:
-        """The id of an environment that is used `uses` times more; each distinct one is stored once."""
+        """Return the id of an environment, after counting `uses` more uses; each distinct one is stored once."""
         import binascii
         crc = binascii.crc32(data)
         row = self._db.execute("SELECT id FROM env WHERE hash=? AND data=?", (crc, data)).fetchone()
@@ -4203,7 +4203,7 @@ class Queues(Part):
         self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
 
     def counts(self, queue=None) -> dict:
-        """How many jobs are in each state."""
+        """Return how many jobs are in each state."""
         counts = dict.fromkeys(STATES, 0)
         counts.update(self._db.read("SELECT state, sum(n) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
                                  {"queue": queue}))
@@ -4218,12 +4218,12 @@ class Queues(Part):
         return bool(self._db.read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
 
     def list(self) -> list:
-        """Every queue, with its limits and a count for each state."""
+        """Return every queue, with its limits and a count for each state."""
         return [QueueRow(*row, self.counts(row[0]))
                 for row in self._db.rows("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
 
     def set(self, name: str, **changes) -> None:
-        """Changes paused, max_running, or rate with every (seconds between two starts) of a queue; makes it if need be."""
+        """Change paused, max_running, or rate with every (seconds between two starts) of a queue; create it if it is missing."""
         with self._db.undo, Transaction(self._db):
             self.need(name)
             self._db.execute("UPDATE queue SET " + assignments(tuple(changes)) + " WHERE name=?", (*changes.values(), name))
@@ -4234,7 +4234,7 @@ class Queues(Part):
                                                           (limit or -1,))]
 
     def batch(self, ref, but=None):
-        """The batch with this id, or the `last` one, `but` left aside; UserError when there is none."""
+        """Return the batch with this id, or the `last` one, ignoring the id `but`; raise UserError if there is none."""
         text = str(ref)
         if text == "last":
             [number] = self._db.read("SELECT max(id) FROM batch WHERE id IS NOT ?", (but,))[0]
@@ -4250,7 +4250,7 @@ class Life(Part):
     """The life of a job: gates, the events that move it (TRANSITIONS), what follows from them, and what users ask for."""
 
     def find_duplicate(self, key: str, window: float, now: float):
-        """The id of the job that makes another with this unique key superfluous: it is unfinished, or ended within `window`."""
+        """Return the id of a job with this unique key that is unfinished or ended within `window` seconds, or None."""
         return self._db.execute(
             "SELECT coalesce((SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
             " AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
@@ -4269,7 +4269,7 @@ class Life(Part):
         return READY if job.pool is None else OWN
 
     def regate(self, job, now: float) -> None:
-        """Writes what keeps a waiting job back now, after something of it has changed."""
+        """Write what keeps a waiting job back now, after something about it has changed."""
         gate = self._gate_of(job, now)
         if gate not in (READY, OWN, KEYED):
             self._pass_key(job, now)
@@ -4282,7 +4282,7 @@ class Life(Part):
         return self._db.execute("SELECT job FROM keylock WHERE key=?", (job.key,)).fetchone()[0] == job.id
 
     def _pass_key(self, job, now: float) -> None:
-        """Gives a key that `job` holds to the next that waits for it.  A job keeps its key through its retries."""
+        """Give the key that `job` holds to the next job that waits for it.  A job keeps its key through its retries."""
         if job.key is None or job.state == "failed":
             return
         if not self._db.execute("DELETE FROM keylock WHERE key=? AND job=?", (job.key, job.id)).rowcount:
@@ -4293,14 +4293,14 @@ class Life(Part):
             self.regate(Job.of(row), now)
 
     def promote(self, now: float) -> None:
-        """Lets jobs go whose time has come."""
+        """Make due jobs ready."""
         rows = self._db.execute("SELECT id FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=? "
                                 "ORDER BY run_at LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
         for number, in rows:
             self.regate(self._store.look.row(number), now)
 
     def expire(self, now: float) -> None:
-        """Cancels jobs that have not started by the time they were given."""
+        """Cancel jobs that have not started by their expiry time."""
         rows = self._db.execute("SELECT id FROM job INDEXED BY job_expiry WHERE expires_at<=? LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
         for number, in rows:
             self.end(self._store.look.row(number), "expire", now, error="expired")
@@ -4313,10 +4313,10 @@ class Life(Part):
         return row[0] if row else "completed"
 
     def move(self, job, event: str, gate=None, **changes):
-        """Applies an event to a job that is still as `job` says; returns its new state, or None, changing nothing.
+        """Apply an event to a job that is still as `job` says; return its new state, or None if nothing was changed.
 
-        The one place where a state changes (but for `restore`).  The fence of state, worker and attempt makes a late
-        writer, whose claim was taken back, change nothing.
+        This is the one place where a state changes (except `restore` and the repairs in Keep).  The fence of state,
+        worker and attempt keeps a late writer, whose claim was taken back, from changing anything.
         """
         state = TRANSITIONS[event].get(job.state)
         if state is None:
@@ -4330,12 +4330,12 @@ class Life(Part):
         return state if moved else None
 
     def _note(self, job, outcome: str, state: str, now: float, error=None) -> None:
-        """Writes down a change that no attempt made."""
+        """Record in the history a change that no attempt made."""
         self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) VALUES(?, ?, ?, ?, ?)",
                          (job.id, outcome, state, now, error))
 
     def end(self, job, event: str, now: float, **changes):
-        """Applies an event that ends a job for good, and all that follows from its end; returns as _move."""
+        """Apply an event that ends a job for good, and all that follows from its end; return as `move` does."""
         changes.setdefault("finished_at", now)
         state = self.move(job, event, worker=None, pool=None, cancel=0, expires_at=None, **changes)
         if state is None:
@@ -4349,7 +4349,7 @@ class Life(Part):
         return state
 
     def notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
-        """Enqueues the user's command for an event: a job of its own, so it is bounded, logged, and harms no other."""
+        """Enqueue the user's command for an event as a job of its own: it is bounded and logged, and harms no other job."""
         command = self._store.settings.value(key)
         if not command or job.hook in ("on_idle", key):
             return
@@ -4362,7 +4362,7 @@ class Life(Part):
         plan.store(self._store, now, pool=job.pool)
 
     def _ended(self, ended: list, now: float) -> None:
-        """Frees or cancels what waited for these (job, state); a list, since a chain of parents may be long."""
+        """Free or cancel the jobs that waited for these (job, state); a list, because a chain of parents may be long."""
         while ended:
             job, state = ended.pop()
             if job.key is not None:
@@ -4390,7 +4390,7 @@ class Life(Part):
                 ended.append((job, "cancelled"))
 
     def _revive(self, job, now: float) -> bool:
-        """Retry a job, and the children that its failure cancelled, but none of which a duplicate is unfinished (`unique`)."""
+        """Retry a job, and the children that its failure cancelled, except jobs with an unfinished duplicate (`unique`)."""
         if job.state not in TRANSITIONS["retry"] or self._failed_parent(job) or self._duplicate(job):
             return False
         revived = [job]
@@ -4401,7 +4401,7 @@ class Life(Part):
                 self._db.execute("UPDATE job SET error=? WHERE id=?", (duplicate_text(duplicate), job.id))
                 continue
             failed = self._failed_parent(job)
-            if failed:  # another parent of a child keeps it cancelled
+            if failed:  # another parent keeps the child cancelled
                 self._db.execute("UPDATE job SET cause=?, error=? WHERE id=?", (failed[0], orphan_text(*failed), job.id))
                 continue
             if not self.move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
@@ -4417,16 +4417,16 @@ class Life(Part):
         return True
 
     def _duplicate(self, job):
-        """The id of an unfinished job with the unique key of one that has ended, or None."""
+        """Return the id of an unfinished job with the unique key of `job`, which has ended, or None."""
         return None if job.unique_key is None else self.find_duplicate(job.unique_key, 0, 0)
 
     def _failed_parent(self, job):
-        """(id, state) of a parent whose end keeps a job cancelled, or None."""
+        """Return (id, state) of a parent whose end keeps a job cancelled, or None."""
         return self._db.execute("SELECT parent, state FROM dep JOIN job ON job.id=dep.parent WHERE child=? AND done=0 AND any=0 "
                                 "AND state IN ('dead','cancelled') LIMIT 1", (job.id,)).fetchone()
 
     def _each(self, ids, action) -> list:
-        """(id, result) of `action(job, now)` for each job, some hundreds in one transaction."""
+        """Return (id, result) of `action(job, now)` for each job, with 500 jobs per transaction."""
         results, ids = [], list(ids)
         for start in range(0, len(ids), 500):
             with self._db.undo, Transaction(self._db) as now:
@@ -4436,7 +4436,7 @@ class Life(Part):
         return results
 
     def _each_family(self, ids, action, state: str) -> list:
-        """As _each; a job that came into `state` with its parent, which the same call changed, is a success too."""
+        """Do as _each does; a job that a parent, changed by the same call, brought into `state` is a success too."""
         def stands(number):
             return getattr(self._store.look.find(number), "state", None) == state
         ids = list(ids)
@@ -4445,7 +4445,7 @@ class Life(Part):
                 for number, result in self._each(ids, action)]
 
     def cancel(self, ids) -> list:
-        """(id, result): `cancelled`, ASKED (its worker ends it at once) or, where it was too late, its state."""
+        """Cancel jobs; return (id, result): `cancelled`, ASKED (its worker ends it at once), CANCELLED_ALREADY, or its final state."""
         return self._each_family(ids, self.cancel_one, "cancelled")
 
     def cancel_one(self, job, now: float) -> str:
@@ -4458,7 +4458,10 @@ class Life(Part):
         return CANCELLED_ALREADY if job.state == "cancelled" else job.state
 
     def retry(self, ids) -> list:
-        """(id, result): `pending` (retries counted anew, history kept), or why not: its state, or Refused."""
+        """Retry jobs; return (id, result): `pending`, or why not: PENDING_ALREADY, its state, or Refused.
+
+        Retries count from 0 again, and the history is kept.
+        """
         def change(job, now):
             if self._revive(job, now):
                 return "pending"
@@ -4469,7 +4472,7 @@ class Life(Part):
         return self._each_family(ids, change, "pending")
 
     def hold(self, ids, held: bool = True) -> list:
-        """(id, result): `held`, or `released`, or its state where it does not wait."""
+        """Hold or release jobs; return (id, result): `held`, `released`, or the state of a job that does not wait."""
         def change(job, now):
             if job.state not in WAITING:
                 return job.state
@@ -4479,7 +4482,10 @@ class Life(Part):
         return self._each(ids, change)
 
     def edit(self, ids, options: dict) -> list:
-        """(id, result): `edited`, or the state of a job that does not wait.  `options` are those that `edit` takes, and `command`."""
+        """Change jobs; return (id, result): `edited`, or the state of a job that does not wait.
+
+        `options` are those that `edit` takes, and `command`.
+        """
         columns, options = job_columns(parse_job(options, taker="edit"), OS.environment())
 
         def change(job, now):
@@ -4493,18 +4499,18 @@ class Life(Part):
 
 
 class Claims(Part):
-    """What workers write, one transaction per job: the last outcome and the next claim; and what could be claimed."""
+    """What workers write in one transaction per job, the last outcome and the next claim; and which jobs can be claimed."""
 
     def __init__(self, store):
         super().__init__(store)
         self._env = (None, b"")  # id and data of the environment read last
 
     def exchange(self, worker: int, outcome=None, claim: bool = True, queues=None, own=None, again: bool = False):
-        """Records a worker's last outcome and claims its next job, in one transaction.
+        """Record a worker's last outcome and claim its next job, in one transaction.
 
-        Returns the Job claimed, with the environment it is to run in, as (job, env data), or None.
-        `queues` is a list of names between slashes, None for all; `own` the supervisor id of a `run`,
-        which takes the jobs kept for it; `again` that an earlier try failed: its commit may have got through.
+        Return (job, env data), the claimed Job and the environment that it should run in, or None.
+        `queues` is a list of names between slashes, None for all.  `own` is the supervisor id of a `run`, which takes
+        only the jobs reserved for it.  `again` says that an earlier try failed: its commit may have succeeded.
         """
         with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
@@ -4519,14 +4525,14 @@ class Claims(Part):
                     self._store.life.notify("on_idle", outcome.job, now)
                 return None
             env = self._env
-            if job.env != env[0]:  # jobs mostly share one, whose id is never given again
+            if job.env != env[0]:  # most jobs share one environment, whose id is never reused
                 row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
                 env = (job.env, row[0] if row else b"")
-        self._env = env  # not before the commit: the id of one that is rolled back is given again
+        self._env = env  # only after the commit: the id of a rolled-back environment is reused
         return job, env[1]
 
     def record(self, worker: int, outcome, now: float):
-        """Writes how an attempt ended; returns as _move: nothing changes for a worker that has lost its claim."""
+        """Record how an attempt ended; return as `move` does.  A worker that has lost its claim changes nothing."""
         job = outcome.job
         end = {"exit_code": outcome.exit_code, "error": outcome.error, "duration": outcome.duration}
         kind = outcome.kind
@@ -4548,17 +4554,17 @@ class Claims(Part):
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
                  outcome.exit_code, end["error"], state))
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
-                self._db.hint(job.slots)  # others may have waited for what it took up
+                self._db.hint(job.slots)  # others may have waited for its slots or its place in the queue's limit
         return state
 
     def _put_back(self, job, event: str, now: float, run_at: float, changes: dict):
-        """Sends a running job to wait again, keeping its key; returns as _move."""
+        """Put a running job back to wait, with its key; return as `move` does."""
         gate = DUE if run_at > now else READY if job.pool is None else OWN
         self._db.hint(0 if gate == DUE else 1)
         return self._store.life.move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, cancel=0, **changes)
 
     def _record_failure(self, job, kind: str, now: float, end: dict):
-        """(outcome, state) of an attempt that failed: a snooze, a retry, or the dead letter queue."""
+        """Record a failed attempt as a snooze, a retry, or a dead job; return (outcome, state)."""
         code = end["exit_code"] if end["exit_code"] is not None else signal_status(end["error"])
         if code_in(code, job.snooze_on) and job.snoozes < self._store.settings.value("max_snoozes"):
             pause = job.snooze if job.snooze is not None else 30.0
@@ -4571,7 +4577,7 @@ class Claims(Part):
         return kind, self._put_back(job, "fail", now, now + pause, dict(end, finished_at=now))
 
     def _record_crash(self, job, now: float, end: dict):
-        """The worker died: no retry is used up, but a job that kills its workers is stopped (sidekiq#4633, oban#328)."""
+        """Record that the worker died: no retry is used up, but a job that kills its workers is stopped (sidekiq#4633, oban#328)."""
         crashes = job.crashes + 1
         end = dict(end, crashes=crashes, attempts=job.attempts - 1)
         if crashes >= self._store.settings.value("max_crashes"):
@@ -4605,7 +4611,7 @@ class Claims(Part):
                 self._db.execute("UPDATE queue SET served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
                                  {"next": now + (every or 0), "name": job.queue})
             if every is not None:
-                self._db.hint()  # a supervisor has to know when the next may start
+                self._db.hint()  # a supervisor must know when the next job may start
             return self._take(job, worker, now)
         return None
 
@@ -4617,10 +4623,10 @@ class Claims(Part):
         return job._replace(state="processing", gate=None, **claim)
 
     def _may_take(self, job, worker: int) -> bool:
-        """Whether the worker's pool has the slots free, and may still take jobs (--max-jobs, which this counts).
+        """Whether the worker's pool has enough free slots, and may still take jobs (--max-jobs, which this counts).
 
-        The job that is first in line is waited for, so big ones don't starve; one that asks for more than
-        the pool has takes all of it.  (`+worker`: big jobs are few, so look at each, not for those of each worker.)
+        The pool waits for the job that is first in line, so that big jobs don't starve.  A job that asks for more slots
+        than the pool has takes all of them.  (`+worker` makes SQLite examine each big job, of which there are few.)
         """
         pool, slots, left, stop, big = self._db.execute(
             "SELECT id, slots, jobs_left, stop, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
@@ -4630,7 +4636,7 @@ class Claims(Part):
                 "SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
             raise QueueGone("worker %d was taken for dead, and is off the list" % worker)
         if stop:
-            return False  # asked for already, though the worker has not heard of it yet
+            return False  # a stop was requested, but the worker has not heard of it yet
         if job.slots > 1 or big:
             [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
                                          "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()
@@ -4643,12 +4649,12 @@ class Claims(Part):
         return left is None or left > 0
 
     def input_of(self, job) -> bytes:
-        """What a job reads on its standard input."""
+        """Return what a job reads on its standard input."""
         rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.stdin,))
         return rows[0][0] if rows else b""
 
     def cancel_asked(self, job) -> int:
-        """CANCEL or SPARE if that was asked for while the job runs, else 0."""
+        """Return CANCEL or SPARE if that was requested while the job runs, otherwise 0."""
         rows = self._db.read("SELECT cancel FROM job WHERE id=? AND worker IS ?", (job.id, job.worker))
         return rows[0][0] if rows else 0
 
@@ -4657,7 +4663,7 @@ class Claims(Part):
         return Job.of(rows[0]) if rows else None
 
     def ready(self, most: int, queues=None, own=None) -> int:
-        """How many jobs could be claimed now, counted up to `most`."""
+        """Return how many jobs could be claimed now, counted up to `most`."""
         rows = self._db.read(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(own) + " LIMIT :most)), "
             "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
@@ -4667,9 +4673,9 @@ class Claims(Part):
         return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
 
     def next_time(self, own=None):
-        """When something happens by itself next: a job falls due or expires, a rate allows one, a schedule fires.
+        """Return when something next happens by itself: a job falls due or expires, a rate allows one, a schedule fires.
 
-        An EXISTS without LIMIT, here and below, SQLite 3.35 takes for an IN, and reads all of job_ready.
+        Without LIMIT, here and below, SQLite 3.35 takes the EXISTS for an IN, and reads all of job_ready.
         """
         times = self._db.read(
             "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
@@ -4682,7 +4688,7 @@ class Claims(Part):
         return min((t for t in times if isinstance(t, (int, float))), default=None)
 
     def unfinished(self, queues=None, own=None, but=None) -> bool:
-        """Whether anything is left that could still run by itself, `but` a job: for --drain, and for `run` its own jobs."""
+        """Whether any job except `but` could still run by itself: any at all for --drain, its own jobs for a `run`."""
         if own:
             return bool(self._db.read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (own,)))
         return bool(self._db.read(
@@ -4695,7 +4701,7 @@ class Claims(Part):
             "AND (:but IS NULL OR key IS NOT (SELECT key FROM job WHERE id=:but)) LIMIT 1", {"queues": queues, "but": but}))
 
     def stalled_job(self, own: int):
-        """Of the jobs of a `run`, the first that waits, if none of them runs; else None."""
+        """Return the first waiting job of a `run` if none of its jobs is running, otherwise None."""
         [job, running] = self._db.read(
             "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:own AND gate=5 LIMIT 1),"
             " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:own AND gate IN (1, 4) LIMIT 1)), "
@@ -4704,16 +4710,16 @@ class Claims(Part):
 
 
 class Workers(Part):
-    """The rows of workers and supervisors: who is listed, who lives, what they are asked to do."""
+    """The rows of workers and supervisors: which are listed, which are alive, and what they are asked to do."""
 
     def __init__(self, store):
         super().__init__(store)
         self.registered = None   # the worker that this process has registered
 
     def leave_behind(self) -> None:
-        """Release the workers of the database that this one is a copy of, or of the place that it was moved from.
+        """Release the workers of the original if this database is a copy, or of its old place if it was moved.
 
-        A worker that has its lock file here is left to `rescue`.
+        A worker that has a job and whose lock file exists is left to `rescue`.
         """
         if not self._db.read("SELECT 1 FROM worker WHERE instr(place, ?)<>1 LIMIT 1", (self._db.place(),)):
             return
@@ -4723,14 +4729,14 @@ class Workers(Part):
                     os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self._db.files.output(worker.id)) or
                     self.is_alive(worker)))])
         except (sqlite3.OperationalError, OSError):
-            pass  # who may not write can look all the same
+            pass  # a user who may not write may still read
 
     def is_at_home(self, worker) -> bool:
-        """Whether a worker registered in this very file, by whatever path; true of one of a release that didn't say."""
+        """Whether a worker registered in this very file, by whatever path; true if its release did not record this."""
         return worker.place is None or worker.place.startswith(self._db.place())
 
     def is_moved(self, worker) -> bool:
-        """Whether the database was moved to another disk since: the worker may live on, and hold the locks that were deleted there."""
+        """Whether the database was moved to another disk: the worker may be alive, and hold the locks that were deleted there."""
         return not self.is_at_home(worker) and not os.path.exists(self.home(worker))
 
     def home(self, worker) -> str:
@@ -4738,7 +4744,7 @@ class Workers(Part):
         return worker.place.split(":", 2)[-1] if worker.place else self._db.path
 
     def files_of(self, worker):
-        """Return the Files that a worker has its lock and output in: if the database was moved away from them, those of old."""
+        """Return the Files with a worker's lock and output: those at the old path if the database was moved away from them."""
         home = self.home(worker)
         if home != self._db.path and not os.path.exists(self._db.files.lock(worker.id)) and not os.path.exists(home):
             left = Files(home)
@@ -4747,9 +4753,9 @@ class Workers(Part):
         return self._db.files
 
     def is_alive(self, worker):
-        """Whether a worker lives: its lock says so.  Without a lock file, what else is known; None if that is not enough.
+        """Whether a worker is alive, by its lock, or without a lock file by other facts; None if those are not enough.
 
-        The directory of the locks may have been deleted under it, or have stayed behind when the database was copied.
+        The lock directory may have been deleted while the worker ran, or not have been copied with the database.
         """
         lock = self.files_of(worker).lock(worker.id)
         if OS.is_held(lock):
@@ -4757,7 +4763,7 @@ class Workers(Part):
         away = not self.is_at_home(worker)
         moved = self.is_moved(worker)
         if away and not moved:
-            return False  # this is a copy: the worker is the other's
+            return False  # this is a copy: the worker belongs to the original
         if not moved and os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
             return False
         machine = OS.machine()
@@ -4768,19 +4774,19 @@ class Workers(Part):
         return None
 
     def _listed(self, table: str, columns: str, rest: str) -> list:
-        """Return rows as _rows, without those of wrong values: one must not hide the others.  `doctor` tells of it."""
+        """Return the rows without wrong values: one wrong row must not hide the others.  `doctor` reports it."""
         return [row for row in self._db.read("SELECT %s FROM %s" % (columns, rest))
                 if not examined(table, columns, tuple(map(type, row)))[0]]
 
     def spare(self, job) -> None:
-        """Let a running job end by itself though its worker is told to end now: it is the job that asked for the stop."""
+        """Let a running job end by itself although its worker is told to stop now: the job itself asked for the stop."""
         with self._db.undo, Transaction(self._db):
             self._db.execute("UPDATE job SET cancel=2 WHERE id=? AND attempt=? AND state='processing' AND cancel=0", (job.id, job.attempt))
 
     def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues, max_jobs=None, arguments="") -> tuple:
-        """Registers this process; returns (id, the descriptor that holds its lock).
+        """Register this process; return (id, the descriptor that holds its lock).
 
-        The lock is taken before the row is seen, so that no one takes us for dead.
+        The lock is acquired before the row is visible to others, so that none takes this process for dead.
         """
         self._db.files.make()
         with self._db.undo, Transaction(self._db) as now:
@@ -4792,7 +4798,7 @@ class Workers(Part):
             return identity, OS.hold(self._db.files.lock("s%d" % identity))
 
     def add_worker(self, supervisor: int) -> tuple:
-        """As add_supervisor, for a worker of it; raises QueueGone when that is not registered."""
+        """Register a worker as add_supervisor does; raise QueueGone if its supervisor is not registered."""
         self._db.files.make()
         with self._db.undo, Transaction(self._db) as now:
             if not self._db.execute("SELECT 1 FROM supervisor WHERE id=?", (supervisor,)).fetchone():
@@ -4805,14 +4811,14 @@ class Workers(Part):
             return identity, OS.hold(self._db.files.lock(identity))
 
     def remove_worker(self, worker: int) -> bool:
-        """Takes a worker off the list that ends well; its lock file may go then, once it is closed."""
+        """Remove the row of a worker that exits normally; return whether its lock file may go, once it is closed."""
         with self._db.undo, Transaction(self._db):
             gone = self._db.execute("DELETE FROM worker WHERE id=? AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?)",
                                     (worker, worker)).rowcount
-        return bool(gone)  # else it holds a job whose outcome could not be written: left to a rescuer
+        return bool(gone)  # otherwise it holds a job whose outcome could not be written: a rescuer's task
 
     def remove_supervisor(self, supervisor: int) -> None:
-        """Takes a supervisor off the list; jobs that a `run` had kept for itself are anyone's."""
+        """Remove the row of a supervisor; any worker may take the jobs that were reserved for its `run`."""
         with self._db.undo, Transaction(self._db) as now:
             self._drop_supervisor(supervisor, now)
         remove(self._db.files.lock("s%d" % supervisor))
@@ -4825,7 +4831,7 @@ class Workers(Part):
         self._db.execute("DELETE FROM supervisor WHERE id=?", (supervisor,))
 
     def release_workers(self, workers) -> None:
-        """Take workers off the list that are not this file's, and supervisors without any, and give their jobs back."""
+        """Remove workers that are not this file's, and supervisors without workers, and give their jobs back."""
         with self._db.undo, Transaction(self._db) as now:
             self._db.connection.executemany("DELETE FROM worker WHERE id=?", [(worker.id,) for worker in workers])
             self.release_unlisted("released", "the database was copied or moved while it ran", now)
@@ -4836,7 +4842,7 @@ class Workers(Part):
             self._db.hint()
 
     def release_unlisted(self, kind: str, why: str, now: float) -> None:
-        """Take running jobs from workers that are not on the list, if nothing of them is here."""
+        """Take running jobs from workers that are not listed, if nobody holds their lock or output file."""
         for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' "
                                     "AND NOT EXISTS(SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
             job = Job.of(row)
@@ -4855,19 +4861,19 @@ class Workers(Part):
         return [WorkerRow._make(os.fsdecode(value) if isinstance(value, bytes) else value for value in row) for row in rows]
 
     def unanswered(self) -> dict:
-        """Ask every living supervisor for a sign of life; return, for each that gives none, when it last did.
+        """Ask every supervisor that is alive for a sign of life; return, for each that gives none, when it last gave one.
 
-        The question is the access time of its lock file, the answer the modification time: nobody writes while nobody asks.
+        The access time of its lock file is the question and the modification time the answer: no question, no write.
         """
         asked = {}
         for supervisor in self.supervisors():
             path = self._db.files.lock("s%d" % supervisor.id)
             try:
-                if OS.is_held(path) and os.stat(path).st_size:  # that of an older version is empty: it can't answer
+                if OS.is_held(path) and os.stat(path).st_size:  # an empty file is an older version's, which can't answer
                     os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
                     asked[supervisor.id] = path, os.stat(path).st_atime_ns
             except OSError:
-                pass  # another user's, or just gone: it can't be asked
+                pass  # another user's supervisor, or one that has just ended, can't be asked
         if asked:
             self._db.send(self._db.listeners(), 0)
         limit = time.monotonic() + LOOK_S + 0.5
@@ -4895,7 +4901,7 @@ class Workers(Part):
             self._db.hint()
 
     def orders(self, supervisor: int) -> tuple:
-        """(level to stop at: 0 none, 1 after the jobs, 2 now; workers wanted; whether jobs may still be taken)."""
+        """Return (stop level: 0 none, 1 after the jobs, 2 now; workers wanted; whether jobs may still be taken)."""
         rows = self._db.read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
         if not rows:
             return 2, 0, False
@@ -4903,21 +4909,21 @@ class Workers(Part):
         return stop, min(wanted, MOST_WORKERS), may_take
 
     def to_cancel(self, supervisor: int) -> list:
-        """Pids of its workers whose job shall be cancelled."""
+        """Return the pids of its workers whose job should be cancelled."""
         return [pid for pid, in self._db.read(
             "SELECT worker.pid FROM job INDEXED BY job_running JOIN worker ON worker.id=job.worker "
             "WHERE state='processing' AND job.cancel=1 AND worker.supervisor=?", (supervisor,))]
 
     def release_dead(self, worker: int, outcome) -> None:
-        """Takes the job of a worker that is surely dead from it, and the worker off the list."""
+        """Take the job from a worker that is certainly dead, and remove the worker's row."""
         with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
                 self._store.claims.record(worker, outcome, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
 
     def sweep(self) -> None:
-        """Remove the files of workers and supervisors that are off the list: what a rescuer left that was killed itself."""
-        with self._db.undo, Transaction(self._db) as now:  # none is being added meanwhile
+        """Release jobs and remove files of workers and supervisors that are not listed: a killed rescuer left them."""
+        with self._db.undo, Transaction(self._db) as now:  # nobody registers meanwhile
             self.release_unlisted("crashed", "worker died", now)
             listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
             for name in os.listdir(self._db.files.workers):
@@ -4927,14 +4933,14 @@ class Workers(Part):
                     remove(path)
 
     def begin_wait(self, job: int, ids: list) -> set:
-        """Write down that a running job waits for others; return those that can't end before it, which it must not wait for."""
+        """Record that a running job waits for others; return those that can't end before it, which it must not wait for."""
         with self._db.undo, Transaction(self._db):
             self._db.execute("DELETE FROM waiting WHERE NOT EXISTS("
                              "SELECT 1 FROM job WHERE id=waiting.job AND state='processing' AND attempt=waiting.attempt)")
             self._db.connection.executemany("INSERT OR REPLACE INTO waiting(target, job, attempt) "
                                             "SELECT ?, id, attempt FROM job WHERE id=?",
                                  [(target, job) for target in ids])
-        # Only now: of two jobs that begin to wait for each other at once, one at least sees the other.
+        # Only after the commit: if two jobs begin to wait for each other at once, at least one of them sees the other.
         later = self.later_than(job) | {job}
         self.end_wait(job, later.intersection(ids))
         return later
@@ -4944,7 +4950,7 @@ class Workers(Part):
             self._db.connection.executemany("DELETE FROM waiting WHERE target=? AND job=?", [(target, job) for target in ids])
 
     def later_than(self, job: int) -> set:
-        """The jobs that can't end before this one: they wait for it, come after it or its batch, or queue for its key."""
+        """Return the jobs that can't end before this one: they wait for it, come after it or its batch, or queue for its key."""
         found, left = set(), [job]
         while left:
             rows = self._db.read(
@@ -4963,27 +4969,27 @@ class Schedules(Part):
     """Schedules, and the jobs that they enqueue."""
 
     def tick(self) -> None:
-        """What a supervisor does when a time has come: jobs that fall due or expire, schedules."""
+        """Expire jobs, make due jobs ready, and fire schedules: a supervisor's work when a time has come."""
         with self._db.undo, Transaction(self._db) as now:
             self._store.life.expire(now)
             self._store.life.promote(now)
             self.fire(now)
 
     def mend_clock(self) -> None:
-        """Where the clock was set back, brings relative times back within their own delay."""
+        """Bring relative times back within their own delay, after the clock was set back."""
         with self._db.undo, Transaction(self._db) as now:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
                              {"now": now})
             for schedule in self.list():
                 due, error = self._alone(lambda schedule=schedule: schedule.after_clock_change(now))
-                if error is None and due < schedule.next_at:  # also of one that was broken, and no longer is
+                if error is None and due < schedule.next_at:  # also of a schedule that was broken and no longer is
                     self._set(schedule, next_at=due, error=None)
                 elif error is not None:
                     self._set(schedule, error=error)
             self._db.hint()
 
     def fire_at_boot(self, boot: str) -> None:
-        """Enqueue what is to run once when workers start after a boot; a boot that can't be told counts for none."""
+        """Enqueue the jobs that run once when workers start after a boot; do nothing if the boot is not known."""
         if boot:
             with self._db.undo, Transaction(self._db) as now:
                 for schedule in self._all("WHERE lower(trim(spec))='@reboot' AND paused=0 AND boot IS NOT ?", (boot,)):
@@ -4991,9 +4997,9 @@ class Schedules(Part):
                     self._set(schedule, boot=boot, last_at=now, error=error)
 
     def _alone(self, action) -> tuple:
-        """(what `action` returns, None), or (None, what is wrong) with nothing of it done: one row must not stop the others.
+        """Return (what `action` returns, None), or undo it and return (None, what is wrong): one row must not stop the others.
 
-        What the machine refuses, a full disk say, is no fault of the row: that is raised.
+        Raise an error of the machine, such as a full disk: it is not the row's fault.
         """
         self._db.execute("SAVEPOINT alone")
         try:
@@ -5006,19 +5012,19 @@ class Schedules(Part):
             self._db.execute("ROLLBACK TO alone")
             return None, row_fault(error)
         finally:
-            if self._db.connection.in_transaction:  # SQLite itself rolls back at some errors
+            if self._db.connection.in_transaction:  # SQLite itself rolls back after some errors
                 self._db.execute("RELEASE alone")
 
     def add(self, name: str, spec, every, job, tz=None, misfire: str = "once", no_overlap: bool = False,
                      overlap: str = "", replace: bool = False) -> float:
-        """Store a schedule by a cron line or by seconds between runs; return the time of its first run."""
+        """Store a schedule with a cron line or with the seconds between runs; return the time of its first run."""
         return self.add_all([self.plan(name, spec, every, job, tz, misfire, no_overlap, overlap, replace)], replace)[0]
 
     def plan(self, name: str, spec, every, job, tz=None, misfire="once", no_overlap=False, overlap="",
                       replace=False) -> dict:
-        """Return the row of a schedule of `job`, a dict or a Plan of one, for add_schedules.
+        """Return the row of a schedule for `add_all`; `job` is a dict, or a Plan of one job.
 
-        What is replaced keeps its zone unless another is given.
+        A schedule that is replaced keeps its zone unless another is given.
         """
         import json
         now, rule = self._db.clock(), None
@@ -5030,7 +5036,7 @@ class Schedules(Part):
             options["at"] = utc(parsed["at"])
         if spec or "at" in parsed:
             tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
-        if "cwd" in columns:  # from here, not from wherever the supervisor that fires it will be
+        if "cwd" in columns:  # relative to this directory, not to that of the supervisor that fires it
             options["cwd"] = columns["cwd"] if isinstance(columns["cwd"], str) else text_of(columns["cwd"])
         umask = OS.umask()
         if umask is not None:
@@ -5046,9 +5052,9 @@ class Schedules(Part):
                 "options": json.dumps(options), "cwd": encodable(given(os.getcwd()), "this directory")}
 
     def add_all(self, rows: list, replace: bool = False) -> list:
-        """Store rows of plan_schedule, all or none; return the times of their first runs.
+        """Store rows of `plan`, all or none; return the times of their first runs.
 
-        What is replaced stays paused if it was, and one whose times are the same keeps the next of them.
+        A schedule that is replaced stays paused if it was.  If its times are the same, it keeps the next of them.
         """
         with self._db.undo, Transaction(self._db):
             for row in rows:
@@ -5068,7 +5074,7 @@ class Schedules(Part):
         return [row["next_at"] for row in rows]
 
     def settle_zones(self) -> None:
-        """Gives schedules of an earlier release the zone that they were added in: that of their environment, or else this machine's."""
+        """Give schedules of an earlier release the zone that they were added in: their environment's, or otherwise this machine's."""
         for schedule in self._all("WHERE spec IS NOT NULL AND rule IS NULL"):
             tz = schedule.tz
             try:
@@ -5078,13 +5084,13 @@ class Schedules(Part):
                     tz = OS.zone(found[0] if found else None)
                 self._set(schedule, **dict(zip(("tz", "rule"), zone_and_rule(tz))))
             except (UserError, ValueError, TypeError, AttributeError):
-                continue  # told when it is due
+                continue  # the error is reported when the schedule is due
 
     def list(self) -> list:
         return self._all("")
 
     def _all(self, where: str, values=()) -> list:
-        """Schedules, those too that hold a wrong value, without it and with that as their error: one must not hide the others."""
+        """Return schedules.  A wrong value becomes None and is the schedule's error: one wrong row must not hide the others."""
         columns, found = ", ".join(Schedule._fields), []
         for row in self._db.read("SELECT " + columns + " FROM schedule " + where + " ORDER BY name", values):
             schedule = Schedule._make(row)
@@ -5098,7 +5104,7 @@ class Schedules(Part):
         return found
 
     def _set(self, schedule, **changes) -> None:
-        """Change the row of a schedule, whatever bytes its name is made of: one that stayed due would be tried without end."""
+        """Change the row of a schedule, whatever bytes its name has: a schedule that stayed due would be tried without end."""
         self._db.execute("UPDATE schedule SET " + assignments(tuple(changes)) + " WHERE CAST(name AS BLOB)=?",
                          (*changes.values(), schedule.key))
 
@@ -5109,7 +5115,7 @@ class Schedules(Part):
         return found[0]
 
     def pause(self, name: str, paused: bool) -> None:
-        """Pauses a schedule, or lets it go on with its next time from now."""
+        """Pause a schedule, or resume it with its next time from now."""
         schedule = self.get(name)
         with self._db.undo, Transaction(self._db) as now:
             next_at, error = (schedule.next_at, None) if paused else self._alone(lambda: schedule.following(now))
@@ -5124,7 +5130,7 @@ class Schedules(Part):
             self._db.execute("DELETE FROM schedule WHERE CAST(name AS BLOB)=?", (schedule.key,))
 
     def run(self, name: str) -> int:
-        """Enqueues a schedule's job now, beside its times; returns its id."""
+        """Enqueue a schedule's job now, in addition to its times; return the job's id."""
         schedule = self.get(name)
         with self._db.undo, Transaction(self._db) as now:
             job, error = self._alone(lambda: self._run(schedule, now))
@@ -5136,10 +5142,10 @@ class Schedules(Part):
             return job
 
     def fire(self, now: float) -> None:
-        """Enqueues what schedules have fallen due: moving next_at in the same transaction makes each time fire once.
+        """Enqueue the jobs of due schedules: next_at moves in the same transaction, so each time fires once.
 
-        What is wrong with a schedule is noted on it.  One whose next time can't be told stands still until workers
-        start again (mend_clock), or it is resumed or replaced.
+        A schedule's error is stored in its row.  A schedule whose next time can't be computed stands still until
+        workers start again (mend_clock), or until it is resumed or replaced.
         """
         due = self._all("WHERE paused=0 AND next_at<=?", (now,))
         for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at or 0)):  # parents first
@@ -5149,7 +5155,7 @@ class Schedules(Part):
             self._set(schedule, next_at=NEVER if fault else next_at, last_at=schedule.next_at, error=fault or error)
 
     def _run(self, schedule, now: float):
-        """Enqueue a schedule's job; return its id, or None if an unfinished job of it makes it superfluous."""
+        """Enqueue a schedule's job; return its id, or None if the schedule skips overlaps and has an unfinished job."""
         overlap = OVERLAPS[schedule.no_overlap]
         unfinished = self._unfinished_of(schedule) if overlap in ("skip", "replace") else []
         if overlap == "skip" and unfinished:
@@ -5163,14 +5169,14 @@ class Schedules(Part):
         return job
 
     def _unfinished_of(self, schedule) -> list:
-        """Ids of the jobs of a schedule that are unfinished: whoever enqueued them, `cron run` and `retry` too."""
+        """Return the ids of a schedule's unfinished jobs, whatever enqueued them: `cron run` and `retry` count too."""
         return [job for job, in self._db.execute(
             "SELECT id FROM job INDEXED BY job_schedule WHERE schedule=:name AND state IN ('pending','processing','failed') UNION "
             "SELECT id FROM job WHERE id=:last AND state IN ('pending','processing','failed') ORDER BY id",
             {"name": schedule.name, "last": schedule.last_job})]
 
     def job_or_schedule(self, ref: str):
-        """The id of the job of this id or name, else of the last job of the schedule of this name, or None."""
+        """Return the id of the job with this id or name, otherwise of the last job of the schedule with this name, or None."""
         job = self._store.look.find(ref)
         if job is not None:
             return job.id
@@ -5179,14 +5185,14 @@ class Schedules(Part):
 
 
 class Look(Part):
-    """Questions that change nothing: jobs, their history, why one waits, what has happened."""
+    """Queries that change nothing: jobs, their history, why a job waits, what has happened."""
 
     def row(self, number: int):
         row = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (number,)).fetchone()
         return Job.of(row) if row else None
 
     def find(self, ref):
-        """The job with this id or name, or None."""
+        """Return the job with this id or name, or None."""
         text = str(ref)
         if text.isascii() and text.isdigit():
             rows = self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (int(text),)) if len(text) < 19 else []
@@ -5198,7 +5204,7 @@ class Look(Part):
         return [job for job, in self._db.read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
 
     def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None) -> list:
-        """Ids of the jobs that match every filter given, oldest first; `name` is a glob, `before` a time of their end."""
+        """Return ids of the jobs that match every filter given, oldest first; `name` is a glob, `before` a limit to their end time."""
         rows = self._db.read(
             "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
             "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
@@ -5208,7 +5214,7 @@ class Look(Part):
         return [job for job, in rows if wanted is None or job in wanted]
 
     def ids(self, ref: str) -> list:
-        """The ids that an id, a name, a range (5-8) or `last` stands for; UserError when there is no such job."""
+        """Return the ids that an id, a name, a range (5-8) or `last` stands for; raise UserError if there is no matching job."""
         low, dash, high = ref.partition("-")
         if dash and ref.isascii() and low.isdigit() and high.isdigit() and len(ref) < 30:
             found = self.ids_between(int(low), int(high))
@@ -5218,29 +5224,29 @@ class Look(Part):
         return [self.last_job().id if ref == "last" else self.job(ref).id]
 
     def last_job(self):
-        """The newest job; UserError when there is none."""
+        """Return the newest job; raise UserError if there is none."""
         jobs = self.jobs(limit=1)
         if not jobs:
             raise UserError("the queue is empty: enqueue a job first")
         return jobs[0]
 
     def job(self, ref):
-        """The job with this id or name; UserError when there is none."""
+        """Return the job with this id or name; raise UserError if there is none."""
         job = self.find(ref)
         if job is None:
             raise UserError("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
         return job
 
     def jobs(self, states=(), limit: int = 0, before=None, batch=None, queue=None, name=None, since=None, sort=None) -> list:
-        """Jobs, newest first, at most `limit` (0: 1,000) with ids below `before`, that match every filter given.
+        """Return the jobs that match every filter given, newest first, at most `limit` (0: 1,000), with ids below `before`.
 
-        `name` is a glob, `since` a time after which they were created, `sort` a column to order by instead.
+        `name` is a glob, `since` the earliest time of creation, `sort` a column to order by instead.
         """
         states = list(states)
         values = {"limit": limit or 1000, "before": 2**62 if before is None else before, "batch": batch, "queue": queue,
                   "name": name, "since": since, "states": slashed(states),
                   "one": states[0] if len(states) == 1 else None}
-        # One index is worth taking for each of these; the rest is filtered on the way.
+        # For each of these filters one index is worth using; the other filters apply to the rows that it finds.
         where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
                  "INDEXED BY job_running WHERE state='processing'" if states == ["processing"] else
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
@@ -5252,7 +5258,7 @@ class Look(Part):
             "ORDER BY " + order + " LIMIT :limit", values)]
 
     def parents(self, ids: list) -> dict:
-        """For each job that comes after others, their ids; a negative one is a batch."""
+        """Return, for each job that comes after others, the ids of those; a negative id is a batch."""
         found = {}
         for number in ids:
             for parent, in self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=?", (number,)):
@@ -5260,9 +5266,9 @@ class Look(Part):
         return found
 
     def oldest_waiting(self):
-        """Of the jobs that could run, the one that has waited longest; None where there is none."""
+        """Return the job that could run and has waited longest, or None."""
         ids, places = [], [(name, 2**62) for name, in self._db.read("SELECT name FROM queue")]
-        while places:  # in each queue and priority the first has waited longest
+        while places:  # in each queue and priority the first job has waited longest
             name, above = places.pop()
             rows = self._db.read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
                               "ORDER BY priority DESC, id LIMIT 1", (name, above))
@@ -5272,7 +5278,7 @@ class Look(Part):
         return self.find(min(ids)) if ids else None
 
     def history(self, number: int) -> list:
-        """Every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
+        """Return every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
         attempts = [Attempt._make(row) for row in self._db.rows(
             "history", ", ".join(Attempt._fields), "history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (number,))]
         job = self.find(number)
@@ -5281,7 +5287,7 @@ class Look(Part):
         return attempts
 
     def why_waiting(self, job) -> list:
-        """(reason, detail) for everything that keeps a waiting job from running now, from the facts that claims use."""
+        """Return (reason, detail) for everything that keeps a waiting job from running now, from the facts that claims use."""
         reasons = []
         now, job = self._db.clock(), job._replace(queue=searchable(job.queue))
         if job.held:
@@ -5309,7 +5315,7 @@ class Look(Part):
         return reasons
 
     def events(self, after: int = 0, most: int = 1000) -> list:
-        """Changes of state with a number above `after`, in order, as dicts."""
+        """Return the changes of state with a number above `after`, in order, as dicts."""
         names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "error", "started_at", "duration")
         rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration",
                           "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
@@ -5319,7 +5325,7 @@ class Look(Part):
         return self._db.read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
 
     def finished_since(self, since: float, most: int = 200000) -> list:
-        """The attempts (Ended) that ended since then, newest first."""
+        """Return the attempts (Ended) that ended at `since` or later, newest first, from the last `most` rows."""
         return [Ended._make(row) for row in self._db.rows(
             "history", "history.finished_at, outcome, history.duration, job.queue, job.command, history.state, "
             "CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END", "history JOIN job ON job.id=history.job "
@@ -5333,10 +5339,10 @@ class Keep(Part):
     TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "sqlite_sequence")
 
     def tidy(self, after: int, most: int = 500) -> int:
-        """Removes finished jobs that are older than keep_finished, logs first, of some rows of the history.
+        """Remove finished jobs that are older than keep_finished, logs first, going by the next `most` rows of the history.
 
-        Every job that ended has its row there, in the order of their ends; `after` is the last one looked at.
-        Returns the number to go on from, which is `after` when there is nothing to do.
+        Every job that ended has its row there, in order of the ends; `after` is the last row examined.
+        Return the number to go on from, which is `after` if there is nothing to do.
         """
         keep = self._store.settings.value("keep_finished")
         if keep is None:
@@ -5348,7 +5354,7 @@ class Keep(Part):
         for seq, ended_at, job, state, finished_at in rows:
             if any(time.__class__ is str or time.__class__ is bytes for time in (ended_at, finished_at)):
                 raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
-            if ended_at is not None and limit <= ended_at <= now:  # one from the future, when the clock was wrong, holds up nobody
+            if ended_at is not None and limit <= ended_at <= now:  # a row from the future (a wrong clock) does not stop here
                 break
             after = seq
             if state in ("completed", "cancelled") and finished_at < limit:
@@ -5356,7 +5362,7 @@ class Keep(Part):
             elif job is None:
                 stray.append((seq,))
         self._delete(sorted(old))
-        if stray:  # rows that were the newest when their job went, which the trigger spares
+        if stray:  # each was the newest row when its job was removed, and the trigger spares that
             with self._db.undo, Transaction(self._db):
                 self._db.connection.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
         return after
@@ -5375,7 +5381,7 @@ class Keep(Part):
                                      "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", [(batch,) for batch in batches])
 
     def purge(self, ids) -> list:
-        """Removes finished jobs and their logs; (id, result): `removed`, or its state where it is not finished."""
+        """Remove finished jobs and their logs; return (id, result): `removed`, or the state of a job that is not finished."""
         ids, results = list(ids), []
         for start in range(0, len(ids), 500):
             jobs = [job for job in map(self._store.look.find, ids[start:start + 500]) if job is not None]
@@ -5384,8 +5390,8 @@ class Keep(Part):
         return results
 
     def export(self):
-        """Yields every row of every table that makes up the queue, as (table, row as a dict), from one moment."""
-        with self._db.undo, self._db.undo:  # twice, as in a Transaction: an interrupt may take the place of one __exit__
+        """Yield every row of every table that makes up the queue, as (table, row as a dict), from one snapshot."""
+        with self._db.undo, self._db.undo:  # twice, as with Transaction: an interrupt may come in place of one __exit__
             self._db.patiently(lambda: self._db.execute("BEGIN"))
             count = 0
             for table in self.TABLES:
@@ -5394,12 +5400,12 @@ class Keep(Part):
                 for row in cursor:
                     count += 1
                     yield table, dict(zip(names, row))
-            yield "end", {"rows": count}  # without it the file was cut short
+            yield "end", {"rows": count}  # without this row the file was cut short
 
     def restore(self, rows) -> int:
-        """Writes what export gave into this queue, which must be empty; returns how many jobs.
+        """Write the rows of an export into this queue, which must be empty; return the number of jobs.
 
-        What ran when it was exported is pending again, as after a shutdown.
+        A job that ran when it was exported is pending again, as after a shutdown.
         """
         with self._db.undo, Transaction(self._db):
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
@@ -5410,7 +5416,7 @@ class Keep(Part):
             self._store.schedules.settle_zones()
             for name, in self._db.execute("SELECT DISTINCT queue FROM job UNION SELECT name FROM queue").fetchall():
                 self._store.queues.need(name)
-                self._store.queues.open_tally(name)  # of a queue that came with the rows, too
+                self._store.queues.open_tally(name)  # also for a queue that came with the rows
             self._db.execute("UPDATE job SET pool=NULL, gate=CASE gate WHEN 5 THEN 0 ELSE gate END WHERE pool IS NOT NULL")
             self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, attempts=max(0, attempts-1) WHERE state='processing'")
             self._store.queues.recount()
@@ -5429,7 +5435,7 @@ class Keep(Part):
             count += 1
             try:
                 self._refuse_row(table, row)
-                if table == "sqlite_sequence":  # the inserts above have made one
+                if table == "sqlite_sequence":  # earlier inserts have made a row
                     self._db.execute("DELETE FROM sqlite_sequence WHERE name=:name", row)
                 self._db.execute("INSERT OR REPLACE INTO " + table + "(" + ", ".join(row) + ") VALUES(" +
                                  ", ".join(":" + name for name in row) + ")", row)
@@ -5439,7 +5445,7 @@ class Keep(Part):
             raise UserError("the file is cut short: it has %d rows, and no end that says so" % count)
 
     def _refuse_row(self, table: str, row: dict) -> None:
-        """Refuse in a row from outside what `enqueue`, `config set`, `queue` and `cron add` refuse."""
+        """Refuse an imported row with a value that `enqueue`, `config set`, `queue` or `cron add` refuses."""
         number = within(0, LARGEST)
         parsers = {
             "job": dict({option.column: option.parse for option in JOB_OPTIONS.values() if option.column}, held=within(0, 1),
@@ -5460,22 +5466,22 @@ class Keep(Part):
             parse_setting(setting_key(row.get("key")), row.get("value"))
 
     def backup(self, path: str) -> None:
-        """Makes a consistent copy of the database, while it is in use; `path` must not exist."""
+        """Make a consistent copy of the database while it is in use; `path` must not exist."""
         part = path + ".part"
         try:
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             raise UserError("%s exists: another backup is under way, or was cut short; remove it" % plain(part)) from None
         try:
-            if any(os.path.lexists(part + end) for end in ("-wal", "-journal")):  # SQLite would write it into the copy
+            if any(os.path.lexists(part + end) for end in ("-wal", "-journal")):  # SQLite would apply it to the copy
                 raise UserError("there is a file beside %s that SQLite would read: give another name" % plain(part))
             copy = sqlite3.connect(part)
             self._db.patiently(lambda: self._db.connection.backup(copy))
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
             copy.close()
             with Store(part, create=False) as mine:
-                mine.workers.release_workers(mine.workers.workers())  # what runs, runs here
-                mine.db.mark()  # put back beside a -wal of today, it is told from the database that this belongs to
+                mine.workers.release_workers(mine.workers.workers())  # what runs belongs to the original
+                mine.db.mark()  # if the copy is put back beside a -wal of the original, that is recognised as foreign
             if os.path.exists(path):
                 raise UserError("%s exists: give another name" % plain(path))
             os.replace(part, path)
@@ -5483,7 +5489,7 @@ class Keep(Part):
             remove(part)
 
     def check(self) -> list:
-        """What is wrong inside the database, as lines of text; [] when all is well."""
+        """Return what is wrong inside the database, as lines of text; [] if nothing is."""
         faults = [row[0] for row in self._db.read("PRAGMA integrity_check(20)") if row[0] != "ok"]
         faults = faults or [fault for fault, _, _ in self.wrong_values()]
         if faults:
@@ -5502,9 +5508,9 @@ class Keep(Part):
             "SELECT id FROM job WHERE state IN ('pending','failed') AND gate IS NULL")]
 
     def wrong_values(self) -> list:
-        """Return (what is wrong, statement that mends it, its values) for each value that its column can't have.
+        """Return (what is wrong, statement that repairs it, its values) for each value that its column can't have.
 
-        A job, queue, batch or schedule gets a neutral value in its place, and a waiting job is held; any other row goes.
+        In a job, queue, batch or schedule a neutral value replaces it, and a waiting job is held.  Any other row is deleted.
         """
         names = {int: "integer", float: "real", str: "text", bytes: "blob", type(None): "null"}
         found = []
@@ -5524,7 +5530,7 @@ class Keep(Part):
                 if words:
                     wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
                 rows = self._db.read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong))
-                if str in kinds:  # of those that hold more than ASCII, what is not valid
+                if str in kinds:  # only texts with more than printable ASCII can be not valid
                     rows += [row for row in self._db.read("SELECT %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
                         key, column, table, column, column)) if not is_valid(row[1])]
                 for where, value in rows:
@@ -5542,14 +5548,14 @@ class Keep(Part):
         return found
 
     def _counters(self) -> list:
-        """Return (table, last id given) of the tables for which no id of ours is left."""
-        parts = ["SELECT name, seq FROM sqlite_sequence WHERE seq>%d" % LARGEST]  # each enqueue asks: seeks, and no sort
+        """Return (table, last id given) of the tables whose ids have passed LARGEST, so that none is left."""
+        parts = ["SELECT name, seq FROM sqlite_sequence WHERE seq>%d" % LARGEST]  # each enqueue runs this: index lookups, no sort
         parts += ["SELECT '%s', max(id) FROM %s WHERE id>%d" % (table, table, LARGEST)
                   for table in ("job", "env", "batch", "supervisor", "worker")]
         return list(dict.fromkeys(row for row in self._db.read(" UNION ALL ".join(parts)) if row[1] and row[0] in schema_texts()))
 
     def refuse_counters(self) -> None:
-        for table, last in self._counters():  # else SQLite says that the disk is full
+        for table, last in self._counters():  # otherwise SQLite reports that the disk is full
             raise WrongValue("no id is left for a new %s after %d" % (table, last))
 
     def _readable(self, key: str, value) -> bool:
@@ -5560,19 +5566,19 @@ class Keep(Part):
             return False
 
     def _mending(self, table: str, column: str, kinds: tuple, key: str, where) -> tuple:
-        """Return the statement, with its values, that takes a wrong value away."""
+        """Return the statement, with its values, that removes a wrong value."""
         if table not in ("job", "queue", "batch", "schedule") or column in ("id", "name") and type(None) not in kinds:
             return "DELETE FROM %s WHERE %s IS ?" % (table, key), (where,)
         words, held = WORDS.get("%s.%s" % (table, column)), ""
         neutral = words[0] if words else None if type(None) in kinds else kinds[0]()
         if (table, column) == ("job", "state"):
             neutral, held = "dead", ", gate=NULL, worker=NULL"
-        elif table == "job":  # where a column is named twice, the last one holds
+        elif table == "job":  # if a column is assigned twice, the last assignment counts
             held = ", gate=CASE WHEN state IN ('pending','failed') THEN 2 END, held=1, error='had a wrong value in %s'" % column
         return "UPDATE %s SET %s=?%s WHERE %s=?" % (table, column, held, key), (neutral, where)
 
     def mend_values(self) -> list:
-        """Take away every value that its column can't have; return what they were, as lines of text."""
+        """Remove every value that its column can't have; return what was wrong, as lines of text."""
         with self._db.undo, Transaction(self._db):
             wrong = self.wrong_values()
             for _, sql, values in wrong:
@@ -5584,7 +5590,7 @@ class Keep(Part):
         return [fault for fault, _, _ in wrong]
 
     def mend(self) -> None:
-        """Puts right what `check` can find but damage to the file itself."""
+        """Repair everything that `check` can find, except damage to the file itself."""
         self.mend_values()
         with self._db.undo, Transaction(self._db) as now:
             self._store.queues.recount()
@@ -5594,7 +5600,7 @@ class Keep(Part):
                 self._store.life.regate(Job.of(row), now)
 
     def orphaned_logs(self) -> list:
-        """Paths of logs whose job is no longer there."""
+        """Return the paths of logs whose job no longer exists."""
         found = []
         for folder, _, names in os.walk(self._db.files.logs):
             for name in names:
@@ -5605,9 +5611,9 @@ class Keep(Part):
 
 
 class Store:
-    """One database and all that is asked of it, in parts of one subject each; safe to use from any number of processes.
+    """One database and all that is asked of it, in one part per subject; safe to use from any number of processes.
 
-    `create` says whether a database that is not there is made.  See Database for the other parameters.
+    `create` says whether a missing database is created.  See Database for the other parameters.
     """
 
     def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time, create: bool = True):
@@ -5641,10 +5647,10 @@ class Store:
         return self.enqueue_many([dict(options, command=command)])[0]
 
     def enqueue_many(self, items, label=None, pool=None, progress=None) -> list:
-        """Stores many jobs, all or none: commands, dicts, or (line number, either), or a Plan.  Returns their ids, in order.
+        """Store many jobs, all or none; return their ids in order.  An item is a command, a dict, or (line number, either).
 
-        With `label` they form a batch; `pool` keeps them for one `run`.  `progress(n)` is called now and then
-        with the number stored.
+        `items` may also be a Plan.  With `label` the jobs form a batch; `pool` reserves them for one `run`.
+        `progress(n)` is called now and then with the number stored so far.
         """
         plan = items if isinstance(items, Plan) else Plan(items)
         with self.db.undo, Transaction(self.db) as now:
@@ -5654,7 +5660,7 @@ class Store:
 class Queue:
     """A queue in one database file, for Python programs; safe to use from any number of processes.
 
-    A method that changes something returns when that is on the disk.  UserError says what the caller did wrong.
+    A method that changes something returns when the change is on the disk.  UserError says what the caller did wrong.
     """
 
     def __init__(self, path=None):
@@ -5670,22 +5676,22 @@ class Queue:
         self._store.close()
 
     def enqueue(self, command, **options) -> int:
-        """Store one job and return its id; with `unique`, the id of the one that is there already.
+        """Store one job and return its id, or with `unique` the id of the duplicate that is there already.
 
         `command` is a shell string or a list of arguments; the options are those of JOB_OPTIONS.
         """
         return self._store.enqueue(command, **options)
 
     def enqueue_many(self, jobs) -> list:
-        """Store many jobs, commands or dicts of options with a `command`, all or none; return their ids in order."""
+        """Store many jobs, all or none; return their ids in order.  A job is a command, or a dict of options with a `command`."""
         return self._store.enqueue_many(jobs)
 
     def job(self, ref):
-        """Return the job with this id or name; UserError if there is none."""
+        """Return the job with this id or name, or raise UserError."""
         return self._store.look.job(ref)
 
     def jobs(self, states=(), limit: int = 0) -> list:
-        """Return jobs in these states (all), newest first, at most `limit` (0: 1,000)."""
+        """Return jobs in these states (default: all), newest first, at most `limit` (0: 1,000)."""
         return self._store.look.jobs(states, limit)
 
     def history(self, number: int) -> list:
@@ -5697,11 +5703,11 @@ class Queue:
         return self._store.queues.counts(queue)
 
     def cancel(self, ids) -> list:
-        """Cancel jobs; return (id, result) of each: `cancelled`, `asked` (its worker ends it at once), or its state."""
+        """Cancel jobs; return (id, result): `cancelled`, `asked` (its worker ends it at once), `cancelled already`, or its state."""
         return self._store.life.cancel(ids)
 
     def retry(self, ids) -> list:
-        """Run finished jobs again; return (id, result) of each: `pending`, or its state if it was left as it is."""
+        """Run finished jobs again; return (id, result): `pending`, `pending already`, or the state of a job that was left as it is."""
         return [(number, result.state if isinstance(result, Refused) else result) for number, result in self._store.life.retry(ids)]
 
 

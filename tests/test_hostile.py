@@ -395,7 +395,7 @@ def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement
     assert "Traceback" not in queue.background[-1].text()
 
 
-@pytest.mark.parametrize("order", ["cancel", "scale"])
+@pytest.mark.parametrize("order", ["cancel", pytest.param("scale", marks=pytest.mark.slow)])
 @posix_only("signals")
 def test_a_supervisor_signals_no_process_that_a_row_names_but_that_is_not_its_own(queue, order):
     """Of a row in a database that was handed over: the process is another's, and a signal would end it."""
@@ -420,7 +420,7 @@ def test_a_supervisor_signals_no_process_that_a_row_names_but_that_is_not_its_ow
     assert other.poll() is None, "still there"
     other.kill()
     other.wait()
-    queue.stop()
+    queue.stop("--now")
 
 
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])

@@ -65,7 +65,8 @@ def before_ours(queue, folder):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("options", [[], ["-S"], ["-E"], ["-IS"]], ids=["plain", "-S", "-E", "-IS"])
+@pytest.mark.parametrize("options", [[], pytest.param(["-S"], marks=pytest.mark.slow), pytest.param(["-E"], marks=pytest.mark.slow), ["-IS"]],
+                         ids=["plain", "-S", "-E", "-IS"])
 def test_neighbours_of_the_script_are_not_imported(queue, crowded, options):
     try_all(queue, [sys.executable, *options, str(crowded / "queuectl.py")], queue.dir)
 

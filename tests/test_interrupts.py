@@ -91,7 +91,7 @@ def interrupted_at(count, action, inside=None):
             return None
         if event == "line" and place is None and not (sys.version_info >= (3, 12) and COMPREHENSION.search(
                 linecache.getline(str(SCRIPT), frame.f_lineno))) and (
-                inside is None or inside._db.in_transaction or frame.f_code.co_name in LOCKING):
+                inside is None or inside.db.connection.in_transaction or frame.f_code.co_name in LOCKING):
             left -= 1
             if not left:
                 place = "%s, line %d" % (frame.f_code.co_name, frame.f_lineno)

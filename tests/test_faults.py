@@ -636,6 +636,7 @@ def test_no_process_to_be_had_is_waited_out_told_once_and_not_charged(bench, nob
 def no_forks(bench, nobody, monkeypatch):
     """A supervisor that can start no process, its only worker just killed: (its pid, what lets it again)."""
     monkeypatch.setenv("QUEUECTL_AS_ROOT", "1")  # the queue is another user's, and the test looks into it
+    subprocess.run(["chown", "-R", str(nobody.UID), str(bench.queue.dir)], check=True)
     bench.queue.start(1)
     [boss] = bench.supervisors().values()
     nobody.limit(boss, "--nproc=1:")

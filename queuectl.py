@@ -5736,7 +5736,7 @@ class Runner:
     since when; `keep()` takes the worker's lock again if its file was deleted.
     """
 
-    CHECK_S = 0.25  # how often a running job's output is measured
+    CHECK_S = 0.25  # how often a running job's output is measured; at first, and while it floods, eight times as often
 
     def __init__(self, files, worker: int, signals, asked, setting, say, record, read, keep):
         self._files = files
@@ -5865,7 +5865,8 @@ class Runner:
         """Wait for the end of an attempt, or end it; return (exit code, why it was ended or None)."""
         never = float("inf")
         deadline = begun + job.timeout if job.timeout is not None else never
-        ending, kill_at, check_at = None, never, begun + self.CHECK_S
+        ending, kill_at, pause = None, never, self.CHECK_S / 8
+        check_at = begun + pause
         while True:
             code = process.wait(self._signals, min(deadline, kill_at, check_at) - time.monotonic())
             if code is not None:
@@ -5883,9 +5884,10 @@ class Runner:
                 process.kill()
                 kill_at = never
             if now >= check_at:
-                self._limit_output(process)
+                before, kept = self._dropped, self._limit_output(process)
                 self._keep()
-                check_at = now + self.CHECK_S
+                pause = self.CHECK_S / 8 if self._dropped - before > 4 * kept else min(2 * pause, self.CHECK_S)
+                check_at = now + pause
 
     def _reason(self, job, deadline: float, now: float, look: bool):
         """Return why a running attempt should end now, or None."""

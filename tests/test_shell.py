@@ -48,7 +48,7 @@ def test_variables_whose_names_are_no_identifiers_arrive_as_they_were(queue):
     assert {k: v for k, v in arrived.items() if k not in mine} == {k: v for k, v in had.items() if k not in mine}
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.skipif(not shutil.which("bash"), reason="POSIX only: bash")
 def test_odd_names_arrive_where_a_shell_must_run_too_and_the_shell_stays_what_it_is(queue):
     odd = dict(odd_variables(), **{"BASH_FUNC_greet%%": "() {  echo hello $1\n}"})
     lines = ["env -0 | cat", "true && exec env -0", "bash -c 'greet you' | cat", "greet you; echo $?", "echo 'a\\tb' | cat", "kill -9 $$ | cat"]

@@ -1967,6 +1967,7 @@ class Posix(PosixOwners):
             for number in self._default_signals():
                 signal.signal(number, signal.SIG_DFL)
 
+        env = {name: value for name, value in env.items() if b"=" not in name}  # Popen refuses such a name
         process = subprocess.Popen(argv, executable=program, env=env, stdin=spec.stdin, stdout=spec.output, stderr=spec.output,
                                    pass_fds=(spec.output,), start_new_session=True, preexec_fn=restore)
         process.returncode = 0  # reaped by PosixProcess.wait

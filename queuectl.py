@@ -4250,6 +4250,10 @@ class Queues(Part):
 class Life(Part):
     """The life of a job: gates, the events that move it (TRANSITIONS), what follows from them, and what users ask for."""
 
+    def __init__(self, store):
+        super().__init__(store)
+        self._moved = None   # during _each_family: the ids of the jobs that it has moved
+
     def find_duplicate(self, key: str, window: float, now: float):
         """Return the id of a job with this unique key that is unfinished or ended within `window` seconds, or None."""
         return self._db.execute(
@@ -4328,6 +4332,8 @@ class Life(Part):
         moved = self._db.execute(
             "UPDATE job SET " + assignments(tuple(changes)) + " WHERE id=? AND state=? AND attempt=? AND worker IS ?",
             (*changes.values(), job.id, job.state, job.attempt, job.worker)).rowcount
+        if moved and self._moved is not None:
+            self._moved.add(job.id)
         return state if moved else None
 
     def _note(self, job, outcome: str, state: str, now: float, error=None) -> None:
@@ -4438,12 +4444,12 @@ class Life(Part):
 
     def _each_family(self, ids, action, state: str) -> list:
         """Do as _each does; a job that a parent, changed by the same call, brought into `state` is a success too."""
-        def stands(number):
-            return getattr(self._store.look.find(number), "state", None) == state
-        ids = list(ids)
-        before = set(filter(stands, ids))
-        return [(number, state if result not in (state, ASKED) and number not in before and stands(number) else result)
-                for number, result in self._each(ids, action)]
+        self._moved = set()
+        try:
+            return [(number, state if result != ASKED and number in self._moved else result)
+                    for number, result in self._each(ids, action)]
+        finally:
+            self._moved = None
 
     def cancel(self, ids) -> list:
         """Cancel jobs; return (id, result): `cancelled`, ASKED (its worker ends it at once), CANCELLED_ALREADY, or its final state."""

@@ -308,6 +308,20 @@ def test_a_claim_costs_the_same_behind_a_million_jobs(tmp_path):
     deep.close()
 
 
+def test_what_another_process_has_just_retried_is_not_told_as_our_success(store, tmp_path):
+    job = store.enqueue("true", max_retries=0)
+    finish(store, claim(store), "failed", 1)
+    real = store.life._each
+
+    def late(*args):
+        with queuectl.Store(store.db.path) as other:
+            assert other.life.retry([job]) == [(job, "pending")]
+        return real(*args)
+
+    store.life._each = late
+    assert store.life.retry([job]) == [(job, queuectl.PENDING_ALREADY)]
+
+
 # ---- the file --------------------------------------------------------------------------------------
 
 def test_a_newer_database_is_refused(tmp_path):

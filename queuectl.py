@@ -1870,7 +1870,7 @@ class Posix(PosixOwners):
 
         bash passes them on.  -p keeps it from running functions that the environment holds, xpg_echo has its echo read escapes.
         """
-        if os.path.realpath("/bin/sh").endswith("dash") and not all(name.decode("ascii", "replace").isidentifier() for name in env):
+        if not all(name.decode("ascii", "replace").isidentifier() for name in env) and os.path.realpath("/bin/sh").endswith("dash"):
             bash = self._find(b"bash", {b"PATH": b"/bin:/usr/bin:/usr/local/bin"})
             if bash:
                 return [text_of(bash), "-p", "-O", "xpg_echo"]

@@ -2525,6 +2525,7 @@ class PosixSignals:
         self.level = 0
         self.look = False
         self._idle = False
+        self._caught = set()
         self._wake = wake
         os.set_inheritable(wake, False)  # a new program inherited it
         self._supervisor = os.getppid()
@@ -2533,8 +2534,8 @@ class PosixSignals:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for name, handler in (("SIGTERM", self._on_stop), ("SIGVTALRM", self._on_now), ("SIGUSR1", self._on_look),
-                              ("SIGCHLD", self._on_child), ("SIGINT", signal.SIG_IGN), ("SIGHUP", signal.SIG_IGN),
-                              ("SIGQUIT", signal.SIG_IGN)):
+                              ("SIGCHLD", self._on_child), ("SIGINT", self._on_group), ("SIGHUP", self._on_group),
+                              ("SIGQUIT", self._on_group)):
             signal.signal(getattr(signal, name), handler)
         ignore_other_signals()
         self._poll = select.poll()
@@ -2543,7 +2544,12 @@ class PosixSignals:
         os.dup2(null, 0)  # what a job reads from
         os.close(null)
 
-    def _on_stop(self, *_) -> None:
+    def _on_group(self, number, _) -> None:
+        """Ignore a signal to the whole group, but remember it: it may have reached a process that was just started."""
+        self._caught.add(number)
+
+    def _on_stop(self, number, _) -> None:
+        self._caught.add(number)
         self.level = max(self.level, 1)
         self._interrupt()
 
@@ -2563,6 +2569,11 @@ class PosixSignals:
         if self._idle:
             self._idle = False
             raise WaitInterrupted
+
+    def take_caught(self) -> set:
+        """Return the signals to the whole group that arrived since the last call."""
+        caught, self._caught = self._caught, set()
+        return caught
 
     def orphaned(self) -> bool:
         return os.getppid() != self._supervisor
@@ -3181,6 +3192,10 @@ class WindowsSignals:
         for name in ("SIGINT", "SIGBREAK"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         call("SetErrorMode", 0x8003)  # for this process and its jobs: no window asks what to do about an error
+
+    def take_caught(self) -> set:
+        """Return an empty set: a job is in a group of its own from its start."""
+        return set()
 
     def orphaned(self) -> bool:
         import _winapi
@@ -5760,6 +5775,7 @@ class Runner:
         self._path = files.output(worker)
         self._scheduling = OS.defer_to_jobs()
         self._dropped = 0
+        self._strays = set()     # signals that may have reached the last process before it had a session of its own
         self.kept = True         # whether the last output is where its log should be
 
     def run(self, job, env: bytes):
@@ -5783,6 +5799,8 @@ class Runner:
             kind, error = "timeout", "timeout after %s" % seconds_text(job.timeout)
         elif ending:
             kind, error = ending, {"released": "stopped by a shutdown", "cancelled": "cancelled"}[ending]
+        elif -code in self._strays:
+            kind, error = "released", "a signal to the workers reached it as it started"
         else:
             kind, error = ("failed", process.failure_text(code)) if code else ("completed", None)
         return Outcome(job, kind, code if code >= 0 else None, error, process.pid, started, duration)
@@ -5838,6 +5856,7 @@ class Runner:
             self._env = (env, OS.job_environment(env, {}))
         stdin = self._open_input(job) if job.stdin is not None else None
         born = OS.born()
+        self._signals.take_caught()
         try:
             process = OS.spawn(ProcessSpec(job.command, OS.with_variables(self._env[1], more), self._output, self._path + ".cmd",
                                            job.shell, stdin, job.umask, self._scheduling))
@@ -5848,6 +5867,7 @@ class Runner:
         finally:
             if stdin is not None:
                 os.close(stdin)
+        self._strays = self._signals.take_caught()
         self._record(job, process.pid, born)
         return process
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import Background, linux_only, posix_only, wait_until
@@ -101,6 +103,24 @@ def test_quit_gives_the_jobs_back(queue):
     job, _ = held_job(queue)
     queue.wait_for(job, "processing")
     os.killpg(foreground.pid, signal.SIGQUIT)  # as Ctrl-\ does
+    foreground.ends()
+    assert (queue.job(job).state, queue.job(job).attempts) == ("pending", 0)
+
+
+@linux_only("strace")
+@pytest.mark.parametrize("name", ["SIGQUIT", "SIGINT", "SIGHUP", "SIGTERM"])
+def test_a_signal_to_the_whole_group_is_no_fault_of_a_job_that_is_just_starting(queue, name):
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    job = queue.enqueue(*queue.sleeper(20), "--max-retries", "0")
+    foreground = queue.background_process([shutil.which("strace"), "-f", "-qq", "-o", os.devnull, "-e", "trace=setsid",
+                                           "-e", "inject=setsid:delay_enter=1500000",  # us; before it is in a session of its own
+                                           *queue.command("worker", "start", "--foreground")])
+    queue.wait_for(job, "processing")
+    worker = queue.sql("SELECT pid FROM worker")[0][0]
+    started = wait_until(lambda: Path("/proc/%d/task/%d/children" % (worker, worker)).read_text())
+    assert os.getpgid(int(started)) == foreground.pid, "the job was too fast for this test"
+    os.killpg(foreground.pid, getattr(signal, name))
     foreground.ends()
     assert (queue.job(job).state, queue.job(job).attempts) == ("pending", 0)
 

@@ -69,8 +69,9 @@ TRANSITIONS = {
 }
 
 # A job's gate: what keeps a waiting job from being claimed.  If several things do, Life._gate_of chooses one.
-# A claim reads only READY (or, for `run`, OWN), so a blocked job costs it nothing.
-READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
+# A claim reads only READY (or, for `run`, RESERVED), so a blocked job costs it nothing.
+READY, DUE, HELD, PARENTS, KEYED, RESERVED = range(6)
+GRACEFUL, IMMEDIATE = 1, 2  # how a worker is told to stop: after its job; now, and the job is given back
 CANCEL, SPARE = 1, 2  # requests for a running job: see the column cancel
 
 SCHEMA_VERSION = 2
@@ -84,9 +85,9 @@ END_NOW_S = 8.0              # a worker told to end now is killed this long afte
 MISFIRE_S = 60.0             # a schedule that fires later than this has misfired
 NEVER = 10.0**11              # next_at of a schedule without a next time: @reboot, or a broken one
 OVERLAPS = ("allow", "skip", "queue", "replace")  # what a due schedule does if its earlier job is unfinished
-CLOCK_MENDED_S = 3 * 3600.0  # if the clock is set back by more, it was wrong: schedules follow the new time
+CLOCK_REPAIRED_S = 3 * 3600.0  # if the clock is set back by more, it was wrong: schedules follow the new time
 NOTIFY_S = 60.0              # timeout of an on_dead or on_idle command
-RECORD_LINE = 300            # bytes per line of a lock file: the running job, what its process waits for, an end not yet recorded
+LOCK_LINE = 300              # bytes per line of a lock file: the running job, what its process waits for, an end not yet recorded
 JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is rotated
 TERMINAL_ROWS = 50           # rows that `list` shows by default
 STDIN_LIMIT = 2**20          # the most bytes of input that are stored with a job
@@ -96,11 +97,11 @@ SCHEMA = """
 CREATE TABLE job(
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   state TEXT NOT NULL DEFAULT 'pending',
-  gate INTEGER,                              -- READY...OWN while it waits, else NULL
+  gate INTEGER,                              -- READY...RESERVED while it waits, else NULL
   queue TEXT NOT NULL DEFAULT 'default',
   priority INTEGER NOT NULL DEFAULT 0,
   run_at REAL NOT NULL,                      -- not before
-  delay REAL,                                -- seconds from which run_at was reckoned, to mend it when the clock jumps
+  delay REAL,                                -- seconds from which run_at was reckoned, to correct it when the clock jumps
   command TEXT NOT NULL,                     -- a BLOB where it is not valid UTF-8
   name TEXT,
   cwd TEXT NOT NULL,
@@ -1181,7 +1182,7 @@ class Files:
         self.root = self.database + ".d"
         self.workers = os.path.join(self.root, "workers")
         self.logs = os.path.join(self.root, "logs")
-        self.gate = os.path.join(self.root, "gate")
+        self.writer_lock = os.path.join(self.root, "gate")
         self.journal = os.path.join(self.root, "workers.log")
 
     def lock(self, worker) -> str:
@@ -1328,8 +1329,8 @@ def flush_file(path: str, flush) -> None:
         os.close(fd)
 
 
-def record_line(text: str) -> bytes:
-    return text.encode("utf-8", "replace")[:RECORD_LINE - 1].ljust(RECORD_LINE - 1) + b"\n"
+def lock_line(text: str) -> bytes:
+    return text.encode("utf-8", "replace")[:LOCK_LINE - 1].ljust(LOCK_LINE - 1) + b"\n"
 
 
 # Signals that a supervisor or worker leaves alone: faults, and those by which shells stop and continue a program.
@@ -1696,10 +1697,10 @@ class Posix(PosixOwners):
             os.close(first)
             os.close(second)
 
-    def open_gate(self, path: str):
-        """Return a PosixGate; None if it can't be opened."""
+    def open_writer_lock(self, path: str):
+        """Return a PosixWriterLock; None if it can't be opened."""
         try:
-            return PosixGate(open_own(path, os.O_RDWR), self.try_lock)
+            return PosixWriterLock(open_own(path, os.O_RDWR), self.try_lock)
         except OSError:
             return None
 
@@ -1740,9 +1741,9 @@ class Posix(PosixOwners):
             os.close(fd)
         return fd is None
 
-    def write_record(self, fd: int, line: int, text: str) -> None:
+    def write_lock_line(self, fd: int, line: int, text: str) -> None:
         """Write one line of a lock file.  Each line has a fixed place, so it can be overwritten even if the disk is full."""
-        os.pwrite(fd, record_line(text), line * RECORD_LINE)
+        os.pwrite(fd, lock_line(text), line * LOCK_LINE)
 
     # -- which machine, boot and process this is --
 
@@ -2232,8 +2233,8 @@ class PosixProcess:
 
     def wait(self, signals, timeout: float):
         """Return the exit code (negative: the signal), or None at the timeout or when `signals` brings something to do."""
-        level, limit = signals.level, time.monotonic() + timeout
-        while not signals.look and signals.level == level:
+        stopping, limit = signals.stopping, time.monotonic() + timeout
+        while not signals.look and signals.stopping == stopping:
             woken = signals.pause(limit - time.monotonic())  # at once if SIGCHLD came before
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
@@ -2287,7 +2288,7 @@ class PosixProcess:
         """Do nothing: a pid takes no descriptor."""
 
 
-class PosixGate:
+class PosixWriterLock:
     """The lock that writers take before BEGIN.  Waiters are served first in, first out.
 
     A waiter draws a number, locks its byte, and enters when no process holds the byte of a lower number.  The kernel
@@ -2517,12 +2518,12 @@ class PosixWorkers:
 
 
 class PosixSignals:
-    """What a worker waits for.  `level` 1: end after this job; 2: end now.  `look`: look at the database."""
+    """What a worker waits for.  `stopping` is GRACEFUL (end after this job) or IMMEDIATE (end now), else 0.  `look`: look at the database."""
 
     def __init__(self, wake: int):
         import select
         import signal
-        self.level = 0
+        self.stopping = 0
         self.look = False
         self._idle = False
         self._caught = set()
@@ -2550,11 +2551,11 @@ class PosixSignals:
 
     def _on_stop(self, number, _) -> None:
         self._caught.add(number)
-        self.level = max(self.level, 1)
+        self.stopping = max(self.stopping, GRACEFUL)
         self._interrupt()
 
     def _on_now(self, *_) -> None:
-        self.level = 2
+        self.stopping = IMMEDIATE
         self._interrupt()
 
     def _on_look(self, *_) -> None:
@@ -2583,12 +2584,12 @@ class PosixSignals:
         try:
             try:
                 self._idle = True
-                if not self.level and not self.look and not os.read(self._wake, 1):
-                    self.level = 1
+                if not self.stopping and not self.look and not os.read(self._wake, 1):
+                    self.stopping = GRACEFUL
             finally:
                 self._idle = False
         except WaitInterrupted:
-            pass  # a signal ended the wait: its handler has set `level` or `look`
+            pass  # a signal ended the wait: its handler has set `stopping` or `look`
 
     def pause(self, seconds: float) -> bool:
         """Wait until a signal or the time; return whether it was a signal."""
@@ -2810,14 +2811,14 @@ class Windows(System):
         """Return when what was written to a file is on the disk."""
         flush_file(path, os.fsync)
 
-    def open_gate(self, path: str):
+    def open_writer_lock(self, path: str):
         """Return None: a fair lock would need ctypes in each command (6 ms), and on Windows few processes write at once."""
         return None
 
-    def write_record(self, fd: int, line: int, text: str) -> None:
+    def write_lock_line(self, fd: int, line: int, text: str) -> None:
         """Write one line of a lock file."""
-        os.lseek(fd, line * RECORD_LINE, os.SEEK_SET)
-        os.write(fd, record_line(text))
+        os.lseek(fd, line * LOCK_LINE, os.SEEK_SET)
+        os.write(fd, lock_line(text))
 
     # -- which machine and process this is --
 
@@ -3172,7 +3173,7 @@ class WindowsWorkers:
 
 
 class WindowsSignals:
-    """What a worker waits for.  `level` 1: end after this job; 2: end now.  `look`: look at the database.
+    """What a worker waits for.  `stopping` is GRACEFUL (end after this job) or IMMEDIATE (end now), else 0.  `look`: look at the database.
 
     The next wait notices an order, at the latest the wait for the end of the job.
     """
@@ -3181,7 +3182,7 @@ class WindowsSignals:
         import _winapi
         import signal
         token, _, supervisor = where.partition(".")
-        self.level = 0
+        self.stopping = 0
         self.look = False
         self._orders = {word: worker_event(os.getpid(), word) for word in ("now", "stop", "look")}
         self._wake = hint_semaphore(token)
@@ -3204,18 +3205,18 @@ class WindowsSignals:
     def wait_any(self, handles: list, seconds) -> bool:
         """Wait for one of `handles`, an order, or the time (None: for ever); return whether it was one of `handles`."""
         import _winapi
-        words = [word for word, level in (("now", 2), ("stop", 1), ("look", 3)) if level > self.level]
+        words = [word for word, least in (("now", IMMEDIATE), ("stop", GRACEFUL), ("look", 3)) if least > self.stopping]
         waited = [self._orders[word] for word in words] + handles
         limit = _winapi.INFINITE if seconds is None else min(int(max(0, seconds) * 1000 + 0.999), 2**31)
         found = _winapi.WaitForMultipleObjects(waited, False, limit)
         if found < len(words):
             self.look = self.look or words[found] == "look"
-            self.level = max(self.level, {"now": 2, "stop": 1, "look": 0}[words[found]])
+            self.stopping = max(self.stopping, {"now": IMMEDIATE, "stop": GRACEFUL, "look": 0}[words[found]])
         return len(words) <= found < len(waited)
 
     def wait_for_work(self) -> None:
         """Return when there may be a job, or something to look at, or the supervisor is gone."""
-        if not self.level and not self.look and not self.orphaned():
+        if not self.stopping and not self.look and not self.orphaned():
             self.wait_any([self._supervisor, self._wake], None)
 
     def pause(self, seconds: float) -> None:
@@ -3242,7 +3243,7 @@ def find_database(given) -> str:
 
 def lock_advice(database: str) -> str:
     """Return what to do if locks are unreliable on the disk of a database; "" if they work."""
-    why = OS.lock_trouble(Files(database).gate)
+    why = OS.lock_trouble(Files(database).writer_lock)
     return why and "file locks fail on the disk of %s (%s): keep the queue on a local one with --db PATH or QUEUECTL_DB" % (
         plain(database), why)
 
@@ -3392,9 +3393,9 @@ def assignments(columns: tuple) -> str:
     return ", ".join(column + "=?" for column in columns)
 
 
-def startable(own) -> str:
+def startable(reserved_for) -> str:
     """Return the SQL for a queue's jobs that only the queue's limits can keep back: those reserved for the `run` :own, or for none."""
-    return ("job INDEXED BY job_own WHERE pool=:own AND queue=queue.name AND gate=5" if own else
+    return ("job INDEXED BY job_own WHERE pool=:reserved_for AND queue=queue.name AND gate=5" if reserved_for else
             "job INDEXED BY job_ready WHERE queue=queue.name AND gate=0")
 
 
@@ -3536,7 +3537,7 @@ class Transaction:
     outside the writer lock, so that the next writer does not wait for the disk.
     """
 
-    GATE_S = 0.5  # if our turn has not come by then, a stopped or foreign process holds the lock
+    WRITER_LOCK_S = 0.5  # if our turn has not come by then, a stopped or foreign process holds the lock
 
     def __init__(self, database):
         self._database = database
@@ -3544,11 +3545,11 @@ class Transaction:
     def __enter__(self) -> float:
         database = self._database
         database.check_file()
-        if database.gate is None:
-            database.gate = OS.open_gate(database.files.gate)
-        if database.gate is not None:
+        if database.writer_lock is None:
+            database.writer_lock = OS.open_writer_lock(database.files.writer_lock)
+        if database.writer_lock is not None:
             database.inside = True  # set first: an interrupt must not leave the lock held
-            database.inside = database.gate.enter(min(self.GATE_S, database.patience), in_order=database.sync)
+            database.inside = database.writer_lock.enter(min(self.WRITER_LOCK_S, database.patience), in_order=database.sync)
         try:
             database.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -3671,24 +3672,24 @@ class Plan:
         if not self.items:
             raise UserError("there is no job to enqueue: give a command")
 
-    def store(self, queue, now: float, label=None, pool=None, progress=None) -> list:
+    def store(self, store, now: float, label=None, reserved_for=None, progress=None) -> list:
         """Write the jobs within a transaction of `queue`, a Store; return their ids.  See Store.enqueue_many."""
-        self._queue = queue
+        self._store = store
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
         self._new = []         # (item, id) of each stored job that has more than a command
-        self.twins = []        # (where, id of the duplicate) of each job that its unique key makes superfluous
-        self.newest = queue.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
-        queue.keep.refuse_counters()
-        queue.queues.need("default")
+        self.duplicates = []    # (where, id of the duplicate) of each job that its unique key makes superfluous
+        self.newest = store.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
+        store.keep.refuse_counters()
+        store.queues.need("default")
         if label is not None:
-            self.batch = queue.db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
+            self.batch = store.db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
                                             (label, now)).lastrowid
-        defaults = queue.settings.values()
+        defaults = store.settings.values()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
         common.update(shell=None if defaults["shell"] == SHELL else defaults["shell"], umask=self._umask)
-        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=pool, schedule=self._schedule, hook=self._hook,
-                      run_at=now, created_at=now, gate=READY if pool is None else OWN)
+        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=reserved_for, schedule=self._schedule, hook=self._hook,
+                      run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
             if isinstance(self.items[start], tuple):
@@ -3717,13 +3718,13 @@ class Plan:
 
     def _env(self, data: bytes) -> int:
         if data not in self._envs:
-            self._envs[data] = self._queue.queues.store_env(data, 0)
+            self._envs[data] = self._store.queues.store_env(data, 0)
             self._uses[self._envs[data]] = 0
         return self._envs[data]
 
     def _store_plain(self, commands: list, common: dict) -> range:
         """Store jobs that differ only in their command, many per statement: each statement opens all indexes again."""
-        db = self._queue.db.connection
+        db = self._store.db.connection
         same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
         same = [str(value) for value in same]  # quote() of a number is a number in SQLite 3.35 and older
         for start in range(0, len(commands), 500):
@@ -3733,64 +3734,64 @@ class Plan:
         [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
         db.execute("UPDATE tally SET n=n+? WHERE queue='default' AND state='pending'", (len(commands),))
         self._uses[common["env"]] += len(commands)
-        self._queue.db.hint(len(commands))
+        self._store.db.hint(len(commands))
         return range(last - len(commands) + 1, last + 1)
 
     def _store_special(self, item: tuple, common: dict, now: float) -> int:
         """Store a job and return its id, or return the id of its duplicate by unique key."""
         where, columns, options = item
-        queue = self._queue
+        store = self._store
         if "unique_key" in columns:
-            twin = queue.life.find_duplicate(columns["unique_key"], options.get("for", 0), now)
-            if twin is not None:
-                self.twins.append((where, twin))
-                return twin
+            duplicate = store.life.find_duplicate(columns["unique_key"], options.get("for", 0), now)
+            if duplicate is not None:
+                self.duplicates.append((where, duplicate))
+                return duplicate
         columns = {**common, **columns, **time_columns(options, now)}
         columns["env"] = self._env(options.get("env", self._base))
         if "stdin" in options:
             columns["stdin"] = self._env(options["stdin"])
             self._uses[columns["stdin"]] += 1
         name = columns.setdefault("queue", "default")
-        queue.queues.need(name)
+        store.queues.need(name)
         columns["gate"] = HELD  # until its parents are known: see _link
         try:
-            identity = queue.db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
+            job_id = store.db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
                                          columns).lastrowid
         except sqlite3.IntegrityError:
-            state = queue.look.find(columns["name"]).state
+            state = store.look.find(columns["name"]).state
             raise UserError("%sthere is a job named %s already: %s" % (where, quoted(columns["name"]), (
                 "it is %s, and `%s rm` frees its name" % (state, PROGRAM) if state in FINAL else "choose another name"))) from None
-        queue.db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
+        store.db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
         self._uses[columns["env"]] += 1
-        self._new.append((item, identity))
-        return identity
+        self._new.append((item, job_id))
+        return job_id
 
     def _link(self, now: float) -> None:
         """Store the dependencies and what keeps each job back: a second pass, when every name has its id."""
-        queue = self._queue
-        for (where, _, options), identity in self._new:
+        store = self._store
+        for (where, _, options), job_id in self._new:
             for option, any_end in (("after", 0), ("after_any", 1), ("after_batch", 1)):
                 parents = [parent for ref in options.get(option, ()) for parent in self._parents(where, ref, option)]
-                queue.db.connection.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
+                store.db.connection.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
                                       "ON CONFLICT(parent, child) DO UPDATE SET any=min(any, excluded.any)",
-                                      [(parent, identity, any_end) for parent in parents])
+                                      [(parent, job_id, any_end) for parent in parents])
         if any("after" in item[2] or "after_any" in item[2] for item, _ in self._new):
-            self._refuse_cycles([identity for _, identity in self._new])
-        for _, identity in self._new:
-            self._release(queue.look.row(identity), now)
+            self._refuse_cycles([job_id for _, job_id in self._new])
+        for _, job_id in self._new:
+            self._release(store.look.row(job_id), now)
 
     def _parents(self, where: str, ref: str, option: str) -> list:
         """Return the ids of the parents that a reference stands for; a batch is a negative number."""
-        queue = self._queue
+        store = self._store
         if option == "after_batch":
             return [-self._parent_batch(where, ref)]
         if ref == "last" and self.newest:
             return [self.newest]
-        number = queue.schedules.job_or_schedule(ref)
+        number = store.schedules.job_or_schedule(ref)
         if number is not None:
             return [number]
         try:
-            return queue.look.ids(ref)
+            return store.look.ids(ref)
         except UserError:
             raise UserError("%sno job %s to come after" % (where, quoted(ref))) from None
 
@@ -3798,13 +3799,13 @@ class Plan:
         if ref == str(self.batch):
             raise UserError("%sa job can't come after the batch that it is part of" % where)
         try:
-            return self._queue.queues.batch(ref, but=self.batch).id
+            return self._store.queues.batch(ref, but=self.batch).id
         except UserError as error:
             raise UserError(where + str(error)) from None
 
     def _refuse_cycles(self, ids: list) -> None:
         """Refuse a cycle of dependencies, which a topological sort leaves over."""
-        db, fresh = self._queue.db.connection, set(ids)
+        db, fresh = self._store.db.connection, set(ids)
         waits, children = {}, {}
         for child in ids:
             parents = [p for p, in db.execute("SELECT parent FROM dep WHERE child=?", (child,)) if p in fresh]
@@ -3819,31 +3820,31 @@ class Plan:
                     free.append(child)
         stuck = [job for job, count in waits.items() if count]
         if stuck:
-            job = self._queue.look.row(stuck[0])
+            job = self._store.look.row(stuck[0])
             raise UserError("job %s waits for itself, through what it comes after: break the cycle" % quoted(job.name or job.command))
 
     def _release(self, job, now: float) -> None:
         """Set the gate of a job just stored; cancel the job if a parent has failed already."""
-        queue = self._queue
+        store = self._store
         if job is None or job.state != "pending":
             return
         failed = None
-        for parent, any_end in queue.db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
-            state = queue.life.state_of_parent(parent)
+        for parent, any_end in store.db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
+            state = store.life.state_of_parent(parent)
             if state in FINAL and (any_end or state == "completed"):
-                queue.db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
+                store.db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
             elif state in FINAL:
                 failed = (parent, state)
         if failed:
-            queue.life.end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
+            store.life.end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
         else:
-            queue.life.regate(job, now)
+            store.life.regate(job, now)
 
     def _finish(self, stored: int) -> None:
-        db = self._queue.db.connection
-        for identity, uses in self._uses.items():
-            db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, identity))
-            db.execute("DELETE FROM env WHERE id=? AND uses<=0", (identity,))
+        db = self._store.db.connection
+        for env_id, uses in self._uses.items():
+            db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, env_id))
+            db.execute("DELETE FROM env WHERE id=? AND uses<=0", (env_id,))
         if self.batch is not None:
             db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": self.batch})
 
@@ -3878,7 +3879,7 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         if self.every:
             return now + self.every if self.next_at > now + self.every + 1 else self.next_at
         due = self.following(now)
-        return due if self.next_at > due + CLOCK_MENDED_S else self.next_at
+        return due if self.next_at > due + CLOCK_REPAIRED_S else self.next_at
 
     def job(self, now: float) -> dict:
         """Return the options of its job if it is enqueued now."""
@@ -3920,7 +3921,7 @@ class Database:
         self.clock = clock
         self.on_wait = None     # called with what a call waits for, once that takes a second, and with None when it goes on
         self.hints = None       # how many jobs became ready in this transaction; None: no hint to send
-        self.gate = None
+        self.writer_lock = None
         self.inside = False     # whether we hold the gate, which is the writer lock
         self.undo = Undo(self)
         self.connection = self.execute = None
@@ -3930,9 +3931,9 @@ class Database:
         if self.connection is not None:
             self.connection.close()
             self.connection = self.execute = None
-        if self.gate is not None:
-            self.gate.close()
-            self.gate = None
+        if self.writer_lock is not None:
+            self.writer_lock.close()
+            self.writer_lock = None
 
     def open(self, create: bool, settle) -> None:
         """Open the file, or create it if `create` is true; call `settle()` in the transaction that makes or migrates the tables."""
@@ -4127,7 +4128,7 @@ class Database:
 
     def leave(self) -> None:
         if self.inside:
-            self.gate.leave()
+            self.writer_lock.leave()
             self.inside = False
 
     def hint(self, count: int = 0) -> None:
@@ -4286,16 +4287,16 @@ class Life(Part):
             return DUE
         if job.key is not None and not self._take_key(job):
             return KEYED
-        return READY if job.pool is None else OWN
+        return READY if job.pool is None else RESERVED
 
     def regate(self, job, now: float) -> None:
         """Write what keeps a waiting job back now, after something about it has changed."""
         gate = self._gate_of(job, now)
-        if gate not in (READY, OWN, KEYED):
+        if gate not in (READY, RESERVED, KEYED):
             self._pass_key(job, now)
         if gate != job.gate:
             self._db.execute("UPDATE job SET gate=? WHERE id=?", (gate, job.id))
-            self._db.hint(1 if gate in (READY, OWN) else 0)
+            self._db.hint(1 if gate in (READY, RESERVED) else 0)
 
     def _take_key(self, job) -> bool:
         self._db.execute("INSERT OR IGNORE INTO keylock(key, job) VALUES(?, ?)", (job.key, job.id))
@@ -4316,14 +4317,14 @@ class Life(Part):
         """Make due jobs ready."""
         rows = self._db.execute("SELECT id FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=? "
                                 "ORDER BY run_at LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
-        for number, in rows:
-            self.regate(self._store.look.row(number), now)
+        for job_id, in rows:
+            self.regate(self._store.look.row(job_id), now)
 
     def expire(self, now: float) -> None:
         """Cancel jobs that have not started by their expiry time."""
         rows = self._db.execute("SELECT id FROM job INDEXED BY job_expiry WHERE expires_at<=? LIMIT %d" % CLAIM_LIMIT, (now,)).fetchall()
-        for number, in rows:
-            self.end(self._store.look.row(number), "expire", now, error="expired")
+        for job_id, in rows:
+            self.end(self._store.look.row(job_id), "expire", now, error="expired")
 
     def state_of_parent(self, parent: int):
         if parent < 0:
@@ -4351,7 +4352,7 @@ class Life(Part):
             self._moved.add(job.id)
         return state if moved else None
 
-    def _note(self, job, outcome: str, state: str, now: float, error=None) -> None:
+    def _add_history(self, job, outcome: str, state: str, now: float, error=None) -> None:
         """Record in the history a change that no attempt made."""
         self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) VALUES(?, ?, ?, ?, ?)",
                          (job.id, outcome, state, now, error))
@@ -4363,7 +4364,7 @@ class Life(Part):
         if state is None:
             return None
         if job.state != "processing":
-            self._note(job, event, state, now, changes.get("error"))
+            self._add_history(job, event, state, now, changes.get("error"))
         if job.state not in FINAL:
             self._ended([(job, state)], now)
         if event == "bury":
@@ -4381,7 +4382,7 @@ class Life(Part):
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
                     hook=key, cwd=job.cwd, base=data[0] if data else b"")
-        plan.store(self._store, now, pool=job.pool)
+        plan.store(self._store, now, reserved_for=job.pool)
 
     def _ended(self, ended: list, now: float) -> None:
         """Free or cancel the jobs that waited for these (job, state); a list, because a chain of parents may be long."""
@@ -4408,7 +4409,7 @@ class Life(Part):
                 self.regate(job, now)
             elif self.move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None,
                             error=orphan_text(parent, state)):
-                self._note(job, "cancel", "cancelled", now, orphan_text(parent, state))
+                self._add_history(job, "cancel", "cancelled", now, orphan_text(parent, state))
                 ended.append((job, "cancelled"))
 
     def _revive(self, job, now: float) -> bool:
@@ -4429,7 +4430,7 @@ class Life(Part):
             if not self.move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
                               exit_code=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
                 return False
-            self._note(job, "retry", "pending", now)
+            self._add_history(job, "retry", "pending", now)
             if job.batch is not None:
                 self._db.execute("UPDATE batch SET unfinished=unfinished+1 WHERE id=?", (job.batch,))
             self.regate(self._store.look.row(job.id), now)
@@ -4452,17 +4453,17 @@ class Life(Part):
         results, ids = [], list(ids)
         for start in range(0, len(ids), 500):
             with self._db.undo, Transaction(self._db) as now:
-                for number in ids[start:start + 500]:
-                    job = self._store.look.row(number)
-                    results.append((number, GONE if job is None else action(job, now)))
+                for job_id in ids[start:start + 500]:
+                    job = self._store.look.row(job_id)
+                    results.append((job_id, GONE if job is None else action(job, now)))
         return results
 
     def _each_family(self, ids, action, state: str) -> list:
         """Do as _each does; a job that a parent, changed by the same call, brought into `state` is a success too."""
         self._moved = set()
         try:
-            return [(number, state if result != ASKED and number in self._moved else result)
-                    for number, result in self._each(ids, action)]
+            return [(job_id, state if result != ASKED and job_id in self._moved else result)
+                    for job_id, result in self._each(ids, action)]
         finally:
             self._moved = None
 
@@ -4527,7 +4528,7 @@ class Claims(Part):
         super().__init__(store)
         self._env = (None, b"")  # id and data of the environment read last
 
-    def exchange(self, worker: int, outcome=None, claim: bool = True, queues=None, own=None, again: bool = False):
+    def finish_and_claim(self, worker: int, outcome=None, claim: bool = True, queues=None, reserved_for=None, again: bool = False):
         """Record a worker's last outcome and claim its next job, in one transaction.
 
         Return (job, env data), the claimed Job and the environment that it should run in, or None.
@@ -4541,9 +4542,9 @@ class Claims(Part):
                 return None
             job = self.job_of_worker(worker) if again else None
             if job is None:
-                job = self._claim(worker, queues, own, now)
+                job = self._claim(worker, queues, reserved_for, now)
             if job is None:
-                if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(own=own):
+                if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(reserved_for=reserved_for):
                     self._store.life.notify("on_idle", outcome.job, now)
                 return None
             env = self._env
@@ -4581,7 +4582,7 @@ class Claims(Part):
 
     def _put_back(self, job, event: str, now: float, run_at: float, changes: dict):
         """Put a running job back to wait, with its key; return as `move` does."""
-        gate = DUE if run_at > now else READY if job.pool is None else OWN
+        gate = DUE if run_at > now else READY if job.pool is None else RESERVED
         self._db.hint(0 if gate == DUE else 1)
         return self._store.life.move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, cancel=0, **changes)
 
@@ -4607,17 +4608,17 @@ class Claims(Part):
         pause = 0.0 if crashes == 1 else backoff_delay(job._replace(attempts=crashes - 1), 0.0)
         return self._put_back(job, "crash", now, now + pause, end)
 
-    def _claim(self, worker: int, queues, own, now: float):
+    def _claim(self, worker: int, queues, reserved_for, now: float):
         self._store.life.promote(now)
         for _ in range(CLAIM_LIMIT):
             row = self._db.execute(
                 "SELECT " + JOB_SELECT + ", queue.every, (SELECT count(*)>1 FROM queue) FROM queue JOIN job ON job.id=("
-                " SELECT id FROM " + startable(own) + " ORDER BY priority DESC, id LIMIT 1) "
+                " SELECT id FROM " + startable(reserved_for) + " ORDER BY priority DESC, id LIMIT 1) "
                 "WHERE queue.paused=0 AND (queue.every IS NULL OR queue.next_at<=:now OR queue.next_at>:now+queue.every) "
                 "AND (queue.max_running IS NULL OR queue.max_running>"
                 " (SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing')) "
                 "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) "
-                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues, "own": own}).fetchone()
+                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues, "reserved_for": reserved_for}).fetchone()
             if row is None:
                 return None
             job, every, several = Job.of(row[:-2]), row[-2], row[-1]
@@ -4684,17 +4685,17 @@ class Claims(Part):
         rows = self._db.read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
         return Job.of(rows[0]) if rows else None
 
-    def ready(self, most: int, queues=None, own=None) -> int:
+    def ready(self, most: int, queues=None, reserved_for=None) -> int:
         """Return how many jobs could be claimed now, counted up to `most`."""
         rows = self._db.read(
-            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(own) + " LIMIT :most)), "
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(reserved_for) + " LIMIT :most)), "
             "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
             "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) "
             "AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))",
-            {"most": most, "now": self._db.clock(), "queues": queues, "own": own})
-        return min(most, sum(count if room is None else max(0, min(count, room)) for count, room in rows))
+            {"most": most, "now": self._db.clock(), "queues": queues, "reserved_for": reserved_for})
+        return min(most, sum(count if free is None else max(0, min(count, free)) for count, free in rows))
 
-    def next_time(self, own=None):
+    def next_time(self, reserved_for=None):
         """Return when something next happens by itself: a job falls due or expires, a rate allows one, a schedule fires.
 
         Without LIMIT, here and below, SQLite 3.35 takes the EXISTS for an IN, and reads all of job_ready.
@@ -4703,16 +4704,16 @@ class Claims(Part):
             "SELECT (SELECT run_at FROM job INDEXED BY job_due WHERE gate=1 ORDER BY run_at LIMIT 1), "
             "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
-            " SELECT 1 FROM " + startable(own) + " LIMIT 1)), "
-            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._db.clock(), "own": own})[0]
+            " SELECT 1 FROM " + startable(reserved_for) + " LIMIT 1)), "
+            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._db.clock(), "reserved_for": reserved_for})[0]
         if any(moment.__class__ is str or moment.__class__ is bytes for moment in times[:2]):
             raise WrongValue("a job has a value of a wrong type in run_at or expires_at")
         return min((t for t in times if isinstance(t, (int, float))), default=None)
 
-    def unfinished(self, queues=None, own=None, but=None) -> bool:
+    def unfinished(self, queues=None, reserved_for=None, but=None) -> bool:
         """Whether any job except `but` could still run by itself: any at all for --drain, its own jobs for a `run`."""
-        if own:
-            return bool(self._db.read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (own,)))
+        if reserved_for:
+            return bool(self._db.read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (reserved_for,)))
         return bool(self._db.read(
             "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
             " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
@@ -4722,12 +4723,12 @@ class Claims(Part):
             "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open "
             "AND (:but IS NULL OR key IS NOT (SELECT key FROM job WHERE id=:but)) LIMIT 1", {"queues": queues, "but": but}))
 
-    def stalled_job(self, own: int):
+    def stalled_job(self, reserved_for: int):
         """Return the first waiting job of a `run` if none of its jobs is running, otherwise None."""
         [job, running] = self._db.read(
-            "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:own AND gate=5 LIMIT 1),"
-            " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:own AND gate IN (1, 4) LIMIT 1)), "
-            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:own)", {"own": own})[0]
+            "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:reserved_for AND gate=5 LIMIT 1),"
+            " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:reserved_for AND gate IN (1, 4) LIMIT 1)), "
+            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:reserved_for)", {"reserved_for": reserved_for})[0]
         return self._store.look.find(job) if job is not None and not running else None
 
 
@@ -4813,11 +4814,11 @@ class Workers(Part):
         self._db.files.make()
         with self._db.undo, Transaction(self._db) as now:
             self._store.keep.refuse_counters()
-            identity = self._db.execute(
+            supervisor_id = self._db.execute(
                 "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (os.getpid(), port, token, slots, queues, kind, now, max_jobs, arguments)).lastrowid
-            return identity, OS.hold(self._db.files.lock("s%d" % identity))
+            return supervisor_id, OS.hold(self._db.files.lock("s%d" % supervisor_id))
 
     def add_worker(self, supervisor: int) -> tuple:
         """Register a worker as add_supervisor does; raise QueueGone if its supervisor is not registered."""
@@ -4826,11 +4827,11 @@ class Workers(Part):
             if not self._db.execute("SELECT 1 FROM supervisor WHERE id=?", (supervisor,)).fetchone():
                 raise QueueGone("supervisor %d is not registered any more" % supervisor)
             place = os.fsencode(self._db.place() + self._db.path)
-            identity = self.registered = self._db.execute(
+            worker_id = self.registered = self._db.execute(
                 "INSERT INTO worker(supervisor, pid, machine, started_at, born, place) VALUES(?, ?, ?, ?, ?, ?)",
                 (supervisor, os.getpid(), OS.machine(), now, OS.born(), place)).lastrowid
             self._db.hint()
-            return identity, OS.hold(self._db.files.lock(identity))
+            return worker_id, OS.hold(self._db.files.lock(worker_id))
 
     def remove_worker(self, worker: int) -> bool:
         """Remove the row of a worker that exits normally; return whether its lock file may go, once it is closed."""
@@ -4912,9 +4913,9 @@ class Workers(Part):
                 return silent
             time.sleep(0.005)
 
-    def ask_stop(self, supervisor: int, level: int) -> None:
+    def ask_stop(self, supervisor: int, how: int) -> None:
         with self._db.undo, Transaction(self._db):
-            self._db.execute("UPDATE supervisor SET stop=max(stop, ?) WHERE id=?", (level, supervisor))
+            self._db.execute("UPDATE supervisor SET stop=max(stop, ?) WHERE id=?", (how, supervisor))
             self._db.hint()
 
     def ask_scale(self, supervisor: int, slots: int) -> None:
@@ -4923,7 +4924,7 @@ class Workers(Part):
             self._db.hint()
 
     def orders(self, supervisor: int) -> tuple:
-        """Return (stop level: 0 none, 1 after the jobs, 2 now; workers wanted; whether jobs may still be taken)."""
+        """Return (how to stop: 0 not, GRACEFUL or IMMEDIATE; workers wanted; whether jobs may still be taken)."""
         rows = self._db.read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
         if not rows:
             return 2, 0, False
@@ -4997,7 +4998,7 @@ class Schedules(Part):
             self._store.life.promote(now)
             self.fire(now)
 
-    def mend_clock(self) -> None:
+    def repair_clock(self) -> None:
         """Bring relative times back within their own delay, after the clock was set back."""
         with self._db.undo, Transaction(self._db) as now:
             self._db.execute("UPDATE job SET run_at=:now+delay WHERE gate=1 AND delay IS NOT NULL AND run_at>:now+delay+1",
@@ -5167,7 +5168,7 @@ class Schedules(Part):
         """Enqueue the jobs of due schedules: next_at moves in the same transaction, so each time fires once.
 
         A schedule's error is stored in its row.  A schedule whose next time can't be computed stands still until
-        workers start again (mend_clock), or until it is resumed or replaced.
+        workers start again (repair_clock), or until it is resumed or replaced.
         """
         due = self._all("WHERE paused=0 AND next_at<=?", (now,))
         for schedule in sorted(due, key=lambda schedule: ('"after' in str(schedule.options), schedule.next_at or 0)):  # parents first
@@ -5182,8 +5183,8 @@ class Schedules(Part):
         unfinished = self._unfinished_of(schedule) if overlap in ("skip", "replace") else []
         if overlap == "skip" and unfinished:
             return None
-        for number in unfinished:
-            self._store.life.cancel_one(self._store.look.row(number), now)
+        for job_id in unfinished:
+            self._store.life.cancel_one(self._store.look.row(job_id), now)
         data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
         plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
         [job] = plan.store(self._store, now)
@@ -5209,8 +5210,8 @@ class Schedules(Part):
 class Look(Part):
     """Queries that change nothing: jobs, their history, why a job waits, what has happened."""
 
-    def row(self, number: int):
-        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (number,)).fetchone()
+    def row(self, job_id: int):
+        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (job_id,)).fetchone()
         return Job.of(row) if row else None
 
     def find(self, ref):
@@ -5282,9 +5283,9 @@ class Look(Part):
     def parents(self, ids: list) -> dict:
         """Return, for each job that comes after others, the ids of those; a negative id is a batch."""
         found = {}
-        for number in ids:
-            for parent, in self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=?", (number,)):
-                found.setdefault(number, []).append(parent)
+        for job_id in ids:
+            for parent, in self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=?", (job_id,)):
+                found.setdefault(job_id, []).append(parent)
         return found
 
     def oldest_waiting(self):
@@ -5294,16 +5295,16 @@ class Look(Part):
             name, above = places.pop()
             rows = self._db.read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
                               "ORDER BY priority DESC, id LIMIT 1", (name, above))
-            for number, priority in rows:
-                ids.append(number)
+            for job_id, priority in rows:
+                ids.append(job_id)
                 places.append((name, priority))
         return self.find(min(ids)) if ids else None
 
-    def history(self, number: int) -> list:
+    def history(self, job_id: int) -> list:
         """Return every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
         attempts = [Attempt._make(row) for row in self._db.rows(
-            "history", ", ".join(Attempt._fields), "history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (number,))]
-        job = self.find(number)
+            "history", ", ".join(Attempt._fields), "history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (job_id,))]
+        job = self.find(job_id)
         if job is not None and job.state == "processing":
             attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None))
         return attempts
@@ -5329,7 +5330,7 @@ class Look(Part):
             reasons.append(("limit", limit))
         if every is not None and now < next_at <= now + every:
             reasons.append(("rate", next_at))
-        if job.gate in (READY, OWN):
+        if job.gate in (READY, RESERVED):
             ahead = self._db.read("SELECT count(*) FROM job INDEXED BY job_ready WHERE queue=:queue AND gate=0 AND "
                                "(priority>:priority OR priority=:priority AND id<:id)", job._asdict())[0][0]
             if ahead and job.gate == READY:
@@ -5558,7 +5559,7 @@ class Keep(Part):
                 for where, value in rows:
                     found.append(("%s %s has a wrong value in %s: %s" % (
                         table, plain(where if isinstance(where, bytes) else str(where)), column, quoted(value)),
-                        *self._mending(table, column, kinds, key, where)))
+                        *self._repairs(table, column, kinds, key, where)))
         found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
                   for key, value in self._db.read("SELECT key, value FROM config")
                   if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
@@ -5587,7 +5588,7 @@ class Keep(Part):
         except UserError:
             return False
 
-    def _mending(self, table: str, column: str, kinds: tuple, key: str, where) -> tuple:
+    def _repairs(self, table: str, column: str, kinds: tuple, key: str, where) -> tuple:
         """Return the statement, with its values, that removes a wrong value."""
         if table not in ("job", "queue", "batch", "schedule") or column in ("id", "name") and type(None) not in kinds:
             return "DELETE FROM %s WHERE %s IS ?" % (table, key), (where,)
@@ -5599,7 +5600,7 @@ class Keep(Part):
             held = ", gate=CASE WHEN state IN ('pending','failed') THEN 2 END, held=1, error='had a wrong value in %s'" % column
         return "UPDATE %s SET %s=?%s WHERE %s=?" % (table, column, held, key), (neutral, where)
 
-    def mend_values(self) -> list:
+    def repair_values(self) -> list:
         """Remove every value that its column can't have; return what was wrong, as lines of text."""
         with self._db.undo, Transaction(self._db):
             wrong = self.wrong_values()
@@ -5611,9 +5612,9 @@ class Keep(Part):
             self._db.hint()
         return [fault for fault, _, _ in wrong]
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Repair everything that `check` can find, except damage to the file itself."""
-        self.mend_values()
+        self.repair_values()
         with self._db.undo, Transaction(self._db) as now:
             self._store.queues.recount()
             self._store.workers.release_unlisted("crashed", "worker died", now)
@@ -5626,8 +5627,8 @@ class Keep(Part):
         found = []
         for folder, _, names in os.walk(self._db.files.logs):
             for name in names:
-                number = name.split(".")[0]
-                if number.isdigit() and self._store.look.find(number) is None:
+                job_id = name.split(".")[0]
+                if job_id.isdigit() and self._store.look.find(job_id) is None:
                     found.append(os.path.join(folder, name))
         return found
 
@@ -5668,7 +5669,7 @@ class Store:
         """Store one job and return its id; see Queue.enqueue."""
         return self.enqueue_many([dict(options, command=command)])[0]
 
-    def enqueue_many(self, items, label=None, pool=None, progress=None) -> list:
+    def enqueue_many(self, items, label=None, reserved_for=None, progress=None) -> list:
         """Store many jobs, all or none; return their ids in order.  An item is a command, a dict, or (line number, either).
 
         `items` may also be a Plan.  With `label` the jobs form a batch; `pool` reserves them for one `run`.
@@ -5676,7 +5677,7 @@ class Store:
         """
         plan = items if isinstance(items, Plan) else Plan(items)
         with self.db.undo, Transaction(self.db) as now:
-            return plan.store(self, now, label, pool, progress)
+            return plan.store(self, now, label, reserved_for, progress)
 
 
 class Queue:
@@ -5716,9 +5717,9 @@ class Queue:
         """Return jobs in these states (default: all), newest first, at most `limit` (0: 1,000)."""
         return self._store.look.jobs(states, limit)
 
-    def history(self, number: int) -> list:
+    def history(self, job_id: int) -> list:
         """Return every attempt of a job ever begun, oldest first; the one that runs has no end and the outcome `running`."""
-        return self._store.look.history(number)
+        return self._store.look.history(job_id)
 
     def counts(self, queue=None) -> dict:
         """Return how many jobs are in each state."""
@@ -5730,7 +5731,7 @@ class Queue:
 
     def retry(self, ids) -> list:
         """Run finished jobs again; return (id, result): `pending`, `pending already`, or the state of a job that was left as it is."""
-        return [(number, result.state if isinstance(result, Refused) else result) for number, result in self._store.life.retry(ids)]
+        return [(job_id, result.state if isinstance(result, Refused) else result) for job_id, result in self._store.life.retry(ids)]
 
 
 # == Runner ============================================================================
@@ -5754,19 +5755,19 @@ class Runner:
     """Run attempts.
 
     The worker gives these functions: `asked(job)` returns whether to cancel a job, `setting(key)` a setting in force,
-    `read(job)` its input; `say(event, **facts)` reports; `record(job, pid, born)` notes which process group runs, and
+    `read(job)` its input; `log(event, **facts)` reports; `record(job, pid, born)` notes which process group runs, and
     since when; `keep()` takes the worker's lock again if its file was deleted.
     """
 
     CHECK_S = 0.25  # how often a running job's output is measured; at first, and while it floods, eight times as often
 
-    def __init__(self, files, worker: int, signals, asked, setting, say, record, read, keep):
+    def __init__(self, files, worker: int, signals, asked, setting, log, record, read, keep):
         self._files = files
         self._worker = worker
         self._signals = signals
         self._asked = asked
         self._setting = setting
-        self._say = say
+        self._log = log
         self._record = record
         self._read = read
         self._keep = keep
@@ -5813,12 +5814,12 @@ class Runner:
         If the machine is out of processes, memory, descriptors or disk, wait: the job has not failed.
         """
         pause = 0.05
-        while self._signals.level < 2:
+        while self._signals.stopping < IMMEDIATE:
             try:
                 self._ready_output()
                 return self._spawn(job, env)
             except (OSError, MemoryError) as error:
-                self._tell_trouble("can't start job %d yet" % job.id, error)
+                self._log_trouble("can't start job %d yet" % job.id, error)
                 self._make_directories()
             self._signals.pause(pause)
             if self._signals.look:
@@ -5828,9 +5829,9 @@ class Runner:
             pause = min(pause * 2, 5.0)
         return None
 
-    def _tell_trouble(self, what: str, error) -> None:
+    def _log_trouble(self, what: str, error) -> None:
         why = OS.refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
-        self._say("trouble", why="%s: %s" % (what, why))
+        self._log("trouble", why="%s: %s" % (what, why))
 
     def _make_directories(self) -> None:
         try:
@@ -5904,7 +5905,7 @@ class Runner:
                 ending = self._reason(job, deadline, now, look)
                 if ending:
                     grace = self._setting("kill_grace")
-                    self._say("waits", why="ends job %d (%s); KILL follows TERM after %s" % (job.id, ending, seconds_text(grace)))
+                    self._log("waits", why="ends job %d (%s); KILL follows TERM after %s" % (job.id, ending, seconds_text(grace)))
                     process.terminate()
                     deadline, kill_at = never, now + grace
             elif now >= kill_at:
@@ -5918,7 +5919,7 @@ class Runner:
 
     def _reason(self, job, deadline: float, now: float, look: bool):
         """Return why a running attempt should end now, or None."""
-        now_asked = self._signals.level >= 2
+        now_asked = self._signals.stopping >= IMMEDIATE
         asked = self._asked(job) if look or now_asked or self._signals.orphaned() else 0  # nobody signals an orphan
         if asked == CANCEL:
             return "cancelled"
@@ -5931,7 +5932,7 @@ class Runner:
         if not process.terminate():
             return
         limit = time.monotonic() + self._setting("kill_grace")
-        while process.alive() and time.monotonic() < limit and self._signals.level < 2:
+        while process.alive() and time.monotonic() < limit and self._signals.stopping < IMMEDIATE:
             self._signals.pause(0.01)
         limit = time.monotonic() + 2.0
         while process.alive() and time.monotonic() < limit:
@@ -5965,7 +5966,7 @@ class Runner:
                 if process:
                     process.resume()
         except OSError as error:
-            self._tell_trouble("can't shorten the output", error)
+            self._log_trouble("can't shorten the output", error)
         return size
 
     def _keep_output(self, job, spare: bool) -> None:
@@ -5982,8 +5983,8 @@ class Runner:
                 self.kept = True
                 return
             except OSError as error:
-                self._tell_trouble("can't keep the output of job %d yet" % job.id, error)
-            if self._signals.level >= 2:
+                self._log_trouble("can't keep the output of job %d yet" % job.id, error)
+            if self._signals.stopping >= IMMEDIATE:
                 return  # a rescuer keeps it, and records the end
             self._signals.pause(pause)
             pause = min(pause * 2, 5.0)
@@ -6039,12 +6040,12 @@ class Runner:
 
 # What a worker is started with.  own: it belongs to a `run` and takes only that run's jobs.
 # load: it takes no new job while the machine's load is above this; None: no limit.
-class Post(namedtuple("Post", "database supervisor queues own load")):
+class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved load")):
     __slots__ = ()
 
     def words(self) -> list:
         """Return all fields but the database as arguments of a program."""
-        return [str(self.supervisor), self.queues or "-", "1" if self.own else "0", "-" if self.load is None else str(self.load)]
+        return [str(self.supervisor), self.queues or "-", "1" if self.reserved else "0", "-" if self.load is None else str(self.load)]
 
 
 def is_damage(error) -> bool:
@@ -6052,19 +6053,19 @@ def is_damage(error) -> bool:
     return "malformed" in str(error) or "not a database" in str(error) or "no such table" in str(error)
 
 
-# What a worker or supervisor wrote into its lock file.  note, since: what it waits for, and since when; end: see end_text.
-Record = namedtuple("Record", "pid job attempt group born done machine since note end")
+# What a worker or supervisor wrote into its lock file.  status, since: what it waits for, and since when; end: see end_text.
+LockContent = namedtuple("LockContent", "pid job attempt group born done machine since status end")
 
 
-def read_record(path: str):
+def read_lock(path: str):
     """Return what a worker or supervisor wrote into its lock file, as a Record; None if it can't be read."""
     try:
         with open(path, "rb", opener=no_link) as file:
-            runs, wait, end = [file.read(RECORD_LINE).decode("utf-8", "replace").strip("\0 \n") for _ in range(3)]
-        since, _, note = wait.partition(" ")
+            runs, wait, end = [file.read(LOCK_LINE).decode("utf-8", "replace").strip("\0 \n") for _ in range(3)]
+        since, _, status = wait.partition(" ")
         words = runs.split() or ["0"] * 6  # a rescuer made the file again, and wrote only its wait into it
-        return Record(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "",
-                      float(since or 0), note, end)
+        return LockContent(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "",
+                      float(since or 0), status, end)
     except (OSError, ValueError, IndexError):
         return None
 
@@ -6079,12 +6080,12 @@ def keep_lock(path: str, lock: int) -> int:
     return fresh
 
 
-def write_note(lock: int, why) -> None:
+def write_status(lock: int, why) -> None:
     """Write into a lock file what its process waits for from now on; None: for nothing."""
     try:
-        OS.write_record(lock, 1, "%.3f %s" % (time.time(), plain(why)) if why else "")
+        OS.write_lock_line(lock, 1, "%.3f %s" % (time.time(), plain(why)) if why else "")
     except OSError:
-        pass  # not even this file can be written, so nobody can be told
+        pass  # not even this file can be written, so nobody learns of it
 
 
 def end_text(outcome) -> str:
@@ -6098,9 +6099,9 @@ def optional(number) -> str:
     return "-" if number is None else "%d" % number
 
 
-def recorded_end(record, job):
+def recorded_end(content, job):
     """Return the Outcome of a job that its dead worker could write only to the lock file, or None."""
-    words = (record.end if record else "").split(" ", 7)
+    words = (content.end if content else "").split(" ", 7)
     try:
         if (int(words[0]), int(words[1])) != (job.id, job.attempt) or words[2] not in ENDS:
             return None
@@ -6115,25 +6116,25 @@ ENDS = ("completed", "failed", "timeout", "released", "cancelled")
 
 
 class Worker:
-    """One worker process; it reports through `say(event, **facts)`."""
+    """One worker process; it reports through `log(event, **facts)`."""
 
-    def __init__(self, post, signals, say):
-        self._post = post
+    def __init__(self, spec, signals, log):
+        self._spec = spec
         self._signals = signals
-        self._tell = say
+        self._log = log
         self._lock = None
-        self._queue = Store(post.database, patience=5.0, sync=False, create=False)
-        self._queue.db.sync = self._queue.settings.value("sync") == "full"
-        self._queue.db.on_wait = self._on_wait
-        self.id, self._lock = self._queue.workers.add_worker(post.supervisor)
-        self._lock_path = self._queue.db.files.lock(self.id)
+        self._store = Store(spec.database, patience=5.0, sync=False, create=False)
+        self._store.db.sync = self._store.settings.value("sync") == "full"
+        self._store.db.on_wait = self._on_wait
+        self.id, self._lock = self._store.workers.add_worker(spec.supervisor)
+        self._lock_path = self._store.db.files.lock(self.id)
         self._done = 0
-        self._trouble = self._noted = None
+        self._trouble = self._status = None
         self._kept_at = 0.0  # when the lock file was last checked
         self._machine = OS.machine()
         self._loads = OS.loads()
-        self._write_record(0, 0, 0, 0.0)
-        self._runner = Runner(self._queue.db.files, self.id, signals, self._asked, self._setting, self._say, self._record,
+        self._write_lock(0, 0, 0, 0.0)
+        self._runner = Runner(self._store.db.files, self.id, signals, self._asked, self._setting, self._log_event, self._record,
                               self._read, self._keep_lock)
 
     def work(self) -> None:
@@ -6141,14 +6142,14 @@ class Worker:
         job = outcome = None
         while True:
             claim = not self._stopping() and not self._overloaded()
-            taken = self._exchange(outcome, claim)
+            taken = self._finish_and_claim(outcome, claim)
             if outcome is not None and taken is not LEFT_TO_RESCUER:
                 self._report(outcome, more=taken is not None)
             outcome = None
             if taken:
                 job, env = taken
                 self._keep_lock()
-                self._say("running", job=job)
+                self._log_event("running", job=job)
                 outcome = self._runner.run(job, env)
                 self._done += 1
             elif self._stopping():
@@ -6158,51 +6159,51 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        self._say("stopped")
+        self._log_event("stopped")
         self._runner.close()
         gone = False
         try:
-            gone = self._queue.workers.remove_worker(self.id)
+            gone = self._store.workers.remove_worker(self.id)
         except (sqlite3.Error, OSError, QueueGone):
             pass  # the lock becomes free, so the next supervisor removes the row
-        self._queue.close()
+        self._store.close()
         os.close(self._lock)
         if gone:
             remove(self._lock_path)  # Windows can't remove an open file
 
     def _stopping(self) -> bool:
-        return bool(self._signals.level) or self._signals.orphaned()
+        return bool(self._signals.stopping) or self._signals.orphaned()
 
     def _overloaded(self) -> bool:
-        return self._post.load is not None and next(self._loads) > self._post.load
+        return self._spec.load is not None and next(self._loads) > self._spec.load
 
     def _rest(self) -> None:
         """Wait for work, or for the machine's load to fall."""
-        self._write_record(0, 0, 0, 0.0)
+        self._write_lock(0, 0, 0, 0.0)
         self._kept_at = 0.0  # check the file now: the wait may be long
         self._keep_lock()
         if self._overloaded():
-            self._note("takes no job while the load is above %g" % self._post.load)
+            self._set_status("takes no job while the load is above %g" % self._spec.load)
             self._signals.pause(LOOK_S)
             return
-        self._note(None)
+        self._set_status(None)
         self._signals.wait_for_work()
         if self._signals.look:
-            self._tell("reopen")
+            self._log("reopen")
         self._signals.look = False
 
     def _on_wait(self, why) -> None:
-        if self._noted in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
-            self._note(why)
+        if self._status in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
+            self._set_status(why)
 
-    def _note(self, why) -> None:
+    def _set_status(self, why) -> None:
         """Write into the lock file, where others can read it, what this worker waits for; None: for nothing."""
-        if why != self._noted and self._lock is not None:
-            self._noted = why
-            write_note(self._lock, why)
+        if why != self._status and self._lock is not None:
+            self._status = why
+            write_status(self._lock, why)
 
-    def _exchange(self, outcome, claim: bool):
-        """Repeat Claims.exchange until it succeeds: a locked database or a full disk is not the job's failure.
+    def _finish_and_claim(self, outcome, claim: bool):
+        """Repeat Claims.finish_and_claim until it succeeds: a locked database or a full disk is not the job's failure.
 
         An outcome that can't be written is kept in the lock file: a rescuer records it if this worker can't.
         A worker that should end now gives up after GIVE_UP_S and returns LEFT_TO_RESCUER.
@@ -6212,18 +6213,18 @@ class Worker:
             try:
                 if outcome is not None and not self._runner.kept:
                     raise OSError("the job's output has no place")
-                return self._queue.claims.exchange(self.id, outcome, claim, self._post.queues,
-                                            self._post.supervisor if self._post.own else None, again)
+                return self._store.claims.finish_and_claim(self.id, outcome, claim, self._spec.queues,
+                                            self._spec.supervisor if self._spec.reserved else None, again)
             except WrongValue:
-                self._mend()
+                self._repair()
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
-                self._say("trouble", why="can't write to the database yet%s: %s" % (self._keep_end(outcome), error))
-                if self._signals.level >= 2:
-                    self._queue.db.patience = 1.0
+                self._log_event("trouble", why="can't write to the database yet%s: %s" % (self._keep_end(outcome), error))
+                if self._signals.stopping >= IMMEDIATE:
+                    self._store.db.patience = 1.0
                     limit = limit or time.monotonic() + GIVE_UP_S
-                if self._signals.level and outcome is None:
+                if self._signals.stopping and outcome is None:
                     return None
                 if limit and (time.monotonic() > limit or not self._runner.kept):
                     return LEFT_TO_RESCUER
@@ -6231,20 +6232,20 @@ class Worker:
             pause, again = min(pause * 2, 2.0), True
             claim = claim and not self._stopping()
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Remove invalid values that another program wrote into the database: one row must not stop the others."""
         try:
-            for fault in self._queue.keep.mend_values():
-                self._say("trouble", why=fault)
+            for fault in self._store.keep.repair_values():
+                self._log_event("trouble", why=fault)
         except (sqlite3.Error, OSError) as error:
-            self._say("trouble", why="can't write to the database yet: %s" % error)
+            self._log_event("trouble", why="can't write to the database yet: %s" % error)
 
     def _keep_end(self, outcome) -> str:
         """Write an outcome into the lock file; return the words that report it."""
         if outcome is None:
             return ""
         try:
-            OS.write_record(self._lock, 2, end_text(outcome))
+            OS.write_lock_line(self._lock, 2, end_text(outcome))
         except OSError:
             pass  # the outcome is kept in memory only
         return " that job %d has ended (%s)" % (outcome.job.id, outcome.error or outcome.kind)
@@ -6255,43 +6256,43 @@ class Worker:
         if now < self._kept_at + LOOK_S:
             return
         self._kept_at = now
-        self._queue.db.sync = self._setting("sync") == "full"
+        self._store.db.sync = self._setting("sync") == "full"
         try:
             lock = keep_lock(self._lock_path, self._lock)
             if lock != self._lock:
                 self._lock = lock
-                self._write_record(*self._written)
-                write_note(lock, self._noted)
+                self._write_lock(*self._written)
+                write_status(lock, self._status)
         except OSError as error:
-            self._say("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._queue.db.files.root))
+            self._log_event("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._store.db.files.root))
 
     def _asked(self, job) -> int:
         try:
-            return self._queue.claims.cancel_asked(job)
+            return self._store.claims.cancel_asked(job)
         except sqlite3.Error:
             return 0  # the worker asks again when the supervisor repeats its signal
 
     def _read(self, job) -> bytes:
         try:
-            return self._queue.claims.input_of(job)
+            return self._store.claims.input_of(job)
         except sqlite3.OperationalError as error:
             raise OSError(0, str(error)) from None  # the Runner tries again
 
     def _setting(self, key: str):
         try:
-            return self._queue.settings.value(key)
+            return self._store.settings.value(key)
         except sqlite3.Error:
             return SETTINGS[key].default
 
     def _record(self, job, pid: int, born: float) -> None:
-        self._write_record(job.id, job.attempt, pid, born)
-        self._note(None)
+        self._write_lock(job.id, job.attempt, pid, born)
+        self._set_status(None)
 
-    def _write_record(self, job: int, attempt: int, group: int, born: float) -> None:
+    def _write_lock(self, job: int, attempt: int, group: int, born: float) -> None:
         """Write what a rescuer needs: the process group to end, and when it began, which tells it from a later group."""
         self._written = job, attempt, group, born
         try:
-            OS.write_record(self._lock, 0, "%d %d %d %d %.2f %d %s" % (
+            OS.write_lock_line(self._lock, 0, "%d %d %d %d %.2f %d %s" % (
                 os.getpid(), job, attempt, group, born, self._done, self._machine))
         except OSError:
             pass  # without it a rescuer knows no group, and waits for the attempt's lock
@@ -6302,28 +6303,28 @@ class Worker:
         if outcome.kind in ("failed", "timeout"):
             after = self._find(job.id)
             if after is not None and after.attempt == job.attempt and after.state == "failed":
-                self._say("retry", job=job, why=outcome.error, wait=max(0.0, after.delay or 0.0))
+                self._log_event("retry", job=job, why=outcome.error, wait=max(0.0, after.delay or 0.0))
             elif after is not None and after.state == "pending":
-                self._say("snoozed", job=job, why=outcome.error, wait=after.delay or 0.0)
+                self._log_event("snoozed", job=job, why=outcome.error, wait=after.delay or 0.0)
             else:
-                self._say("dead", job=job, why=outcome.error)
+                self._log_event("dead", job=job, why=outcome.error)
         else:
-            self._say(outcome.kind, job=job, duration=outcome.duration, why=outcome.error, more=more)
+            self._log_event(outcome.kind, job=job, duration=outcome.duration, why=outcome.error, more=more)
 
-    def _find(self, number: int):
+    def _find(self, job_id: int):
         try:
-            return self._queue.look.find(number)
+            return self._store.look.find(job_id)
         except sqlite3.Error:
             return None  # only the log line says less
 
-    def _say(self, event: str, **facts) -> None:
+    def _log_event(self, event: str, **facts) -> None:
         """Report an event; the same trouble only once, however long it lasts.  A mere wait is noted, not reported."""
         why = facts["why"] if event in ("trouble", "waits") else None
-        self._note(why)
+        self._set_status(why)
         if event == "waits":
             return
         if why is None or why != self._trouble:
-            self._tell(event, worker=self.id, **facts)
+            self._log(event, worker=self.id, **facts)
         self._trouble = why
 
 
@@ -6331,50 +6332,50 @@ class Worker:
 # The one process of a `worker start` or `run` that starts, wakes, replaces and stops workers.
 # Calls Worker, Store, Platform differences and small helpers; knows nothing of the command line or of printing.
 
-def work(post, signals, say) -> None:
+def work(spec, signals, log) -> None:
     """Run a worker process to its end; an error that ends it early is reported, not raised."""
     try:
-        Worker(post, signals, say).work()
+        Worker(spec, signals, log).work()
     except (QueueGone, UserError, sqlite3.Error, OSError) as error:
-        say("trouble", why=str(error))
+        log("trouble", why=str(error))
     except Exception as error:
-        say("trouble", why=internal_error(error))
+        log("trouble", why=internal_error(error))
 
 
-def rescue(queue, worker, say) -> bool:
+def rescue(store, worker, log) -> bool:
     """Release the job of a dead worker once nothing is left of the attempt.
 
     The worker's lock tells whether the worker is dead; the lock of the attempt's output tells whether any of its
     processes lives.  Return False if either is still held: try again later.
     """
-    files = queue.workers.files_of(worker)
-    lock = take_from_dead(queue, worker, files.lock(worker.id))
+    files = store.workers.files_of(worker)
+    lock = take_from_dead(store, worker, files.lock(worker.id))
     if lock is None:
         return False
     released = False
     try:
-        job = queue.claims.job_of_worker(worker.id)
+        job = store.claims.job_of_worker(worker.id)
         if job is None:
-            queue.workers.release_dead(worker.id, None)
+            store.workers.release_dead(worker.id, None)
             released = True
             remove(files.output(worker.id))
             return True
-        record = read_record(files.lock(worker.id))
-        group = record.group if record and (record.job, record.attempt) == (job.id, job.attempt) else 0
-        outcome = recorded_end(record, job)
+        content = read_lock(files.lock(worker.id))
+        group = content.group if content and (content.job, content.attempt) == (job.id, job.attempt) else 0
+        outcome = recorded_end(content, job)
         if outcome is None:
-            left = end_attempt(queue, files, worker, job, record, group)
+            left = end_attempt(store, files, worker, job, content, group)
             if left is not None:
-                write_note(lock, "died, and what its attempt left behind must end first%s" % (
+                write_status(lock, "died, and what its attempt left behind must end first%s" % (
                     ": process %s" % ", ".join(map(str, left)) if left else ""))
                 return False
             duration = max(0.0, time.time() - job.started_at)
             outcome = Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration)
         files.keep(worker.id, job.id, job.attempt)
-        queue.workers.release_dead(worker.id, outcome)
+        store.workers.release_dead(worker.id, outcome)
         released = True
         remove(files.output(worker.id))
-        say("crashed" if outcome.kind == "crashed" else "recorded", job=job, worker=worker.id, why=outcome.error)
+        log("crashed" if outcome.kind == "crashed" else "recorded", job=job, worker=worker.id, why=outcome.error)
         return True
     finally:
         os.close(lock)
@@ -6382,13 +6383,13 @@ def rescue(queue, worker, say) -> bool:
             remove(files.lock(worker.id))  # Windows can't remove an open file
 
 
-def take_from_dead(queue, worker, path: str):
+def take_from_dead(store, worker, path: str):
     """Return a descriptor that holds the lock of a dead worker; None while the worker lives.
 
     A living worker whose lock file was deleted makes it again within about two seconds.  In another pid namespace nothing
     else tells whether a worker lives.  Then put an empty file there: if it stays empty, the worker is dead.
     """
-    alive = queue.workers.is_alive(worker)
+    alive = store.workers.is_alive(worker)
     if alive is None:
         try:
             alive = abs(time.time() - os.stat(path).st_mtime) < MISSING_S
@@ -6405,47 +6406,47 @@ def take_from_dead(queue, worker, path: str):
         return None  # another process is about to release it
 
 
-def end_attempt(queue, files, worker, job, record, group: int):
+def end_attempt(store, files, worker, job, content, group: int):
     """End what is left of a dead worker's attempt; return the known pids of what still lives, None if nothing does."""
-    marks = ["%s=%s" % pair for pair in job_variables(job, queue.workers.home(worker)).items()]
-    here = record is not None and record.machine == OS.machine() and record.machine != "" and (
-        queue.workers.is_at_home(worker) or queue.workers.is_moved(worker))
+    marks = ["%s=%s" % pair for pair in job_variables(job, store.workers.home(worker)).items()]
+    here = content is not None and content.machine == OS.machine() and content.machine != "" and (
+        store.workers.is_at_home(worker) or store.workers.is_moved(worker))
     for path in (files.output(worker.id), files.log(job.id, job.attempt)):
-        left = OS.end_orphans(group, record.born, path, marks) if here else []
+        left = OS.end_orphans(group, content.born, path, marks) if here else []
         if OS.is_held(path):
             return left
     return None
 
 
 class Supervisor:
-    """Keep `count` workers running; report through `say(event, **facts)`.  `asked`: see cmd_worker_start."""
+    """Keep `count` workers running; report through `log(event, **facts)`.  `asked`: see cmd_worker_start."""
 
     HINTS = 1000  # hints read per turn: a flood must not stop the other work
 
-    def __init__(self, database: str, kind: str, count: int, asked: dict, say, argv, arguments: str = ""):
+    def __init__(self, database: str, kind: str, count: int, asked: dict, log, argv, arguments: str = ""):
         self.kind = kind
         self.count = count
-        self.level = 0            # 1: every worker ends after its job; 2: at once
+        self.stopping = 0         # 0, GRACEFUL or IMMEDIATE
         self._reopen = False      # whether USR1 asked to open the log again
         self.within = None        # the job that runs this supervisor: --drain does not wait for it
-        self.interrupted = False  # whether a signal raised `level`: the user's, or a closed terminal's
+        self.interrupted = False  # whether a signal raised `stopping`: the user's, or a closed terminal's
         self._queues, self._drain, self._load, self._idle_timeout = map(asked.get, ("queues", "drain", "load", "idle_timeout"))
-        self._say = say
+        self._log = log
         self._argv = list(argv)   # starts a worker as a new program on systems where we don't fork
         self.database = database
-        self._queue = self._connect()
-        fault = OS.foreign_files(self.queue.db.files)
+        self._store = self._connect()
+        fault = OS.foreign_files(self.store.db.files)
         if fault:
             raise UserError(fault)
         self._listen()
         self._busy_at = self._last_event = None  # when one of the workers was last seen with a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
-        self.id, self._lock = self._mending(lambda: self.queue.workers.add_supervisor(
+        self.id, self._lock = self._repairing(lambda: self.store.workers.add_supervisor(
             kind, self._port, self._token, count, self._queues, asked.get("max_jobs"), arguments))
         self._record()
         self._workers = OS.worker_processes(self._token)
         self._trouble = ""
-        self._noted = None        # the wait that our lock file shows
+        self._status = None       # the wait that our lock file shows
         self._wrong = None        # what failed in this turn
         self._locked = False      # whether that is a locked database: one wait per turn is enough
         self._news = False        # whether a hint came that has not been acted on
@@ -6453,7 +6454,7 @@ class Supervisor:
         self._rescue_at = 0.0     # when to look for dead workers: at once if one of ours has ended
         self._kill_at = 0.0       # when to kill workers that were told to end now
         self._begun = False       # whether the first workers have been started
-        self._told = self._relayed = 0
+        self._passed_on = self._relayed = 0
         self._delay, self._start_at = 0.0, 0.0     # the delay between starts of workers that die young
         self._seen = self._look_at = self._tidy_at = 0.0
         self._tidied = 0          # the history row up to which old jobs have been removed
@@ -6467,25 +6468,25 @@ class Supervisor:
         return Store(self.database, patience=5.0, create=create)
 
     @property
-    def queue(self):
+    def store(self):
         """Return the Store, opened again after a fork."""
-        if self._queue is None:
+        if self._store is None:
             try:
-                self._queue = self._connect(create=False)
+                self._store = self._connect(create=False)
             except UserError as error:  # for example because other users may write to it now
                 raise OSError("can't open the database yet: %s" % error) from None
-            self._queue.db.on_wait = self._on_wait
+            self._store.db.on_wait = self._on_wait
             self._seen = None  # a new connection starts its own count of changes
-        return self._queue
+        return self._store
 
     def _on_wait(self, why) -> None:
-        if self._noted in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
-            self._note(why)
+        if self._status in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
+            self._set_status(why)
 
     def _record(self) -> None:
         """Write what others look for in our lock file: our pid and machine."""
         try:
-            OS.write_record(self._lock, 0, "%d 0 0 0 0.00 0 %s" % (os.getpid(), OS.machine()))
+            OS.write_lock_line(self._lock, 0, "%d 0 0 0 0.00 0 %s" % (os.getpid(), OS.machine()))
         except OSError:
             pass  # without it a command can ask only through the database
 
@@ -6511,10 +6512,10 @@ class Supervisor:
         ignore_other_signals()
 
     def _on_stop(self, *_) -> None:
-        self.level, self.interrupted = min(2, self.level + 1), True
+        self.stopping, self.interrupted = min(IMMEDIATE, self.stopping + 1), True
 
     def _on_now(self, *_) -> None:
-        self.level, self.interrupted = 2, True  # after HUP nobody is left to watch, so the jobs are given back
+        self.stopping, self.interrupted = IMMEDIATE, True  # after HUP nobody is left to watch, so the jobs are given back
 
     def _on_reopen(self, *_) -> None:
         self._reopen = True
@@ -6526,24 +6527,24 @@ class Supervisor:
 
     def start(self) -> None:
         """Release what dead workers left, start our workers, and return when they are ready to take jobs."""
-        self._mending(self.queue.schedules.mend_clock)
-        self._mending(self._rescue)
-        self.queue.workers.sweep()
+        self._repairing(self.store.schedules.repair_clock)
+        self._repairing(self._rescue)
+        self.store.workers.sweep()
         if self.kind != "run":
-            self.queue.schedules.fire_at_boot(OS.boot())
+            self.store.schedules.fire_at_boot(OS.boot())
         OS.before_forks()
         limit = time.monotonic() + 30
-        while self._ready_workers() < self.count and time.monotonic() < limit and not self.level:
+        while self._ready_workers() < self.count and time.monotonic() < limit and not self.stopping:
             self._reap()
             self._replace()
-            self._note("waits for its workers to start (%d)" % self.count)
+            self._set_status("waits for its workers to start (%d)" % self.count)
             self._wait(0.05)
             self._drain_signals()
             self._drain_hints()
         self._begun = True
 
     def _ready_workers(self) -> int:
-        return sum(worker.supervisor == self.id for worker in self.queue.workers.workers())
+        return sum(worker.supervisor == self.id for worker in self.store.workers.workers())
 
     def run(self, each=None) -> None:
         """Work until told to stop or, with --drain, until all jobs are done.  Call `each()` every turn, at least 10 times per second."""
@@ -6551,17 +6552,17 @@ class Supervisor:
             self._turn()
             if each is not None:
                 self._try(each)
-            if self.level and not self._workers.pids():
+            if self.stopping and not self._workers.pids():
                 break
             self._wait(self._pause(each))
 
-    def _mending(self, action):
+    def _repairing(self, action):
         """Return the result of `action`; if a row holds an invalid value, remove that value and repeat the action."""
         try:
             return action()
         except WrongValue:
-            for fault in self.queue.keep.mend_values():
-                self._say("trouble", why=fault)
+            for fault in self.store.keep.repair_values():
+                self._log("trouble", why=fault)
             return action()
 
     def _try(self, step, *values):
@@ -6573,20 +6574,20 @@ class Supervisor:
         if self._locked:
             return None
         try:
-            return self._mending(lambda: step(*values))
+            return self._repairing(lambda: step(*values))
         except (sqlite3.OperationalError, OSError, WrongValue) as error:
             if is_damage(error):
                 raise
             self._locked = is_busy(error)
             self._wrong = self._wrong or "%s; trying again" % error
-            self._say_once(self._wrong)
+            self._log_once(self._wrong)
             return None
 
-    def _say_once(self, why: str) -> None:
+    def _log_once(self, why: str) -> None:
         """Report a trouble, but not the same one repeatedly."""
         if why != self._trouble:
             self._trouble = why
-            self._say("trouble", why=why)
+            self._log("trouble", why=why)
 
     def _pause(self, each) -> float:
         now = time.monotonic()
@@ -6613,7 +6614,7 @@ class Supervisor:
         self._reap()
         self._relay()
         now = time.monotonic()
-        if count and not self.level:
+        if count and not self.stopping:
             self._workers.wake(count)
         if now >= self._look_at:
             self._look_at = now + (0.1 if self._drain else LOOK_S)
@@ -6636,7 +6637,7 @@ class Supervisor:
             self._try(self._tick)
         if self._wrong is None and now >= self._start_at:
             self._trouble = ""  # report the trouble again if it comes back
-        self._note(self._waits())
+        self._set_status(self._waits())
 
     def _answer(self) -> None:
         """Give a sign of life if asked (see Workers.unanswered) or if there was work; an idle supervisor writes nothing."""
@@ -6651,27 +6652,27 @@ class Supervisor:
             pass  # its directory was deleted: nobody can ask there
 
     def _tick(self) -> None:
-        self.queue.schedules.tick()
+        self.store.schedules.tick()
 
     def _check_file(self) -> None:
-        self.queue.db.check_file()
+        self.store.db.check_file()
 
     def _waits(self):
         """Return what this supervisor waits for, in words; None if only for work."""
         if self._wrong:
             return self._wrong
-        if self.level and self._workers.pids():
-            return "is stopping%s: waits for its workers to end (%d)" % (" now" if self.level > 1 else "", len(self._workers.pids()))
+        if self.stopping and self._workers.pids():
+            return "is stopping%s: waits for its workers to end (%d)" % (" now" if self.stopping == IMMEDIATE else "", len(self._workers.pids()))
         if self._dead:
             return "waits for what dead workers left behind to end: worker %s" % ", ".join(map(str, sorted(self._dead)))
         if time.monotonic() < self._start_at:
             return "waits before it starts a worker again: the last one did not live"
         return None
 
-    def _note(self, why) -> None:
-        if why != self._noted:
-            self._noted = why
-            write_note(self._lock, why)
+    def _set_status(self, why) -> None:
+        if why != self._status:
+            self._status = why
+            write_status(self._lock, why)
 
     def _drain_signals(self) -> None:
         """Empty the wake-up descriptor, or read HINTS times in a flood; the handlers have noted what came."""
@@ -6682,7 +6683,7 @@ class Supervisor:
                 break
         if self._reopen:
             self._reopen = False
-            self._say("reopen")
+            self._log("reopen")
             for pid in self._workers.pids():
                 OS.signal_worker(pid, "look")
 
@@ -6707,63 +6708,63 @@ class Supervisor:
             self._news = False
 
     def _act(self, now: float) -> bool:
-        changes = self.queue.db.changes()
+        changes = self.store.db.changes()
         self._check_idle(now)
         if not self._news and changes == self._seen and not self._drain:
             return True
-        stop, wanted, may_take = self.queue.workers.orders(self.id)
-        self.level = max(self.level, stop, 0 if may_take else 1)
+        stop, wanted, may_take = self.store.workers.orders(self.id)
+        self.stopping = max(self.stopping, stop, 0 if may_take else GRACEFUL)
         self._scale(wanted)
         self._cancel()
-        self._next = self.queue.claims.next_time(self._own())
-        if not self.level:
-            self._workers.wake(self.queue.claims.ready(self.count, self._queues, self._own()))
-            if self._drain and not self.queue.claims.unfinished(self._queues, self._own(), self.within):
-                self.level = 1
+        self._next = self.store.claims.next_time(self._own())
+        if not self.stopping:
+            self._workers.wake(self.store.claims.ready(self.count, self._queues, self._own()))
+            if self._drain and not self.store.claims.unfinished(self._queues, self._own(), self.within):
+                self.stopping = GRACEFUL
         self._relay()
         self._seen = changes
         return True
 
     def _keep_lock(self) -> None:
-        """Take the lock again if its file was deleted, and tell the workers to do so."""
+        """Take the lock again if its file was deleted, and signal the workers to do so."""
         try:
-            lock = keep_lock(self.queue.db.files.lock("s%d" % self.id), self._lock)
+            lock = keep_lock(self.store.db.files.lock("s%d" % self.id), self._lock)
         except OSError as error:
-            self._say_once("can't make its lock file again: %s" % (error.strerror or error))
+            self._log_once("can't make its lock file again: %s" % (error.strerror or error))
             return
         if lock != self._lock:
             self._lock = lock
             self._record()
-            write_note(lock, self._noted)
+            write_status(lock, self._status)
             for pid in self._workers.pids():
                 OS.signal_worker(pid, "look")
 
     def _cancel(self) -> None:
-        for pid in set(self.queue.workers.to_cancel(self.id)).intersection(self._workers.pids()):  # a row may name any process
+        for pid in set(self.store.workers.to_cancel(self.id)).intersection(self._workers.pids()):  # a row may name any process
             OS.signal_worker(pid, "look")
 
     def _check_idle(self, now: float) -> None:
         """Apply --idle-timeout: end if no worker has had a job for that long."""
-        if self._idle_timeout is not None and not self.level:
-            last = self.queue.look.last_event()
-            if last != self._last_event or any(worker.job for worker in self.queue.workers.workers() if worker.supervisor == self.id):
+        if self._idle_timeout is not None and not self.stopping:
+            last = self.store.look.last_event()
+            if last != self._last_event or any(worker.job for worker in self.store.workers.workers() if worker.supervisor == self.id):
                 self._busy_at, self._last_event = now, last
             elif now - self._busy_at > self._idle_timeout:
-                self.level = 1
+                self.stopping = GRACEFUL
 
     def _scale(self, wanted: int) -> None:
         """Change the number of workers; if there are too many, idle ones go first."""
-        if self.level or wanted == self.count:
+        if self.stopping or wanted == self.count:
             return
         surplus = self.count - wanted
         if surplus > 0:
             pids = set(self._workers.pids()) - self._retiring
-            mine = sorted((w for w in self.queue.workers.workers() if w.supervisor == self.id and w.pid in pids),
+            mine = sorted((w for w in self.store.workers.workers() if w.supervisor == self.id and w.pid in pids),
                           key=lambda worker: worker.job is not None)
             for worker in mine[:surplus]:
                 self._retiring.add(worker.pid)
                 OS.signal_worker(worker.pid, "stop")
-        self._say("scaled", text="from %d to %d workers" % (self.count, wanted))
+        self._log("scaled", text="from %d to %d workers" % (self.count, wanted))
         self.count = wanted
 
     def _own(self):
@@ -6773,30 +6774,30 @@ class Supervisor:
         """Correct due times if the clock was set back: otherwise retries would wait that much longer."""
         skew = time.time() - time.monotonic()
         if skew < self._skew - 2:
-            self.queue.schedules.mend_clock()
+            self.store.schedules.repair_clock()
         self._skew = skew
 
     def _tidy(self, now: float) -> None:
         if now >= self._tidy_at:
-            before, self._tidied = self._tidied, self.queue.keep.tidy(self._tidied)
+            before, self._tidied = self._tidied, self.store.keep.tidy(self._tidied)
             self._tidy_at = now + (1.0 if self._tidied > before else 30.0)
 
     # -- workers --
 
     def _start_worker(self) -> None:
-        self.queue.db.check_file()
-        self._queue.close()  # a connection must not cross a fork
-        self._queue = None
-        post = Post(self.database, self.id, self._queues, self.kind == "run", self._load)
-        self._workers.start(lambda where: self._become_worker(post, where), self._argv + post.words())
+        self.store.db.check_file()
+        self._store.close()  # a connection must not cross a fork
+        self._store = None
+        spec = WorkerSpec(self.database, self.id, self._queues, self.kind == "run", self._load)
+        self._workers.start(lambda where: self._become_worker(spec, where), self._argv + spec.words())
 
-    def _become_worker(self, post, where: str) -> None:
+    def _become_worker(self, spec, where: str) -> None:
         """Close what is the supervisor's in the forked child, and work."""
         os.close(self._lock)
         self._hints.close()
         self._wakeup.close()
         self._wakeup_writer.close()
-        work(post, OS.worker_signals(where), self._say)
+        work(spec, OS.worker_signals(where), self._log)
 
     def _reap(self) -> None:
         """Note which workers have ended.  A rescue is due at once, and stays due until one succeeds."""
@@ -6809,34 +6810,34 @@ class Supervisor:
     def _replace(self) -> None:
         """Start workers until there are as many as wanted."""
         self._retiring.intersection_update(self._workers.pids())
-        while not self.level and len(self._workers.pids()) - len(self._retiring) < self.count and time.monotonic() >= self._start_at:
+        while not self.stopping and len(self._workers.pids()) - len(self._retiring) < self.count and time.monotonic() >= self._start_at:
             try:
                 self._start_worker()
                 if self._begun:
-                    self._say("replaced")
+                    self._log("replaced")
             except (sqlite3.OperationalError, OSError, MemoryError) as error:
                 if is_damage(error):
                     raise
                 self._wrong = "can't start a worker yet: %s" % error
-                self._say_once(self._wrong)
+                self._log_once(self._wrong)
                 self._start_at = time.monotonic() + 1.0
 
     def _relay(self) -> None:
         """Pass on to the workers what this process was told: stop after the job, or now."""
-        if self.level > self._told:
-            self._say("stopping" if self.level == 1 else "stopping now")
-            self._told = self.level
+        if self.stopping > self._passed_on:
+            self._log("stopping" if self.stopping == GRACEFUL else "stopping now")
+            self._passed_on = self.stopping
             self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
-        if self._told == 2 and time.monotonic() >= self._kill_at:
+        if self._passed_on == IMMEDIATE and time.monotonic() >= self._kill_at:
             for pid in self._workers.pids():
                 OS.signal_worker(pid, "kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
-        if self.level > self._relayed:
+        if self.stopping > self._relayed:
             for pid in self._workers.pids():
-                OS.signal_worker(pid, "stop" if self.level == 1 else "now")
-            self._relayed = self.level
+                OS.signal_worker(pid, "stop" if self.stopping == GRACEFUL else "now")
+            self._relayed = self.stopping
 
     def _kill_grace(self) -> float:
-        return self.queue.settings.value("kill_grace")
+        return self.store.settings.value("kill_grace")
 
     # -- rescue --
 
@@ -6846,13 +6847,13 @@ class Supervisor:
         At least once per second the locks tell who is dead.  So nobody is forgotten because an earlier try failed,
         or because the supervisor that should have done it is suspended.
         """
-        lock, pids = self.queue.db.files.lock, self._workers.pids()
-        listed = {supervisor.id for supervisor in self.queue.workers.supervisors()}
+        lock, pids = self.store.db.files.lock, self._workers.pids()
+        listed = {supervisor.id for supervisor in self.store.workers.supervisors()}
         living = {number for number in listed if number == self.id or OS.is_held(lock("s%d" % number))}
-        left = [worker for worker in self.queue.workers.workers() if not self._try(rescue, self.queue, worker, self._say)]
+        left = [worker for worker in self.store.workers.workers() if not self._try(rescue, self.store, worker, self._log)]
         self._dead = {worker.id for worker in left if worker.supervisor == self.id and worker.pid not in pids}
         for supervisor in listed - living - {worker.supervisor for worker in left}:
-            self.queue.workers.remove_supervisor(supervisor)
+            self.store.workers.remove_supervisor(supervisor)
         self._rescue_at = time.monotonic() + (0.25 if self._dead else LOOK_S)
 
     def close(self) -> None:
@@ -6863,14 +6864,14 @@ class Supervisor:
             if self._wrong is None and self._try(self._leave):
                 break
             self._wait(1.0)
-        if self._queue is not None:
-            self._queue.close()
+        if self._store is not None:
+            self._store.close()
         os.close(self._lock)
         remove(Files(self.database).lock("s%d" % self.id))  # again: Windows can't remove an open file
-        self._say("ended")
+        self._log("ended")
 
     def _leave(self) -> bool:
-        self.queue.workers.remove_supervisor(self.id)
+        self.store.workers.remove_supervisor(self.id)
         return True
 
 
@@ -6922,7 +6923,7 @@ def explain_error(error, database=None) -> str:
         if "not a database" in text:
             return "%s is not a database: give another --db, or restore it from a backup" % where
         if isinstance(error, WrongValue):
-            return "%s was changed by another program (%s): `%s doctor --fix` mends it" % (where, text, invoked())
+            return "%s was changed by another program (%s): `%s doctor --fix` repairs it" % (where, text, invoked())
         advice = lock_advice(find_database(database)) if "I/O" in text else ""
         return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
@@ -7295,13 +7296,13 @@ RESULTS = {  # command: its participle, and per good result how the line that re
     "hold": ("held", {"held": "Held"}), "release": ("released", {"released": "Released"})}
 
 
-def result_text(verb: str, number: int, result) -> str:
+def result_text(verb: str, job_id: int, result) -> str:
     """Return in words what became of a job that a command should change."""
     past, good = RESULTS[verb]
     if result in good:
-        return "job %d was %s" % (number, "asked to end" if result == ASKED else past)
+        return "job %d was %s" % (job_id, "asked to end" if result == ASKED else past)
     if result == STILL_RUNNING:
-        return "job %d is still running, and was asked to end" % number
+        return "job %d is still running, and was asked to end" % job_id
     if not isinstance(result, Refused):
         why = {GONE: "it has been removed", CANCELLED_ALREADY: "it was cancelled already",
                PENDING_ALREADY: "it is pending already"}.get(result) or "it is %s" % result
@@ -7309,7 +7310,7 @@ def result_text(verb: str, number: int, result) -> str:
         why = duplicate_text(result.duplicate)
     else:
         why = "%s; retry job %d first" % (orphan_text(result.parent, result.parent_state), result.parent)
-    return "job %d was not %s: %s" % (number, past, why)
+    return "job %d was not %s: %s" % (job_id, past, why)
 
 
 def ending_text(job) -> str:
@@ -7332,7 +7333,7 @@ class Progress:
         """Whether there is something to show again."""
         return (self._bar or self._lines) and time.monotonic() >= self._due_at
 
-    def show(self, done: int, note: str = "", cost: float = 0.0) -> None:
+    def show(self, done: int, suffix: str = "", cost: float = 0.0) -> None:
         """Show the progress if that is due.  `cost`: how many seconds the count took; counting may take at most a twentieth of the time."""
         now = time.monotonic()
         if not self.due():
@@ -7340,7 +7341,7 @@ class Progress:
         self._due_at = now + max(self._every, 20 * cost)
         rate = done / max(now - self._begun, 0.001)
         left = (self._total - done) / rate if rate else 0
-        text = "%d/%d%s  %.*f/s%s" % (done, self._total, note, 1 if rate < 10 else 0, rate,
+        text = "%d/%d%s  %.*f/s%s" % (done, self._total, suffix, 1 if rate < 10 else 0, rate,
                                       "  %s left" % span(left) if done else "")
         if self._bar:
             share = done / max(1, self._total)
@@ -7447,43 +7448,43 @@ def safe_for_terminal(text: str, colour: bool) -> str:
                    for i, part in enumerate(parts))
 
 
-def wait_facts(record) -> dict:
+def wait_facts(content) -> dict:
     """Return what a process waits for (`note`), and since when, as its lock file says."""
-    since = record.since if record and 0 < record.since < FOREVER_S else None
-    return {"note": record.note or None if record else None, "since": utc(since) if record and record.note else None}
+    since = content.since if content and 0 < content.since < FOREVER_S else None
+    return {"status": content.status or None if content else None, "since": utc(since) if content and content.status else None}
 
 
-def worker_facts(queue) -> list:
+def worker_facts(store) -> list:
     """Return every listed worker with what its lock file adds: whether it lives, jobs done, and what it waits for."""
     now = time.time()
-    stops = {supervisor.id: supervisor for supervisor in queue.workers.supervisors()}
+    stops = {supervisor.id: supervisor for supervisor in store.workers.supervisors()}
     facts = []
-    for worker in queue.workers.workers():
-        path = queue.db.files.lock(worker.id)
-        record = read_record(path)
+    for worker in store.workers.workers():
+        path = store.db.files.lock(worker.id)
+        content = read_lock(path)
         supervisor = stops.get(worker.supervisor)
         state = "busy" if worker.job else "idle"
-        if queue.workers.is_alive(worker) is False:
+        if store.workers.is_alive(worker) is False:
             state = "dead"
         elif supervisor is None or supervisor.stop:
             state = "stopping"
         facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
-                      "done": record.done if record else 0, "started_at": utc(worker.started_at),
-                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_facts(record)})
+                      "done": content.done if content else 0, "started_at": utc(worker.started_at),
+                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_facts(content)})
     return facts
 
 
-def supervisor_facts(queue, silent) -> list:
+def supervisor_facts(store, silent) -> list:
     """Return every listed supervisor: whether it lives, what it waits for, or since when it is `silent` (see Workers.unanswered)."""
     facts = []
-    for supervisor in queue.workers.supervisors():
-        path = queue.db.files.lock("s%d" % supervisor.id)
+    for supervisor in store.workers.supervisors():
+        path = store.db.files.lock("s%d" % supervisor.id)
         state = "stopping" if supervisor.stop else "working"
-        wait = wait_facts(read_record(path))
+        wait = wait_facts(read_lock(path))
         if supervisor.id in silent:
-            state, wait = "silent", {"note": "has not answered (its process may be stopped)", "since": utc(silent[supervisor.id])}
+            state, wait = "silent", {"status": "has not answered (its process may be stopped)", "since": utc(silent[supervisor.id])}
         elif not OS.is_held(path):
-            state, wait = "dead", {"note": "is dead: the next `worker start` releases what it left", "since": None}
+            state, wait = "dead", {"status": "is dead: the next `worker start` releases what it left", "since": None}
         facts.append({"id": supervisor.id, "pid": supervisor.pid, "kind": supervisor.kind, "state": state, "count": supervisor.slots,
                       "started_at": utc(supervisor.started_at), **wait})
     return facts
@@ -7491,8 +7492,8 @@ def supervisor_facts(queue, silent) -> list:
 
 def waits(workers, supervisors=()) -> list:
     """Return (which process, what it waits for and since when) of each that waits for more than work; both form one sentence."""
-    return [("%s %d" % (word, fact["id"]), fact["note"] + (", since %s" % local(parse_when(fact["since"])) if fact["since"] else ""))
-            for word, facts in (("supervisor", supervisors), ("worker", workers)) for fact in facts if fact["note"]]
+    return [("%s %d" % (word, fact["id"]), fact["status"] + (", since %s" % local(parse_when(fact["since"])) if fact["since"] else ""))
+            for word, facts in (("supervisor", supervisors), ("worker", workers)) for fact in facts if fact["status"]]
 
 
 def print_workers(facts) -> None:
@@ -7509,13 +7510,13 @@ def print_workers(facts) -> None:
 
 def open_queue(args):
     refuse_foreign_wal(find_database(args.db))
-    queue = Store(args.db)
+    store = Store(args.db)
     if is_terminal(sys.stderr):
-        queue.db.on_wait = tell_wait
-    return queue
+        store.db.on_wait = print_wait
+    return store
 
 
-def tell_wait(why) -> None:
+def print_wait(why) -> None:
     if why:
         talk("%s: %s (Ctrl-C ends this)" % (PROGRAM, why))
 
@@ -7569,17 +7570,17 @@ def cmd_enqueue(args) -> None:
             raise UserError("give a command or --file, not both")
         return enqueue_file(args, options)
     if not args.rest:
-        raise UserError("what shall it run? Give a command, as in: %s enqueue echo hello" % invoked())
+        raise UserError("no command was given: %s enqueue echo hello" % invoked())
     plan = Plan([job_of_words(args.rest, options)])  # a bad job is refused before a database is created
-    with open_queue(args) as queue:
-        [job] = queue.enqueue_many(plan)
-        if plan.twins:
+    with open_queue(args) as store:
+        [job] = store.enqueue_many(plan)
+        if plan.duplicates:
             talk("job %d with this unique key is there already" % job)
         if args.quiet or not is_terminal(sys.stdout):
             out(str(job))
         else:
             verdict("Enqueued job %d" % job)
-            warn_if_stuck(queue, job)
+            warn_if_stuck(store, job)
 
 
 def job_of_words(words: list, options: dict) -> dict:
@@ -7602,57 +7603,57 @@ def shell_command(text: str) -> str:
     return text
 
 
-def this_job(queue):
+def this_job(store):
     """Return the running job of this queue in which this command runs, or None; the environment names it."""
-    told = os.environ.get
+    variable = os.environ.get
     try:
-        if not os.path.samefile(told("QUEUECTL_DB", ""), queue.db.path):
+        if not os.path.samefile(variable("QUEUECTL_DB", ""), store.db.path):
             return None
     except OSError:
         return None
-    job = queue.look.find(told("QUEUECTL_JOB_ID", ""))
-    return job if job is not None and job.state == "processing" and str(job.attempt) == told("QUEUECTL_ATTEMPT") else None
+    job = store.look.find(variable("QUEUECTL_JOB_ID", ""))
+    return job if job is not None and job.state == "processing" and str(job.attempt) == variable("QUEUECTL_ATTEMPT") else None
 
 
-def begin_wait(queue, ids: list) -> tuple:
+def begin_wait(store, ids: list) -> tuple:
     """Return (the job in which this command runs or None, the ids that it may wait for).
 
     Those ids include neither that job nor any job that can't end before it.
     """
-    within = this_job(queue)
+    within = this_job(store)
     if within is None or not ids:
         return within, ids
-    later = queue.workers.begin_wait(within.id, ids)
-    left_out = [number for number in ids if number in later]
+    later = store.workers.begin_wait(within.id, ids)
+    left_out = [job_id for job_id in ids if job_id in later]
     if within.id in left_out:
         talk("job %d runs this command: it is not waited for" % within.id)
         left_out.remove(within.id)
-    for number in left_out[:5]:
-        talk("job %d can't end before job %d, which runs this command: it is not waited for" % (number, within.id))
+    for job_id in left_out[:5]:
+        talk("job %d can't end before job %d, which runs this command: it is not waited for" % (job_id, within.id))
     if left_out[5:]:
         talk("nor are %d more" % len(left_out[5:]))
-    return within, [number for number in ids if number not in later]
+    return within, [job_id for job_id in ids if job_id not in later]
 
 
-def deadlocked(queue, number: int, seen=frozenset()) -> bool:
+def deadlocked(store, job_id: int, seen=frozenset()) -> bool:
     """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs.
 
     Stopping workers claim no job.  If only such workers are left, a job that they still run waits in vain.
     """
-    job = queue.look.find(number)
-    if job is None or job.state not in WAITING or number in seen:
+    job = store.look.find(job_id)
+    if job is None or job.state not in WAITING or job_id in seen:
         return False
-    reasons = queue.look.why_waiting(job)
+    reasons = store.look.why_waiting(job)
     before = [parent for reason, detail in reasons for parent in (
         detail if reason == "parents" else [detail] if reason == "key" else []) if parent > 0]
-    if before or job.gate not in (READY, OWN):
-        return any(deadlocked(queue, parent, seen | {number}) for parent in before)
-    later, running = queue.workers.later_than(number), queue.look.jobs(("processing",))
+    if before or job.gate not in (READY, RESERVED):
+        return any(deadlocked(store, parent, seen | {job_id}) for parent in before)
+    later, running = store.workers.later_than(job_id), store.look.jobs(("processing",))
     if any(reason == "limit" for reason, _ in reasons):
         return later.issuperset(other.id for other in running if other.queue == job.queue)
-    homes = {worker.id: worker.supervisor for worker in queue.workers.workers()}
-    listed = queue.workers.supervisors()
-    pools = [pool for pool in listed if serves(queue, pool, job)]
+    homes = {worker.id: worker.supervisor for worker in store.workers.workers()}
+    listed = store.workers.supervisors()
+    pools = [pool for pool in listed if serves(store, pool, job)]
     if not pools:
         stopping = {pool.id for pool in listed if pool.stop}
         return any(other.id in later and homes.get(other.worker) in stopping for other in running)
@@ -7664,35 +7665,35 @@ def deadlocked(queue, number: int, seen=frozenset()) -> bool:
     return True
 
 
-def deadlock_text(number: int, within) -> str:
+def deadlock_text(job_id: int, within) -> str:
     return ("job %d can't start before job %d, which runs this command, has ended: the workers are stopping, or all that may run it, "
-            "or the limit of its queue, are taken up by jobs that wait for it" % (number, within.id))
+            "or the limit of its queue, are taken up by jobs that wait for it" % (job_id, within.id))
 
 
-def warn_if_stuck(queue, number: int) -> None:
+def warn_if_stuck(store, job_id: int) -> None:
     """Warn the user if no worker will take a job."""
-    job = queue.look.job(number)
-    if not serving(queue, job):
+    job = store.look.job(job_id)
+    if not serving(store, job):
         talk("no worker serves it: start some with `%s worker start`" % invoked())
-    elif job.state in WAITING and queue.queues.is_paused(job.queue):
+    elif job.state in WAITING and store.queues.is_paused(job.queue):
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
 def enqueue_file(args, options: dict) -> None:
     items = read_items(args.file)
     plan = Plan(items, options)
-    with open_queue(args) as queue:
+    with open_queue(args) as store:
         progress = Progress(len(items))
-        ids = queue.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
+        ids = store.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
         progress.clear()
         if args.quiet or not is_terminal(sys.stdout):
             sys.stdout.write("".join("%d\n" % job for job in ids))
-        elif len(plan.twins) < len(ids):
+        elif len(plan.duplicates) < len(ids):
             first = min(job for job in ids if job > plan.newest)
-            verdict("Enqueued %s, %d to %d (batch %d)" % (plural(len(ids) - len(plan.twins), "job"), first, max(ids), plan.batch))
-            warn_if_stuck(queue, max(ids))
-        if plan.twins:
-            talk("%s there already, by their unique key" % plural(len(plan.twins), "job"))
+            verdict("Enqueued %s, %d to %d (batch %d)" % (plural(len(ids) - len(plan.duplicates), "job"), first, max(ids), plan.batch))
+            warn_if_stuck(store, max(ids))
+        if plan.duplicates:
+            talk("%s there already, by their unique key" % plural(len(plan.duplicates), "job"))
 
 
 def batch_label(path: str) -> str:
@@ -7757,7 +7758,7 @@ def cmd_run(args) -> int:
     plan = Plan(items, options)  # bad jobs are refused before anything starts
     database = find_database(args.db)
     refuse_foreign_wal(database)
-    tell_root(database)
+    warn_root(database)
     return Run(database, plan, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
 
 
@@ -7775,14 +7776,14 @@ class Run:
         self._junit = junit_path
         self._begun = time.monotonic()
         self._look_at = self._begun + 1.0
-        self._stalled = self._told = None  # why nothing ran at the last look, and which reason was last printed
+        self._stalled = self._explained = None  # why nothing ran at the last look, and which reason was last printed
         self._progress = Progress(len(plan.items), lines=True)
         self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), {"drain": True}, print_trouble, worker_argv(database))
         try:
-            with Store(database) as queue:
-                ids = queue.enqueue_many(plan, label=label, pool=self._supervisor.id)
-                self._total, self._batch, self._twins = len(ids), plan.batch, plan.twins  # the total counts duplicates too
-                self._within, self._awaited = begin_wait(queue, [job for job in ids if job > plan.newest])
+            with Store(database) as store:
+                ids = store.enqueue_many(plan, label=label, reserved_for=self._supervisor.id)
+                self._total, self._batch, self._duplicates = len(ids), plan.batch, plan.duplicates  # the total counts duplicates too
+                self._within, self._awaited = begin_wait(store, [job for job in ids if job > plan.newest])
         except BaseException:
             self._supervisor.close()
             raise
@@ -7794,70 +7795,70 @@ class Run:
         finally:
             self._supervisor.close()
         self._progress.clear()
-        with Store(self._supervisor.database) as queue:
+        with Store(self._supervisor.database) as store:
             if self._within is not None:
-                queue.workers.end_wait(self._within.id, self._awaited)
-            return self._sum_up(queue)
+                store.workers.end_wait(self._within.id, self._awaited)
+            return self._sum_up(store)
 
     def _show(self) -> None:
         begun = time.monotonic()
         if begun >= self._look_at:
             self._look_at = begun + 1.0
-            self._tell_why_stalled(self._supervisor.queue)
+            self._print_why_stalled(self._supervisor.store)
         if not self._progress.due():
             return
-        counts = self._supervisor.queue.queues.batch_counts(self._batch)
-        done = sum(counts[state] for state in FINAL) + len(self._twins)
+        counts = self._supervisor.store.queues.batch_counts(self._batch)
+        done = sum(counts[state] for state in FINAL) + len(self._duplicates)
         failed = counts["dead"]
-        note = "  %d failed" % failed if failed else ""
+        suffix = "  %d failed" % failed if failed else ""
         if counts["failed"]:
-            note += "  %d to retry" % counts["failed"]
-        self._progress.show(done, "%s  %d running" % (note, counts["processing"]), time.monotonic() - begun)
+            suffix += "  %d to retry" % counts["failed"]
+        self._progress.show(done, "%s  %d running" % (suffix, counts["processing"]), time.monotonic() - begun)
 
-    def _tell_why_stalled(self, queue) -> None:
+    def _print_why_stalled(self, store) -> None:
         """Print what keeps all jobs of the run waiting, if it lasts for a second; the progress shows a wait for a retry."""
-        job, before = queue.claims.stalled_job(self._supervisor.id), self._stalled
-        reasons = [reason for reason in queue.look.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
+        job, before = store.claims.stalled_job(self._supervisor.id), self._stalled
+        reasons = [reason for reason in store.look.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
         self._stalled = [reason for reason, _ in reasons]
-        if reasons and self._stalled == before and self._within is not None and deadlocked(queue, job.id):
+        if reasons and self._stalled == before and self._within is not None and deadlocked(store, job.id):
             self._progress.clear()
             talk(deadlock_text(job.id, self._within))
-            self._supervisor.level = 2
-        elif reasons and self._stalled == before != self._told:
-            self._told = before
+            self._supervisor.stopping = IMMEDIATE
+        elif reasons and self._stalled == before != self._explained:
+            self._explained = before
             self._progress.clear()
             for reason in reasons:
                 talk("job %d waits: %s" % (job.id, reason_text(job, *reason)))
 
-    def _sum_up(self, queue) -> int:
+    def _sum_up(self, store) -> int:
         took = time.monotonic() - self._begun
-        counts = queue.queues.batch_counts(self._batch)
-        twins = [(where, queue.look.find(number)) for where, number in self._twins]
+        counts = store.queues.batch_counts(self._batch)
+        duplicates = [(where, store.look.find(job_id)) for where, job_id in self._duplicates]
         done, total = counts["completed"], self._total
-        bad = queue.look.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
+        bad = store.look.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
         for job in bad:
             out("%s job %d%s%s: %s" % (
                 paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "",
                 ", %s, attempt %d" % (plain(job.error or job.state), job.attempt) if job.attempt else " did not run, " + ending_text(job),
                 fit(plain(job.command), 200)))
-            for line in last_lines(queue.db.files.log(job.id, job.attempt), 10):
+            for line in last_lines(store.db.files.log(job.id, job.attempt), 10):
                 out("    " + line)
         failed = counts["dead"] + counts["cancelled"]
         if failed > len(bad):
             out("  and %d more: %s batch show %d" % (failed - len(bad), invoked(), self._batch))
-        for where, job in [(where, job) for where, job in twins if job is not None and job.state != "completed"][:20]:
+        for where, job in [(where, job) for where, job in duplicates if job is not None and job.state != "completed"][:20]:
             out("%s %sjob %d, which has the same unique key, is there already and is %s" % (
                 paint("✘", "red", sys.stdout), where, job.id, job.state))
         left = counts["pending"] + counts["failed"] + counts["processing"]
-        stand = [job.state if job is not None else "removed" for _, job in twins]
+        stand = [job.state if job is not None else "removed" for _, job in duplicates]
         parts = [(counts["dead"], "failed"), (counts["cancelled"], "cancelled"),
-                 (len(twins), "there already (%s)" % ", ".join("%d %s" % (stand.count(state), state) for state in dict.fromkeys(stand))),
-                 (left, "left in the queue"), (total - sum(counts.values()) - len(twins), "removed before its end could be told")]
+                 (len(duplicates), "there already (%s)" % ", ".join("%d %s" % (stand.count(state), state) for state in dict.fromkeys(stand))),
+                 (left, "left in the queue"), (total - sum(counts.values()) - len(duplicates), "removed before its end was known")]
         good = done + stand.count("completed") == total
         verdict("%d of %d completed in %s%s" % (done, total, span(took), "".join(", %d %s" % part for part in parts if part[0])), good)
         if self._junit:
-            jobs = [job for page in job_pages(queue, (), 0, {"batch": self._batch}) for job in page][::-1]
-            self._write_junit(junit(jobs + [job for _, job in twins if job is not None], queue.db.files, took))
+            jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
+            self._write_junit(junit(jobs + [job for _, job in duplicates if job is not None], store.db.files, took))
         return 0 if good else 130 if left and self._supervisor.interrupted else 1
 
     def _write_junit(self, text: str) -> None:
@@ -7913,32 +7914,32 @@ def cmd_worker_start(args) -> int:
         asked["queues"] = queue_list(args.queue)
     text = json.dumps(asked)
     if not announced:
-        tell_root(database)
+        warn_root(database)
         if not args.foreground:
             return start_in_background(args, database, text)
     OS.close_inherited()
     if asked["nice"] is not None:
         OS.be_nice(asked["nice"])
     answer = take_answer_pipe() if announced else None
-    say = Log(Files(database).journal)
+    log = Log(Files(database).journal)
     try:
         refuse_foreign_wal(database)
-        supervisor = Supervisor(database, "start", args.count, asked, say, worker_argv(database), text)
-        within = this_job(supervisor.queue)
+        supervisor = Supervisor(database, "start", args.count, asked, log, worker_argv(database), text)
+        within = this_job(supervisor.store)
         supervisor.within = within and within.id
         supervisor.start()
-        say("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
+        log("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
         announce(answer, "ready %d" % supervisor.id)
         supervisor.run()
         supervisor.close()
     except (QueueGone, UserError, OSError, sqlite3.Error) as error:
         announce(answer, "error %s" % plain(explain_error(error, database)))
-        say("trouble", why=explain_error(error, database))
+        log("trouble", why=explain_error(error, database))
         return 2
     return 0
 
 
-def tell_root(database: str) -> None:
+def warn_root(database: str) -> None:
     """Tell root whose jobs are about to run as root."""
     name = OS.other_owner(database)
     if name:
@@ -7975,9 +7976,9 @@ def launch(database: str, count: int, asked: str) -> tuple:
     `asked` is the JSON of cmd_worker_start, or the words that 1.0 wrote, one per line.
     """
     words = [asked] if asked[:1] == "{" else ["", *asked.splitlines()]
-    with Store(database) as queue:
-        queue.db.files.make()
-        log = queue.db.files.journal
+    with Store(database) as store:
+        store.db.files.make()
+        log = store.db.files.journal
         rotate(log)
     pid, answer = OS.detach(program_argv() + ["worker", "start", "--db", database, "--count", str(count), "--announce", *words], log)
     with answer:
@@ -7991,10 +7992,10 @@ def args_worker_stop(parser) -> None:
     parser.add_argument("--now", action="store_true", help="end running jobs and give them back, without charging the attempt")
 
 
-def cmd_worker_stop(queue, args) -> int:
-    wanted = {s.id for s in queue.workers.supervisors() if s.kind == "start"}
-    workers = [w.id for w in queue.workers.workers() if w.supervisor in wanted]
-    gone = stop_supervisors(queue, wanted, 2 if args.now else 1)
+def cmd_worker_stop(store, args) -> int:
+    wanted = {s.id for s in store.workers.supervisors() if s.kind == "start"}
+    workers = [w.id for w in store.workers.workers() if w.supervisor in wanted]
+    gone = stop_supervisors(store, wanted, IMMEDIATE if args.now else GRACEFUL)
     if not wanted:
         out("No workers are running")
     elif gone is False:
@@ -8004,29 +8005,29 @@ def cmd_worker_stop(queue, args) -> int:
     return 1 if gone is False else 0
 
 
-def stop_supervisors(queue, wanted: set, level: int):
+def stop_supervisors(store, wanted: set, how: int):
     """Stop these supervisors and return True when they have ended.
 
     Return None if they were only asked to stop, False if something could not be released.  Supervisors that should stop
-    now (level 2) have kill_grace and some seconds; then they are killed.
+    now (IMMEDIATE) have kill_grace and some seconds; then they are killed.
     """
-    within = this_job(queue)
-    own = {worker.supervisor for worker in queue.workers.workers() if within is not None and worker.id == within.worker}
-    if level == 2:
-        queue.db.patience = 2.0
+    within = this_job(store)
+    own = {worker.supervisor for worker in store.workers.workers() if within is not None and worker.id == within.worker}
+    if how == IMMEDIATE:
+        store.db.patience = 2.0
         if own & wanted:
-            queue.workers.spare(within)
+            store.workers.spare(within)
     for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may kill us at once
-        ask_stop(queue, supervisor, level)
+        ask_stop(store, supervisor, how)
     if within is not None:
         talk("job %d runs this command, which therefore does not wait until the workers have stopped" % within.id)
         return None
-    tell_at = time.monotonic() + 1.0
-    kill_at = tell_at + queue.settings.value("kill_grace") + END_NOW_S + 3.0 if level == 2 else float("inf")
+    explain_at = time.monotonic() + 1.0
+    kill_at = explain_at + store.settings.value("kill_grace") + END_NOW_S + 3.0 if how == IMMEDIATE else float("inf")
     end_at = kill_at + 4.0
     while True:
         try:
-            if not wanted_left(queue, wanted, level):
+            if not wanted_left(store, wanted, how):
                 return True
         except (sqlite3.OperationalError, OSError) as error:  # the database can't be written: what dead workers held stays
             if is_damage(error):
@@ -8037,64 +8038,64 @@ def stop_supervisors(queue, wanted: set, level: int):
             return False
         if now >= kill_at:
             kill_at = float("inf")
-            kill_supervisors(queue, wanted)
-        if now >= tell_at:
-            tell_at = float("inf")
-            tell_why_not_stopped(queue, wanted, level)
+            kill_supervisors(store, wanted)
+        if now >= explain_at:
+            explain_at = float("inf")
+            print_why_not_stopped(store, wanted, how)
         time.sleep(0.01)
 
 
-def ask_stop(queue, supervisor: int, level: int) -> None:
+def ask_stop(store, supervisor: int, how: int) -> None:
     """Ask for a stop in the database; if it can't be written, send `now` by a signal."""
     try:
-        queue.workers.ask_stop(supervisor, level)
+        store.workers.ask_stop(supervisor, how)
     except (sqlite3.OperationalError, OSError) as error:
-        record = read_record(queue.db.files.lock("s%d" % supervisor))
-        if level < 2 or not is_here(record):
+        content = read_lock(store.db.files.lock("s%d" % supervisor))
+        if how < IMMEDIATE or not is_here(content):
             raise
-        talk("can't write to the database (%s): the supervisor is told by a signal" % plain(str(error)))
-        OS.signal_worker(record.pid, "now")
+        talk("can't write to the database (%s): the supervisor gets a signal instead" % plain(str(error)))
+        OS.signal_worker(content.pid, "now")
 
 
-def is_here(record) -> bool:
+def is_here(content) -> bool:
     """Whether the process that wrote a lock file belongs to this machine, so that a signal may be sent to it."""
-    return record is not None and record.machine == OS.machine() != "" and record.pid > 1
+    return content is not None and content.machine == OS.machine() != "" and content.pid > 1
 
 
-def kill_supervisors(queue, wanted: set) -> None:
+def kill_supervisors(store, wanted: set) -> None:
     """Kill the processes that did not end in time: they are stopped or stuck.  Their jobs are rescued."""
-    names = [w.id for w in queue.workers.workers() if w.supervisor in wanted] + ["s%d" % number for number in wanted]
-    for path in map(queue.db.files.lock, names):
-        record = read_record(path)
-        if is_here(record) and OS.is_held(path):
-            OS.signal_worker(record.pid, "kill")
+    names = [w.id for w in store.workers.workers() if w.supervisor in wanted] + ["s%d" % number for number in wanted]
+    for path in map(store.db.files.lock, names):
+        content = read_lock(path)
+        if is_here(content) and OS.is_held(path):
+            OS.signal_worker(content.pid, "kill")
 
 
-def tell_why_not_stopped(queue, wanted: set, level: int) -> None:
+def print_why_not_stopped(store, wanted: set, how: int) -> None:
     """Print what a stop waits for: running jobs, and what their workers and supervisors wait for."""
-    workers = [fact for fact in worker_facts(queue) if fact["supervisor"] in wanted]
-    supervisors = [fact for fact in supervisor_facts(queue, queue.workers.unanswered()) if fact["id"] in wanted]
-    running = [str(fact["job"]) for fact in workers if fact["job"] and not fact["note"]]
+    workers = [fact for fact in worker_facts(store) if fact["supervisor"] in wanted]
+    supervisors = [fact for fact in supervisor_facts(store, store.workers.unanswered()) if fact["id"] in wanted]
+    running = [str(fact["job"]) for fact in workers if fact["job"] and not fact["status"]]
     if running:
         talk("waiting for job %s to end%s" % (", ".join(running[:5]), (
-            "; `%s worker stop --now` gives it back" % invoked() if level < 2 else "")))
+            "; `%s worker stop --now` gives it back" % invoked() if how < IMMEDIATE else "")))
     for wait in waits(workers, supervisors)[:10]:
         talk("waiting: %s %s" % wait)
 
 
-def wanted_left(queue, wanted: set, level: int) -> bool:
+def wanted_left(store, wanted: set, how: int) -> bool:
     """Whether any of these supervisors is left.  Stop the workers of a dead one and release their jobs."""
-    left = [s for s in queue.workers.supervisors() if s.id in wanted]
+    left = [s for s in store.workers.supervisors() if s.id in wanted]
     for supervisor in left:
-        if not OS.is_held(queue.db.files.lock("s%d" % supervisor.id)):
-            orphans = [worker for worker in queue.workers.workers() if worker.supervisor == supervisor.id]
+        if not OS.is_held(store.db.files.lock("s%d" % supervisor.id)):
+            orphans = [worker for worker in store.workers.workers() if worker.supervisor == supervisor.id]
             for worker in orphans:
-                alive = OS.is_held(queue.db.files.lock(worker.id)) or (  # else the row may be a copy's, or name any process
-                    worker.place and queue.workers.is_at_home(worker) and queue.workers.is_alive(worker))
-                if not rescue(queue, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
-                    OS.signal_worker(worker.pid, "now" if level == 2 else "stop")
+                alive = OS.is_held(store.db.files.lock(worker.id)) or (  # else the row may be a copy's, or name any process
+                    worker.place and store.workers.is_at_home(worker) and store.workers.is_alive(worker))
+                if not rescue(store, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
+                    OS.signal_worker(worker.pid, "now" if how == IMMEDIATE else "stop")
             if not orphans:
-                queue.workers.remove_supervisor(supervisor.id)
+                store.workers.remove_supervisor(supervisor.id)
     return bool(left)
 
 
@@ -8102,36 +8103,36 @@ def args_worker_scale(parser) -> None:
     parser.add_argument("count", type=count_argument, metavar="N")
 
 
-def cmd_worker_scale(queue, args) -> None:
-    started = [s for s in queue.workers.supervisors() if s.kind == "start" and OS.is_held(queue.db.files.lock("s%d" % s.id))]
+def cmd_worker_scale(store, args) -> None:
+    started = [s for s in store.workers.supervisors() if s.kind == "start" and OS.is_held(store.db.files.lock("s%d" % s.id))]
     if len(started) != 1:
         raise UserError("%s: start workers with `%s worker start --count %d`" % (
             "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),
             invoked(), args.count))
-    queue.workers.ask_scale(started[0].id, args.count)
-    limit = time.monotonic() + (10 if this_job(queue) is None else 0)  # surplus workers that are busy finish their jobs first
-    while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in queue.workers.workers()) != args.count:
+    store.workers.ask_scale(started[0].id, args.count)
+    limit = time.monotonic() + (10 if this_job(store) is None else 0)  # surplus workers that are busy finish their jobs first
+    while time.monotonic() < limit and sum(w.supervisor == started[0].id for w in store.workers.workers()) != args.count:
         time.sleep(0.01)
     verdict("Scaled from %d to %s" % (started[0].slots, plural(args.count, "worker")))
 
 
-def cmd_worker_restart(queue, args) -> None:
+def cmd_worker_restart(store, args) -> None:
     """Start new workers first, from the file as it is now; then stop the old ones, each after its job."""
-    old = [s for s in queue.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces the stopping ones
+    old = [s for s in store.workers.supervisors() if s.kind == "start" and not s.stop]  # another restart replaces the stopping ones
     if not old:
         raise UserError("no workers are running: start some with `%s worker start`" % invoked())
     if any("--foreground" in s.arguments.splitlines() or
            s.arguments[:1] == "{" and parse_json(s.arguments)[0].get("foreground") for s in old):
         raise UserError("these workers run in the foreground: restart the service or terminal that they run in")
     for supervisor in old:
-        launch(queue.db.path, supervisor.slots, supervisor.arguments)
-    gone = stop_supervisors(queue, {supervisor.id for supervisor in old}, 1)
+        launch(store.db.path, supervisor.slots, supervisor.arguments)
+    gone = stop_supervisors(store, {supervisor.id for supervisor in old}, GRACEFUL)
     verdict("%s %s" % ("Restarted" if gone is not None else "Started new ones in place of",
                        plural(sum(supervisor.slots for supervisor in old), "worker")))
 
 
-def cmd_worker_list(queue, args) -> None:
-    facts, supervisors = worker_facts(queue), supervisor_facts(queue, queue.workers.unanswered())
+def cmd_worker_list(store, args) -> None:
+    facts, supervisors = worker_facts(store), supervisor_facts(store, store.workers.unanswered())
     if args.json:
         out_json(facts)
         return
@@ -8144,15 +8145,15 @@ def cmd_worker_list(queue, args) -> None:
 
 
 def args__worker(parser) -> None:
-    for name in ("supervisor", "queues", "own", "load", "where"):
+    for name in ("supervisor", "queues", "reserved", "load", "where"):
         parser.add_argument(name)
 
 
 def cmd__worker(args) -> None:
     """Run a worker as a separate program, for systems without fork; its arguments are a Post and its wake-up."""
-    post = Post(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
-                args.own == "1", None if args.load == "-" else float(args.load))
-    work(post, OS.worker_signals(args.where), print_trouble if post.own else Log(Files(post.database).journal))
+    spec = WorkerSpec(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
+                args.reserved == "1", None if args.load == "-" else float(args.load))
+    work(spec, OS.worker_signals(args.where), print_trouble if spec.reserved else Log(Files(spec.database).journal))
 
 
 # -- looking --
@@ -8199,16 +8200,16 @@ def list_once(args) -> None:
     filters = {"queue": args.queue, "name": args.name,
                "sort": SORTS[parse_choice(args.sort, "--sort", tuple(SORTS))] if args.sort else None,
                "since": time.time() - parse_duration(args.since, "--since") if args.since is not None else None}
-    with open_queue(args) as queue:
-        filters["batch"] = queue.queues.batch(args.batch).id if args.batch else None
+    with open_queue(args) as store:
+        filters["batch"] = store.queues.batch(args.batch).id if args.batch else None
         narrowed = any(value is not None for key, value in filters.items() if key != "sort")
-        total = None if narrowed else sum(n for state, n in queue.queues.counts().items() if not states or state in states)
-        pages = job_pages(queue, states, limit, filters)
+        total = None if narrowed else sum(n for state, n in store.queues.counts().items() if not states or state in states)
+        pages = job_pages(store, states, limit, filters)
         if args.json:
             return print_json_pages(pages, limit, total)
         if args.tree:
             jobs = [job for page in pages for job in page][::-1]
-            print_tree(jobs, queue.look.parents([job.id for job in jobs]))
+            print_tree(jobs, store.look.parents([job.id for job in jobs]))
             return
         shown, widths = 0, None
         for page in pages:
@@ -8216,21 +8217,21 @@ def list_once(args) -> None:
             shown += len(page)
     if not shown:
         talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else " that match" if narrowed else ""))
-    say_more(limit, total, shown)
+    print_more(limit, total, shown)
 
 
-def say_more(limit: int, total, shown: int) -> None:
+def print_more(limit: int, total, shown: int) -> None:
     if limit and (total or 0) > shown:
         talk("%d more: --limit 0 shows all" % (total - shown))
     elif limit and total is None and shown == limit:
         talk("there may be more: --limit 0 shows all")
 
 
-def job_pages(queue, states, limit: int, filters=None):
+def job_pages(store, states, limit: int, filters=None):
     """Yield jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
     before, left, filters = None, limit or 2**62, filters or {}
     while left > 0:
-        page = queue.look.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
+        page = store.look.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
         if not page:
             return
         yield page
@@ -8248,13 +8249,13 @@ def print_json_pages(pages, limit: int, total) -> None:
             sys.stdout.write(("," if shown else "") + "\n  " + json.dumps(job.to_dict()))
             shown += 1
     sys.stdout.write("\n]\n" if shown else "]\n")
-    say_more(limit, total, shown)
+    print_more(limit, total, shown)
 
 
-def cmd_status(queue, args) -> None:
-    counts, workers, oldest = queue.queues.counts(), worker_facts(queue), queue.look.oldest_waiting()
-    supervisors = supervisor_facts(queue, queue.workers.unanswered())
-    path = queue.db.path
+def cmd_status(store, args) -> None:
+    counts, workers, oldest = store.queues.counts(), worker_facts(store), store.look.oldest_waiting()
+    supervisors = supervisor_facts(store, store.workers.unanswered())
+    path = store.db.path
     if args.json:
         out_json({"jobs": counts, "workers": workers, "supervisors": supervisors,
                   "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
@@ -8279,15 +8280,15 @@ def args_show(parser) -> None:
     add_json(parser)
 
 
-def one_job(queue, ref: str):
-    return queue.look.job(queue.look.ids(ref)[0])
+def one_job(store, ref: str):
+    return store.look.job(store.look.ids(ref)[0])
 
 
-def cmd_show(queue, args) -> None:
-    job = one_job(queue, args.id)
-    attempts = queue.look.history(job.id)
-    history = [history_row(queue, job, attempt) for attempt in attempts]
-    wait = wait_facts(read_record(queue.db.files.lock(job.worker)) if job.state == "processing" else None)
+def cmd_show(store, args) -> None:
+    job = one_job(store, args.id)
+    attempts = store.look.history(job.id)
+    history = [history_row(store, job, attempt) for attempt in attempts]
+    wait = wait_facts(read_lock(store.db.files.lock(job.worker)) if job.state == "processing" else None)
     if args.json:
         out_json(dict(job.to_dict(), history=history, **wait))
         return
@@ -8296,7 +8297,7 @@ def cmd_show(queue, args) -> None:
     for key, value in facts.items():
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
-    if wait["note"]:
+    if wait["status"]:
         out("%-13s %s %s" % ("waits", *waits([dict(wait, id=job.worker)])[0]))
     if history:
         out("")
@@ -8306,13 +8307,13 @@ def cmd_show(queue, args) -> None:
                      for row, attempt in zip(history, attempts)], ("ERROR",))
 
 
-def history_row(queue, job, attempt) -> dict:
+def history_row(store, job, attempt) -> dict:
     """Return one attempt as `show --json` prints it; the pid of a running attempt is in its worker's lock file."""
     row = attempt._asdict()
     if attempt.outcome == "running":
-        record = read_record(queue.db.files.lock(attempt.worker))
-        if record and (record.job, record.attempt) == (job.id, attempt.attempt):
-            row["pid"] = record.group
+        content = read_lock(store.db.files.lock(attempt.worker))
+        if content and (content.job, content.attempt) == (job.id, attempt.attempt):
+            row["pid"] = content.group
     row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at),
                duration=attempt.duration and round(attempt.duration, 6))
     return row
@@ -8328,25 +8329,25 @@ def args_logs(parser) -> None:
 
 def cmd_logs(args) -> None:
     refuse_both(args, "attempt", "all_attempts")
-    with open_queue(args) as queue:
-        ids = select_ids(queue, args, STATES)
+    with open_queue(args) as store:
+        ids = select_ids(store, args, STATES)
         if args.follow:
-            _, ids = begin_wait(queue, ids)
+            _, ids = begin_wait(store, ids)
         readers = []
-        for job in [queue.look.job(number) for number in ids]:
+        for job in [store.look.job(job_id) for job_id in ids]:
             first = last = max(1, job.attempt)
             if args.attempt is not None:
                 first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
             prefix = "%d | " % job.id if len(ids) > 1 else ""
-            begun = [attempt.attempt for attempt in queue.look.history(job.id)] if args.all_attempts else [first]
+            begun = [attempt.attempt for attempt in store.look.history(job.id)] if args.all_attempts else [first]
             for attempt in begun or [first]:
-                readers.append(LogReader(queue, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
+                readers.append(LogReader(store, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
                 readers[-1].skip_to_last(args.lines)
             if args.follow or len(ids) > 1:
                 continue
             if job.attempt == 0:
                 talk("job %d has not run yet" % job.id)
-            elif job.state != "processing" and not os.path.exists(queue.db.files.log(job.id, first)):
+            elif job.state != "processing" and not os.path.exists(store.db.files.log(job.id, first)):
                 talk("job %d wrote nothing in attempt %d" % (job.id, first))
         write = output_writer(len(ids) > 1)
         while readers:
@@ -8404,14 +8405,14 @@ class TerminalWriter:
         return "\r%s\033[J" % ("\033[%dA" % rows if rows > 0 else "")
 
 
-def running(queue, job, attempt: int) -> bool:
+def running(store, job, attempt: int) -> bool:
     """Whether an attempt still writes; if its end can't be recorded yet, it already has its log."""
-    return job.state == "processing" and job.attempt == attempt and not os.path.exists(queue.db.files.log(job.id, attempt))
+    return job.state == "processing" and job.attempt == attempt and not os.path.exists(store.db.files.log(job.id, attempt))
 
 
-def output_of(queue, job, attempt: int) -> str:
+def output_of(store, job, attempt: int) -> str:
     """Return the path of the file that holds the output of an attempt."""
-    return queue.db.files.output(job.worker) if running(queue, job, attempt) else queue.db.files.log(job.id, attempt)
+    return store.db.files.output(job.worker) if running(store, job, attempt) else store.db.files.log(job.id, attempt)
 
 
 class LogReader:
@@ -8421,7 +8422,7 @@ class LogReader:
     """
 
     def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False):
-        self._queue = queue
+        self._store = queue
         self._job = job
         self._attempt = attempt
         self._prefix = prefix.encode()
@@ -8432,14 +8433,14 @@ class LogReader:
 
     def read(self, write, follow: bool) -> bool:
         """Pass on new output; return whether to call again: more may follow, or not all was read."""
-        job = self._queue.look.find(self._job)
+        job = self._store.look.find(self._job)
         if job is None:
             return False
-        log = self._queue.db.files.log(self._job, self._attempt)
-        if running(self._queue, job, self._attempt):
+        log = self._store.db.files.log(self._job, self._attempt)
+        if running(self._store, job, self._attempt):
             place = self._offset, self._cut
-            data = self._part(self._queue.db.files.output(job.worker))
-            again = self._queue.look.find(self._job)
+            data = self._part(self._store.db.files.output(job.worker))
+            again = self._store.look.find(self._job)
             if os.path.exists(log):
                 self._offset, self._cut = place  # the attempt ended meanwhile
             elif again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
@@ -8463,10 +8464,10 @@ class LogReader:
 
     def skip_to_last(self, lines) -> None:
         """Start at the last `lines` lines of the present output; None: at the beginning."""
-        job = self._queue.look.find(self._job)
+        job = self._store.look.find(self._job)
         if lines is None or job is None:
             return
-        path = output_of(self._queue, job, self._attempt)
+        path = output_of(self._store, job, self._attempt)
         try:
             with open(path, "rb", opener=no_link) as file:
                 place, found = file.seek(0, os.SEEK_END), 0
@@ -8526,9 +8527,9 @@ def args_stats(parser) -> None:
     add_json(parser)
 
 
-def cmd_stats(queue, args) -> None:
+def cmd_stats(store, args) -> None:
     now, window = time.time(), args.since
-    rows = queue.look.finished_since(now - max(window, 86400))
+    rows = store.look.finished_since(now - max(window, 86400))
     recent = [ended for ended in rows if ended.at >= now - window]
     facts = {"since": utc(now - window), "throughput": throughput(rows, now),
              "queues": group_stats(recent, lambda ended: ended.queue),
@@ -8602,22 +8603,22 @@ def args_events(parser) -> None:
                         help="only events with a higher number (all; with -f: from now on)")
 
 
-def cmd_events(queue, args) -> None:
+def cmd_events(store, args) -> None:
     import json
-    after = args.after if args.after is not None else queue.look.last_event() if args.follow else 0
+    after = args.after if args.after is not None else store.look.last_event() if args.follow else 0
     seen = None
     while True:
-        events = queue.look.events(after)
+        events = store.look.events(after)
         for event in events:
             out(json.dumps(event))
             after = event["seq"]
         sys.stdout.flush()
         if not events and not args.follow:
             return
-        while not events and seen == queue.db.changes():
+        while not events and seen == store.db.changes():
             if OS.reader_left(0.02):
                 return
-        seen = queue.db.changes()
+        seen = store.db.changes()
 
 
 # -- top --
@@ -8652,14 +8653,14 @@ class Top:
 
     def __init__(self, queue):
         self.alive = True
-        self._queue = queue
+        self._store = queue
         self._filter = 0
         self._marked = None      # the id of the job that the keys act on
         self._place = 0          # the row of that job
         self._jobs = []
         self._page = 1
         self._asked = None       # the job for which `c` was pressed, until the next key
-        self._note = ""
+        self._message = ""
         self._log = None         # the job whose log is shown instead of the list
         self._ends = []          # the chart: how many events each second had
         self._last = None
@@ -8680,7 +8681,7 @@ class Top:
         head = self._head(width, height)[:max(2, height - 7)]
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
-        self._jobs = self._queue.look.jobs(states, 1000)
+        self._jobs = self._store.look.jobs(states, 1000)
         ids = [job.id for job in self._jobs]
         self._place = ids.index(self._marked) if self._marked in ids else max(0, min(self._place, len(ids) - 1))
         self._marked = ids[self._place] if ids else None
@@ -8694,35 +8695,35 @@ class Top:
                 "   (%s)" % plain(job.error) if job.error else "")), width)
             body.append(paint(line, "bold" if i == self._place else STATE_COLOURS[job.state], sys.stdout))
         body += [""] * (rows + 1 - len(body))
-        return head + body + [fit(plain(self._note), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
+        return head + body + [fit(plain(self._message), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
 
     def _head(self, width: int, height: int) -> list:
-        counts = self._queue.queues.counts()
+        counts = self._store.queues.counts()
         if time.monotonic() - self._sampled >= 0.95:
-            self._sampled, last = time.monotonic(), self._queue.look.last_event()
+            self._sampled, last = time.monotonic(), self._store.look.last_event()
             self._ends = (self._ends + [max(0, last - self._last)])[-max(10, width - 30):] if self._last is not None else []
             self._last = last
-        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._queue.db.path)), width),
+        lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._store.db.path)), width),
                  fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
                  fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
-        for row in self._queue.queues.list()[:4]:
+        for row in self._store.queues.list()[:4]:
             lines.append(fit("queue %-12s %s  %d waiting, %d running%s" % (
                 row.name, "paused" if row.paused else "open  ", row.jobs["pending"] + row.jobs["failed"], row.jobs["processing"],
                 ", limit %d" % row.max_running if row.max_running is not None else ""), width))
-        for worker in worker_facts(self._queue)[:8]:
-            job = self._queue.look.find(worker["job"]) if worker["job"] else None
+        for worker in worker_facts(self._store)[:8]:
+            job = self._store.look.find(worker["job"]) if worker["job"] else None
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
                              "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
-        for job in self._queue.look.jobs(("dead",), 2) if height > 20 else ():
+        for job in self._store.look.jobs(("dead",), 2) if height > 20 else ():
             lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(job.error or ""),
                                                                plain(job.command)), width), "red", sys.stdout))
         return lines
 
     def _log_lines(self, width: int, height: int) -> list:
-        job = self._queue.look.find(self._log)
+        job = self._store.look.find(self._log)
         if job is None:
             return ["the job is gone"]
-        path = output_of(self._queue, job, job.attempt)
+        path = output_of(self._store, job, job.attempt)
         lines = [fit("log of job %d, attempt %d, %s   (any key: back)" % (job.id, job.attempt, job.state), width)]
         return lines + [fit(line, width) for line in last_lines(path, height - 2)]
 
@@ -8747,22 +8748,22 @@ class Top:
             self._log = job.id
         elif job is not None and key == "c":
             self._asked = job.id
-            self._note = "cancel job %d? y cancels it, any other key does not" % job.id
+            self._message = "cancel job %d? y cancels it, any other key does not" % job.id
         elif job is not None and key == "r":
-            self._note = result_text("retry", *self._queue.life.retry([job.id])[0])
+            self._message = result_text("retry", *self._store.life.retry([job.id])[0])
         elif job is not None and key == "e":
-            why = self._queue.look.why_waiting(job) if job.state in WAITING else []
-            self._note = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
+            why = self._store.look.why_waiting(job) if job.state in WAITING else []
+            self._message = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
 
     def _answer(self, key: str) -> None:
         if key:
-            self._note = result_text("cancel", *self._queue.life.cancel([self._asked])[0]) if key == "y" else ""
+            self._message = result_text("cancel", *self._store.life.cancel([self._asked])[0]) if key == "y" else ""
             self._asked = None
 
     def _pause(self, name: str) -> None:
-        paused = not self._queue.queues.is_paused(name)
-        self._queue.queues.set(name, paused=int(paused))
-        self._note = "queue %s is %s" % (name, "paused" if paused else "open")
+        paused = not self._store.queues.is_paused(name)
+        self._store.queues.set(name, paused=int(paused))
+        self._message = "queue %s is %s" % (name, "paused" if paused else "open")
 
 
 # -- the dead letter queue --
@@ -8816,21 +8817,21 @@ def refuse_both(args, option: str, *others) -> None:
             raise UserError("--%s and --%s exclude each other: give one" % (option.replace("_", "-"), other.replace("_", "-")))
 
 
-def ids_named(queue, refs) -> list:
+def ids_named(store, refs) -> list:
     """Return the ids of jobs given by id, name, range (5-8) or `last`; look all up before anything is done."""
-    return list(dict.fromkeys(number for ref in refs for number in queue.look.ids(ref)))
+    return list(dict.fromkeys(job_id for ref in refs for job_id in store.look.ids(ref)))
 
 
-def select_ids(queue, args, states, before=None) -> list:
+def select_ids(store, args, states, before=None) -> list:
     """Return the ids of the jobs that a command should act on; a filter or --all selects only jobs in `states`."""
     wanted = usable_states(args, states)
     filtered = bool(args.state or args.queue or args.name or args.batch or before)
     if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
         raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
-    ids = ids_named(queue, args.ids) if args.ids else None
+    ids = ids_named(store, args.ids) if args.ids else None
     if filtered or ids is None:
-        batch = queue.queues.batch(args.batch).id if args.batch else None
-        ids = queue.look.select(wanted, args.queue, args.name, batch, ids, before)
+        batch = store.queues.batch(args.batch).id if args.batch else None
+        ids = store.look.select(wanted, args.queue, args.name, batch, ids, before)
     return ids
 
 
@@ -8840,15 +8841,15 @@ def act(args, states, verb: str, change, strict: bool = False, before=None) -> i
     `change(queue, ids)` returns (id, result) pairs; RESULTS has the words for them.  `strict` refuses the whole call
     if one of the jobs is not in `states`.
     """
-    with open_queue(args) as queue:
-        ids = select_ids(queue, args, states, before)
-        jobs = [queue.look.job(number) for number in ids] if strict or args.dry_run else []
+    with open_queue(args) as store:
+        ids = select_ids(store, args, states, before)
+        jobs = [store.look.job(job_id) for job_id in ids] if strict or args.dry_run else []
         for job in jobs:
             if strict and job.state not in states:
                 raise UserError("job %d is %s, and this can be used on jobs that are %s: `%s explain %d` says how it stands" % (
                     job.id, job.state, ", ".join(states), invoked(), job.id))
         if not args.dry_run:
-            return report_each(verb, change(queue, ids))
+            return report_each(verb, change(store, ids))
         for job in jobs:
             if job.state in states:
                 out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
@@ -8858,11 +8859,11 @@ def act(args, states, verb: str, change, strict: bool = False, before=None) -> i
 def report_each(verb: str, results: list) -> int:
     """Print the result for each job; return 1 if some job was not changed (another process may have been faster)."""
     past, good = RESULTS[verb]
-    for number, result in results:
+    for job_id, result in results:
         if result not in good:
-            talk(result_text(verb, number, result))
+            talk(result_text(verb, job_id, result))
     for result in good:
-        done = [number for number, became in results if became == result]
+        done = [job_id for job_id, became in results if became == result]
         if done:
             verdict("%s %s" % (good[result], plural(len(done), "job")))
     done = [result for _, result in results if result in good]
@@ -8872,15 +8873,15 @@ def report_each(verb: str, results: list) -> int:
 
 
 def cmd_dlq_retry(args) -> int:
-    return act(args, ("dead",), "retry", lambda queue, ids: queue.life.retry(ids), strict=True)
+    return act(args, ("dead",), "retry", lambda store, ids: store.life.retry(ids), strict=True)
 
 
 def cmd_retry(args) -> int:
-    return act(args, FINAL, "retry", lambda queue, ids: queue.life.retry(ids))
+    return act(args, FINAL, "retry", lambda store, ids: store.life.retry(ids))
 
 
 def cmd_dlq_purge(args) -> int:
-    return act(args, ("dead",), "remove", lambda queue, ids: queue.keep.purge(ids), strict=True)
+    return act(args, ("dead",), "remove", lambda store, ids: store.keep.purge(ids), strict=True)
 
 
 def args_rm(parser) -> None:
@@ -8890,7 +8891,7 @@ def args_rm(parser) -> None:
 
 def cmd_rm(args) -> int:
     before = time.time() - parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
-    return act(args, FINAL, "remove", lambda queue, ids: queue.keep.purge(ids), strict=True, before=before)
+    return act(args, FINAL, "remove", lambda store, ids: store.keep.purge(ids), strict=True, before=before)
 
 
 # -- edit --
@@ -8906,9 +8907,9 @@ def cmd_edit(args) -> int:
     if args.command is not None:
         options["command"] = shell_command(args.command)
     if not options:
-        raise UserError("what shall be changed? Give an option such as --command or --priority")
+        raise UserError("nothing to change: give an option such as --command or --priority")
     options = parse_job(options, taker="edit")
-    return act(args, WAITING, "edit", lambda queue, ids: queue.life.edit(ids, options))
+    return act(args, WAITING, "edit", lambda store, ids: store.life.edit(ids, options))
 
 
 # -- wait --
@@ -8919,32 +8920,32 @@ def args_wait(parser) -> None:
                         help="give up after this, with exit status 124; --all, --queue and --state wait for what is unfinished now")
 
 
-def cmd_wait(queue, args) -> int:
-    ids = select_ids(queue, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
-    within, ids = begin_wait(queue, ids)
-    waiting = [job for job in map(queue.look.find, ids[:1]) if job is not None and job.state in WAITING]
+def cmd_wait(store, args) -> int:
+    ids = select_ids(store, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
+    within, ids = begin_wait(store, ids)
+    waiting = [job for job in map(store.look.find, ids[:1]) if job is not None and job.state in WAITING]
     if waiting:
-        warn_if_stuck(queue, waiting[0].id)
+        warn_if_stuck(store, waiting[0].id)
     try:
-        if not wait_for(queue, ids, args.timeout, within):
+        if not wait_for(store, ids, args.timeout, within):
             talk("still unfinished after %s" % span(args.timeout))
             return 124
     finally:
         if within is not None:
-            queue.workers.end_wait(within.id, ids)
-    jobs = [queue.look.find(number) for number in ids]
-    gone = [number for number, job in zip(ids, jobs) if job is None]
+            store.workers.end_wait(within.id, ids)
+    jobs = [store.look.find(job_id) for job_id in ids]
+    gone = [job_id for job_id, job in zip(ids, jobs) if job is None]
     bad = [job for job in jobs if job is not None and job.state != "completed"]
     for job in bad[:20]:
         talk("job %d is %s" % (job.id, ending_text(job)))
-    for number in gone[:20]:
-        talk("job %d has been removed: what became of it can't be told" % number)
+    for job_id in gone[:20]:
+        talk("job %d has been removed: its end is not known" % job_id)
     if len(args.ids) == len(ids) == 1 and bad:
         return bad[0].exit_code or signal_status(bad[0].error) or 1
     return 1 if bad or gone else 0
 
 
-def wait_for(queue, ids: list, timeout, within=None) -> bool:
+def wait_for(store, ids: list, timeout, within=None) -> bool:
     """Wait until all jobs are final; return False at the timeout.  Read the jobs only when others have written to the database.
 
     Inside a job (`within`), raise UserError if the wait can never end and this has lasted for a second.
@@ -8954,11 +8955,11 @@ def wait_for(queue, ids: list, timeout, within=None) -> bool:
     seen = None
     look_at, stuck = time.monotonic() + 1.0, None
     while left:
-        changes = queue.db.changes()
+        changes = store.db.changes()
         if changes != seen:
             seen = changes
             while left:
-                job = queue.look.find(left[-1])
+                job = store.look.find(left[-1])
                 if job is not None and job.state not in FINAL:
                     break
                 left.pop()
@@ -8968,7 +8969,7 @@ def wait_for(queue, ids: list, timeout, within=None) -> bool:
             break
         if within is not None and time.monotonic() >= look_at:
             look_at = time.monotonic() + 1.0
-            before, stuck = stuck, left[-1] if deadlocked(queue, left[-1]) else None
+            before, stuck = stuck, left[-1] if deadlocked(store, left[-1]) else None
             if stuck is not None and stuck == before:
                 raise UserError(deadlock_text(stuck, within))
         time.sleep(0.01)
@@ -8987,43 +8988,43 @@ def cmd_cancel(args) -> int:
     return act(args, WAITING + ("processing",), "cancel", cancel if args.no_wait else cancel_and_wait)
 
 
-def cancel(queue, ids: list) -> list:
+def cancel(store, ids: list) -> list:
     """Cancel jobs as Life.cancel does, but first release the jobs of dead workers, which nobody would end."""
-    for worker in queue.workers.workers():
-        if worker.job in ids and queue.workers.is_alive(worker) is False:
-            rescue(queue, worker, lambda event, **facts: None)
-    return queue.life.cancel(ids)
+    for worker in store.workers.workers():
+        if worker.job in ids and store.workers.is_alive(worker) is False:
+            rescue(store, worker, lambda event, **facts: None)
+    return store.life.cancel(ids)
 
 
-def cancel_and_wait(queue, ids: list) -> list:
+def cancel_and_wait(store, ids: list) -> list:
     """Cancel jobs, and return the final results of running ones too: they have kill_grace and some seconds to end."""
-    results, within = cancel(queue, ids), this_job(queue)
+    results, within = cancel(store, ids), this_job(store)
     if within is not None and (within.id, ASKED) in results:
         talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
-    asked = [number for number, result in results if result == ASKED and (within is None or number != within.id)]
-    wait_for(queue, asked, queue.settings.value("kill_grace") + 10)
-    after = {number: queue.look.find(number) for number in asked}
-    return [(number, result if number not in after else GONE if after[number] is None else
-             after[number].state if after[number].state in FINAL else STILL_RUNNING) for number, result in results]
+    asked = [job_id for job_id, result in results if result == ASKED and (within is None or job_id != within.id)]
+    wait_for(store, asked, store.settings.value("kill_grace") + 10)
+    after = {job_id: store.look.find(job_id) for job_id in asked}
+    return [(job_id, result if job_id not in after else GONE if after[job_id] is None else
+             after[job_id].state if after[job_id].state in FINAL else STILL_RUNNING) for job_id, result in results]
 
 
 def cmd_hold(args) -> int:
-    return act(args, WAITING, "hold", lambda queue, ids: queue.life.hold(ids))
+    return act(args, WAITING, "hold", lambda store, ids: store.life.hold(ids))
 
 
 def cmd_release(args) -> int:
-    return act(args, WAITING, "release", lambda queue, ids: queue.life.hold(ids, False))
+    return act(args, WAITING, "release", lambda store, ids: store.life.hold(ids, False))
 
 
 # -- explain --
 
-def cmd_explain(queue, args) -> None:
-    job = one_job(queue, args.id)
-    reasons = queue.look.why_waiting(job) if job.state in WAITING else []
-    reasons += why_workers_wait(queue, job)
+def cmd_explain(store, args) -> None:
+    job = one_job(store, args.id)
+    reasons = store.look.why_waiting(job) if job.state in WAITING else []
+    reasons += why_workers_wait(store, job)
     if job.state in WAITING and not reasons:
-        reasons = why_not_taken(queue, job)
-    dead = any(worker.id == job.worker and queue.workers.is_alive(worker) is False for worker in queue.workers.workers())
+        reasons = why_not_taken(store, job)
+    dead = any(worker.id == job.worker and store.workers.is_alive(worker) is False for worker in store.workers.workers())
     if args.json:
         out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
     elif dead and not reasons:
@@ -9038,16 +9039,16 @@ def cmd_explain(queue, args) -> None:
             out("job %d waits: %s" % (job.id, line))
 
 
-def why_workers_wait(queue, job) -> list:
+def why_workers_wait(store, job) -> list:
     """Return (reason, detail) of what blocks the workers that run a job or could take it."""
     if job.state in FINAL:
         return []
-    serve = serving(queue, job)
+    serve = serving(store, job)
     if job.state in WAITING and not serve:
         return [("no worker", job.queue)]
-    silent = queue.workers.unanswered()
-    supervisors = [fact for fact in supervisor_facts(queue, silent) if fact["id"] in serve]
-    workers = [fact for fact in worker_facts(queue) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
+    silent = store.workers.unanswered()
+    supervisors = [fact for fact in supervisor_facts(store, silent) if fact["id"] in serve]
+    workers = [fact for fact in worker_facts(store) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
     if job.state == "processing":
         supervisors = []
     elif not set(serve) <= set(silent):
@@ -9055,27 +9056,27 @@ def why_workers_wait(queue, job) -> list:
     return [("worker", "%s %s" % wait) for wait in waits(workers, supervisors)]
 
 
-def why_not_taken(queue, job) -> list:
+def why_not_taken(store, job) -> list:
     """Return, as why_workers_wait does, the idle workers that don't take a job for a second though nothing blocks it."""
-    serve, limit = serving(queue, job), time.monotonic() + LOOK_S
-    idle = [fact["id"] for fact in worker_facts(queue) if fact["job"] is None and fact["supervisor"] in serve]
+    serve, limit = serving(store, job), time.monotonic() + LOOK_S
+    idle = [fact["id"] for fact in worker_facts(store) if fact["job"] is None and fact["supervisor"] in serve]
     while idle and time.monotonic() < limit:
-        if queue.look.find(job.id) != job:
+        if store.look.find(job.id) != job:
             return []
         time.sleep(0.02)
     return [("worker", "worker %d is idle and does not take it (its process may be stopped)" % number) for number in idle[:5]]
 
 
-def serving(queue, job) -> list:
+def serving(store, job) -> list:
     """Return the ids of the living supervisors whose workers may take a job."""
-    return [supervisor.id for supervisor in queue.workers.supervisors() if serves(queue, supervisor, job)]
+    return [supervisor.id for supervisor in store.workers.supervisors() if serves(store, supervisor, job)]
 
 
-def serves(queue, supervisor, job) -> bool:
+def serves(store, supervisor, job) -> bool:
     """Whether a supervisor is alive and its workers may take a job."""
     return ((supervisor.queues is None or slashed([job.queue]) in supervisor.queues) and not supervisor.stop
             and (supervisor.id == job.pool or supervisor.kind == "start" and job.pool is None)
-            and OS.is_held(queue.db.files.lock("s%d" % supervisor.id)))
+            and OS.is_held(store.db.files.lock("s%d" % supervisor.id)))
 
 
 def reason_text(job, reason: str, detail) -> str:
@@ -9104,8 +9105,8 @@ REASONS = {
 
 # -- queues and batches --
 
-def cmd_queue_list(queue, args) -> None:
-    rows = queue.queues.list()
+def cmd_queue_list(store, args) -> None:
+    rows = store.queues.list()
     if args.json:
         out_json([dict(row._asdict(), paused=bool(row.paused)) for row in rows])
         return
@@ -9124,9 +9125,9 @@ def pause_queues(args, paused: int) -> None:
     if bool(args.all) == bool(args.names):
         raise UserError("which queue? Give a name or --all")
     names = [parse_name(name, "a queue") for name in args.names]
-    with open_queue(args) as queue:
-        for name in names or [row.name for row in queue.queues.list()]:
-            queue.queues.set(name, paused=paused)
+    with open_queue(args) as store:
+        for name in names or [row.name for row in store.queues.list()]:
+            store.queues.set(name, paused=paused)
             out("queue %s is %s" % (name, "paused: running jobs go on" if paused else "open"))
 
 
@@ -9146,8 +9147,8 @@ def args_queue_limit(parser) -> None:
 def cmd_queue_limit(args) -> None:
     name = parse_name(args.name, "a queue")
     limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
-    with open_queue(args) as queue:
-        queue.queues.set(name, max_running=limit)
+    with open_queue(args) as store:
+        store.queues.set(name, max_running=limit)
     out("queue %s: %s" % (name, "no limit" if limit is None else "at most %d at once" % limit))
 
 
@@ -9159,8 +9160,8 @@ def args_queue_rate(parser) -> None:
 def cmd_queue_rate(args) -> None:
     name = parse_name(args.name, "a queue")
     rate, every = parse_rate(args.rate)
-    with open_queue(args) as queue:
-        queue.queues.set(name, rate=rate, every=every, next_at=0)
+    with open_queue(args) as store:
+        store.queues.set(name, rate=rate, every=every, next_at=0)
     out("queue %s: %s" % (name, "no rate" if rate is None else "at most %s, a start each %s" % (rate, seconds_text(every))))
 
 
@@ -9169,8 +9170,8 @@ def args_batch_list(parser) -> None:
     add_json(parser)
 
 
-def cmd_batch_list(queue, args) -> None:
-    rows = queue.queues.batches(args.limit)
+def cmd_batch_list(store, args) -> None:
+    rows = store.queues.batches(args.limit)
     if args.json:
         out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
     elif rows:
@@ -9186,10 +9187,10 @@ def args_batch_show(parser) -> None:
     add_json(parser)
 
 
-def cmd_batch_show(queue, args) -> None:
-    batch = queue.queues.batch(args.id)
-    counts = queue.queues.batch_counts(batch.id)
-    bad = queue.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
+def cmd_batch_show(store, args) -> None:
+    batch = store.queues.batch(args.id)
+    counts = store.queues.batch_counts(batch.id)
+    bad = store.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
     if args.json:
         out_json(dict(batch._asdict(), created_at=utc(batch.created_at), jobs=counts))
         return
@@ -9235,9 +9236,9 @@ def cmd_cron_add(args) -> None:
     plan = Plan([job_of_words(words, job_options(args))], taker="cron")
     parse_choice(args.misfire, "--misfire", ("once", "skip"))
     parse_choice(args.overlap, "--overlap", OVERLAPS)
-    with open_queue(args) as queue:
-        queue.schedules.add(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
-        verdict("S" + next_text(queue.schedules.get(name))[1:])
+    with open_queue(args) as store:
+        store.schedules.add(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+        verdict("S" + next_text(store.schedules.get(name))[1:])
 
 
 def next_text(schedule) -> str:
@@ -9256,16 +9257,16 @@ def args_cron_load(parser) -> None:
 
 def cmd_cron_load(args) -> None:
     entries = parse_crontab(args.file)
-    with open_queue(args) as queue:
+    with open_queue(args) as store:
         rows = []
         for number, name, spec, tz, job in entries:
             try:
-                rows.append(queue.schedules.plan(name, spec, None, job, tz, replace=args.replace))
+                rows.append(store.schedules.plan(name, spec, None, job, tz, replace=args.replace))
             except UserError as error:
                 raise UserError("line %d: %s" % (number, error)) from None
-        queue.schedules.add_all(rows, args.replace)
+        store.schedules.add_all(rows, args.replace)
         for row in rows:
-            out(next_text(queue.schedules.get(row["name"])))
+            out(next_text(store.schedules.get(row["name"])))
 
 
 def parse_crontab(path: str) -> list:
@@ -9280,9 +9281,9 @@ def parse_crontab(path: str) -> list:
     variables, found, wanted, names = {}, [], None, set()
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip(BLANK)
-        said = re.fullmatch(r"#\s*name:\s*(.*)", line)
-        if said:
-            wanted = said.group(1)
+        name_line = re.fullmatch(r"#\s*name:\s*(.*)", line)
+        if name_line:
+            wanted = name_line.group(1)
         elif line and line[0] != "#":
             variable = re.fullmatch(r"""(["']?)([A-Za-z_]\w*)\1\s*=\s*(.*)""", line, re.ASCII)
             try:
@@ -9407,9 +9408,9 @@ def crontab_line(schedule, job: dict) -> tuple:
     return "%s %s" % (" ".join((schedule.spec or "").split()), command.replace("%", "\\%") + stdin), why
 
 
-def cmd_cron_list(queue, args) -> None:
+def cmd_cron_list(store, args) -> None:
     now = time.time()
-    rows = [(row, job_of_schedule(row), row.trouble(now)) for row in queue.schedules.list()]
+    rows = [(row, job_of_schedule(row), row.trouble(now)) for row in store.schedules.list()]
     if args.crontab:
         print_crontab(rows)
         return
@@ -9458,42 +9459,42 @@ def args_names(parser) -> None:
 
 def each_schedule(args, change) -> None:
     """Call change(queue, name) for each named schedule and print the line that it returns; first check that all exist."""
-    with open_queue(args) as queue:
+    with open_queue(args) as store:
         for name in args.names:
-            queue.schedules.get(name)
+            store.schedules.get(name)
         for name in args.names:
-            out(change(queue, name))
+            out(change(store, name))
 
 
 def cmd_cron_pause(args) -> int:
-    def pause(queue, name: str) -> str:
-        queue.schedules.pause(name, True)
+    def pause(store, name: str) -> str:
+        store.schedules.pause(name, True)
         return "schedule %s is paused" % plain(name)
     return each_schedule(args, pause)
 
 
 def cmd_cron_resume(args) -> int:
-    def resume(queue, name: str) -> str:
-        queue.schedules.pause(name, False)
-        return next_text(queue.schedules.get(name))
+    def resume(store, name: str) -> str:
+        store.schedules.pause(name, False)
+        return next_text(store.schedules.get(name))
     return each_schedule(args, resume)
 
 
 def cmd_cron_rm(args) -> int:
-    def remove_one(queue, name: str) -> str:
-        queue.schedules.remove(name)
+    def remove_one(store, name: str) -> str:
+        store.schedules.remove(name)
         return "schedule %s is removed; jobs that it enqueued stay" % plain(name)
     return each_schedule(args, remove_one)
 
 
 def cmd_cron_run(args) -> None:
-    each_schedule(args, lambda queue, name: str(queue.schedules.run(name)))
+    each_schedule(args, lambda store, name: str(store.schedules.run(name)))
 
 
 # -- config --
 
-def cmd_config_list(queue, args) -> None:
-    values = queue.settings.values()
+def cmd_config_list(store, args) -> None:
+    values = store.settings.values()
     if args.json:
         out_json(values)
         return
@@ -9507,8 +9508,8 @@ def args_config_get(parser) -> None:
     parser.add_argument("key", metavar="KEY", type=setting_key)
 
 
-def cmd_config_get(queue, args) -> None:
-    out(SETTINGS[args.key].text(queue.settings.value(args.key)))
+def cmd_config_get(store, args) -> None:
+    out(SETTINGS[args.key].text(store.settings.value(args.key)))
 
 
 def args_config_set(parser) -> None:
@@ -9519,14 +9520,14 @@ def args_config_set(parser) -> None:
 def cmd_config_set(args) -> None:
     key = args.key
     parse_setting(key, shell_command(args.value))
-    with open_queue(args) as queue:
-        queue.settings.set(key, args.value)
-        out("%s = %s" % (key, plain(SETTINGS[key].text(queue.settings.value(key)))))
+    with open_queue(args) as store:
+        store.settings.set(key, args.value)
+        out("%s = %s" % (key, plain(SETTINGS[key].text(store.settings.value(key)))))
 
 
-def cmd_config_unset(queue, args) -> None:
-    queue.settings.unset(args.key)
-    out("%s = %s" % (args.key, plain(SETTINGS[args.key].text(queue.settings.value(args.key)))))
+def cmd_config_unset(store, args) -> None:
+    store.settings.unset(args.key)
+    out("%s = %s" % (args.key, plain(SETTINGS[args.key].text(store.settings.value(args.key)))))
 
 
 # -- backup, doctor --
@@ -9539,13 +9540,13 @@ def cmd_backup(args) -> None:
     path = os.path.abspath(args.file)
     if os.path.exists(path):
         raise UserError("%s exists: give another name" % plain(path))
-    with open_queue(args) as queue:
-        queue.keep.backup(path)
+    with open_queue(args) as store:
+        store.keep.backup(path)
     verdict("Copied the queue to %s (logs are not in it)" % plain(path))
 
 
 def args_doctor(parser) -> None:
-    parser.add_argument("--fix", action="store_true", help="mend what can be mended")
+    parser.add_argument("--fix", action="store_true", help="repair what can be repaired")
     add_json(parser)
 
 
@@ -9573,15 +9574,15 @@ def examine_files(files, fix: bool) -> list:
     texts = {"owner": "%s, or something in it, is another user's than the database: `sudo chown -R` to its owner gives it back",
              "kind": "%s is not a plain file, and none of ours: remove it", "mode": "others may read or write %s"}
     found = {}
-    for path, kind, mend in OS.oddities(files):
-        mended = fix and mend is not None
-        if mended:
-            mend()
-        found.setdefault((kind, mended), []).append(path)
+    for path, kind, repair in OS.oddities(files):
+        repaired = fix and repair is not None
+        if repaired:
+            repair()
+        found.setdefault((kind, repaired), []).append(path)
     rows = []
-    for (kind, mended), paths in sorted(found.items()):
+    for (kind, repaired), paths in sorted(found.items()):
         text = (OS.distrust(files) or OS.foreign_files(files) if kind == "owner" else "") or texts[kind] % paths[0]
-        rows.append(("fixed" if mended else "bad" if kind == "owner" else "warn", "files",
+        rows.append(("fixed" if repaired else "bad" if kind == "owner" else "warn", "files",
                      text + ("" if len(paths) == 1 else " (and %s)" % plural(len(paths) - 1, "other"))))
     return rows or [("ok", "files", "all are this queue's owner's alone")]
 
@@ -9606,60 +9607,60 @@ def examine_queue(path: str, fix: bool) -> list:
                  "`umask 077; sqlite3 OLD .recover | sqlite3 NEW`" % (path, error))] + examine_disk(path)
 
 
-def examine_database(queue, fix: bool) -> list:
-    faults = queue.keep.check()
+def examine_database(store, fix: bool) -> list:
+    faults = store.keep.check()
     if faults and fix and not any("***" in fault or "page" in fault.lower() for fault in faults):
-        queue.keep.mend()
-        left = queue.keep.check()
+        store.keep.repair()
+        left = store.keep.check()
         return [("bad" if fault in left else "fixed", "database", fault) for fault in faults]
-    return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % queue.db.path)]
+    return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % store.db.path)]
 
 
-def examine_schedules(queue, _fix: bool) -> list:
-    faults = [(schedule, schedule.trouble(time.time())) for schedule in queue.schedules.list()]
+def examine_schedules(store, _fix: bool) -> list:
+    faults = [(schedule, schedule.trouble(time.time())) for schedule in store.schedules.list()]
     return [("bad", "schedules", "%s: %s; put it right with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
             for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]
 
 
-def rescue_in_time(queue, worker) -> bool:
+def rescue_in_time(store, worker) -> bool:
     """Rescue a worker's job, but first wait until it is known whether the worker is dead; return whether it was rescued."""
     limit = time.monotonic() + MISSING_S + 2
-    while not rescue(queue, worker, lambda event, **facts: None):
-        if queue.workers.is_alive(worker) is not None or time.monotonic() > limit:
+    while not rescue(store, worker, lambda event, **facts: None):
+        if store.workers.is_alive(worker) is not None or time.monotonic() > limit:
             return False
         time.sleep(0.1)
     return True
 
 
-def examine_workers(queue, fix: bool) -> list:
+def examine_workers(store, fix: bool) -> list:
     found = []
-    for worker in queue.workers.workers():
-        if not queue.workers.is_alive(worker):
-            mended = fix and rescue_in_time(queue, worker)
-            found.append(("fixed" if mended else "warn", "workers", "worker %d is dead%s%s" % (
+    for worker in store.workers.workers():
+        if not store.workers.is_alive(worker):
+            repaired = fix and rescue_in_time(store, worker)
+            found.append(("fixed" if repaired else "warn", "workers", "worker %d is dead%s%s" % (
                 worker.id, ", its job %d is not released yet" % worker.job if worker.job else "",
-                "".join("; " + wait for _, wait in waits([dict(wait_facts(read_record(queue.db.files.lock(worker.id))), id=worker.id)])))))
-    listed = {worker.supervisor for worker in queue.workers.workers()}
-    for supervisor in queue.workers.supervisors():
-        if not OS.is_held(queue.db.files.lock("s%d" % supervisor.id)):
+                "".join("; " + wait for _, wait in waits([dict(wait_facts(read_lock(store.db.files.lock(worker.id))), id=worker.id)])))))
+    listed = {worker.supervisor for worker in store.workers.workers()}
+    for supervisor in store.workers.supervisors():
+        if not OS.is_held(store.db.files.lock("s%d" % supervisor.id)):
             if fix and supervisor.id not in listed:
-                queue.workers.remove_supervisor(supervisor.id)
+                store.workers.remove_supervisor(supervisor.id)
             found.append(("fixed" if fix and supervisor.id not in listed else "warn", "workers",
                           "supervisor %d is dead: the next `worker start` releases what it left" % supervisor.id))
-    for number, since in queue.workers.unanswered().items():
+    for number, since in store.workers.unanswered().items():
         found.append(("warn", "workers", "supervisor %d has not answered since %s: is its process stopped?" % (number, local(since))))
-    known = {str(w.id) for w in queue.workers.workers()} | {"s%d" % s.id for s in queue.workers.supervisors()}
-    for name in sorted(os.listdir(queue.db.files.workers) if os.path.isdir(queue.db.files.workers) else ()):
-        path = os.path.join(queue.db.files.workers, name)
+    known = {str(w.id) for w in store.workers.workers()} | {"s%d" % s.id for s in store.workers.supervisors()}
+    for name in sorted(os.listdir(store.db.files.workers) if os.path.isdir(store.db.files.workers) else ()):
+        path = os.path.join(store.db.files.workers, name)
         if name.split(".")[0] not in known and not OS.is_held(path):
             if fix:
                 remove(path)
             found.append(("fixed" if fix else "warn", "workers", "%s belongs to no worker" % path))
-    return found or [("ok", "workers", "%d at work, no stale lock" % len(queue.workers.workers()))]
+    return found or [("ok", "workers", "%d at work, no stale lock" % len(store.workers.workers()))]
 
 
-def examine_logs(queue, fix: bool) -> list:
-    orphans = queue.keep.orphaned_logs()
+def examine_logs(store, fix: bool) -> list:
+    orphans = store.keep.orphaned_logs()
     if fix:
         for path in orphans:
             remove(path)
@@ -9713,9 +9714,9 @@ def export_to(args, path: str) -> None:
     verdict("Exported the queue to %s" % plain(path))
 
 
-def write_rows(queue, file) -> None:
+def write_rows(store, file) -> None:
     import json
-    for table, row in queue.keep.export():
+    for table, row in store.keep.export():
         row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
         file.write(json.dumps({"table": table, "row": row}) + "\n")
 
@@ -9724,8 +9725,8 @@ def args_import(parser) -> None:
     parser.add_argument("file", metavar="FILE", help="what `export` printed (-: standard input)")
 
 
-def cmd_import(queue, args) -> None:
-    count = queue.keep.restore(import_rows(args.file))
+def cmd_import(store, args) -> None:
+    count = store.keep.restore(import_rows(args.file))
     verdict("Imported %s" % plural(count, "job"))
 
 
@@ -9984,7 +9985,7 @@ COMMAND_GROUPS = (
                 "config set max_retries 5"),
         command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
         command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
-        command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and mend it", "doctor --fix", shows=True),
+        command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and repair it", "doctor --fix", shows=True),
         command("export", cmd_export, args_export, "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
         command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
         command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
@@ -10104,15 +10105,15 @@ def value_choices(args, found, actions, last: str) -> list:
         return list(fixed[place.metavar])
     if not os.path.exists(find_database(args.db)):
         return []  # completion must not create a queue
-    with open_queue(args) as queue:
+    with open_queue(args) as store:
         if place.metavar == "ID":
-            jobs = queue.look.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
+            jobs = store.look.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
             return [job.id for job in jobs] + [job.name for job in jobs if job.name]
         if place.metavar in ("B", "BATCH"):
-            return [row.id for row in queue.queues.batches()]
+            return [row.id for row in store.queues.batches()]
         if place.dest in ("queue", "job_queue") or found.words[0] == "queue":
-            return [row.name for row in queue.queues.list()]
-        return [row.name for row in queue.schedules.list()] if found.words[0] == "cron" else []
+            return [row.name for row in store.queues.list()]
+        return [row.name for row in store.schedules.list()] if found.words[0] == "cron" else []
 
 
 def complete(args) -> None:
@@ -10186,7 +10187,7 @@ def print_help() -> None:
         for found in group:
             out("  %-14s %s" % (" ".join(found.words), found.purpose))
     out()
-    out("%s COMMAND --help tells more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
+    out("%s COMMAND --help says more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
 
 
 # == Main ==============================================================================

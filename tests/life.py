@@ -7,7 +7,7 @@ import conftest  # noqa: F401  puts the program on the path
 import queuectl
 
 FINAL = queuectl.FINAL
-READY, DUE, HELD, PARENTS, KEYED, OWN = range(6)
+READY, DUE, HELD, PARENTS, KEYED, RESERVED = range(6)
 
 
 class Clock:
@@ -33,14 +33,14 @@ def outcome(job, kind="completed", code=0, error=None):
     return queuectl.Outcome(job, kind, code, error, 4711, job.started_at, 0.1)
 
 
-def claim(store, worker=1, queues=None, own=None):
+def claim(store, worker=1, queues=None, reserved_for=None):
     """The next job for a worker, or None."""
-    got = store.claims.exchange(worker, queues=queues, own=own)
+    got = store.claims.finish_and_claim(worker, queues=queues, reserved_for=reserved_for)
     return got and got[0]
 
 
 def finish(store, job, kind="completed", code=0, error=None):
-    store.claims.exchange(job.worker, outcome(job, kind, code, error), claim=False)
+    store.claims.finish_and_claim(job.worker, outcome(job, kind, code, error), claim=False)
     return store.look.job(job.id)
 
 
@@ -177,10 +177,10 @@ def _check_gate(job, open_deps, keys, now):
     assert (job.gate == HELD) == bool(job.held), where
     if not job.held:
         assert (job.gate == PARENTS) == bool(open_deps), "%s, parents %s" % (where, open_deps)
-    if job.gate in (READY, OWN, KEYED):  # DUE may be over: the next claim or tick lets it go
+    if job.gate in (READY, RESERVED, KEYED):  # DUE may be over: the next claim or tick lets it go
         assert job.run_at <= now, where
-        assert (job.gate == OWN) <= (job.pool is not None), where
-    if job.gate in (READY, OWN) and job.key is not None:
+        assert (job.gate == RESERVED) <= (job.pool is not None), where
+    if job.gate in (READY, RESERVED) and job.key is not None:
         assert keys.get(job.key) == job.id, "%s runs without its key, held by %s" % (where, keys.get(job.key))
     if job.gate == KEYED:
         assert keys.get(job.key) not in (None, job.id), "%s waits for a key that nobody holds" % where

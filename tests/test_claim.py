@@ -51,7 +51,7 @@ def events(store, clock):
     def ends(kind, code=0, **options):
         def act():
             job = run(store.enqueue("x", **options))
-            store.claims.exchange(job.worker, outcome(job, kind, code, None if kind == "completed" else kind))
+            store.claims.finish_and_claim(job.worker, outcome(job, kind, code, None if kind == "completed" else kind))
         return act
 
     def parent_ends(kind):
@@ -71,17 +71,17 @@ def events(store, clock):
         "claim": lambda: claim(store, workers[0]),
         "claim of some queues": lambda: claim(store, workers[1], queues="/a/b/"),
         "claim of a big job": lambda: (store.enqueue("x", slots=2, priority=99), claim(store, workers[2])),
-        "claim of its own": lambda: (store.enqueue_many(["own"], pool=boss), claim(store, workers[0], own=boss)),
+        "claim of its own": lambda: (store.enqueue_many(["own"], reserved_for=boss), claim(store, workers[0], reserved_for=boss)),
         "claim of an expired one": lambda: (store.enqueue("x", ttl=0.001, priority=99), clock.pass_by(1), claim(store)),
         "complete": ends("completed"), "complete with a key": ends("completed", key="k2"),
         "fail": ends("failed", 1), "die": ends("failed", 1, max_retries=0), "timeout": ends("timeout", None),
         "snooze": ends("failed", 75, snooze_on="75"), "release": ends("released", None), "crash": ends("crashed", None),
         "complete the parent": parent_ends("completed"), "kill the parent": parent_ends("failed"),
         "promote and expire": lambda: (clock.pass_by(70), store.schedules.tick()),
-        "ready": lambda: store.claims.ready(4), "ready of its own": lambda: store.claims.ready(4, own=boss), "next time": store.claims.next_time,
+        "ready": lambda: store.claims.ready(4), "ready of its own": lambda: store.claims.ready(4, reserved_for=boss), "next time": store.claims.next_time,
         "next time of its own": lambda: store.claims.next_time(boss), "stalled": lambda: store.claims.stalled_job(boss),
         "orders": lambda: (store.workers.orders(boss), store.workers.to_cancel(boss)),
-        "drained": lambda: store.claims.unfinished(), "drained of its own": lambda: store.claims.unfinished(own=boss),
+        "drained": lambda: store.claims.unfinished(), "drained of its own": lambda: store.claims.unfinished(reserved_for=boss),
         "enqueue": lambda: store.enqueue("x"), "enqueue unique": lambda: store.enqueue("x", unique="u3"),
         "enqueue with all": lambda: store.enqueue("x", key="k", after="p", after_any=[str(waiting)], after_batch="1", ttl=5),
         "hold": lambda: store.life.hold([waiting]), "let go": lambda: store.life.hold([waiting], False),
@@ -138,7 +138,7 @@ def test_a_claim_is_one_transaction_of_few_statements(store):
     job = claim(store)
     seen = []
     store.db.connection.set_trace_callback(seen.append)
-    store.claims.exchange(1, outcome(job))
+    store.claims.finish_and_claim(1, outcome(job))
     store.db.connection.set_trace_callback(None)
     assert seen[0] == "BEGIN IMMEDIATE" and seen[-1] == "COMMIT" and seen.count("COMMIT") == 1
     assert len(seen) < 25, seen
@@ -181,7 +181,7 @@ def by_hold(store, n):
 
 
 def by_a_run(store, n):
-    store.enqueue_many((["x"] * n), pool=77)
+    store.enqueue_many((["x"] * n), reserved_for=77)
 
 
 BLOCKS = [by_dependency, by_limit, by_key, by_delay, by_pause, by_rate, by_hold, by_a_run]
@@ -197,8 +197,8 @@ def cost_behind(tmp_path, block, n):
     assert [job.command for job in jobs] == ["free"] * 3
     costs = {
         "claim": steps(store, lambda: claim(store)),
-        "finish and claim": steps(store, lambda: store.claims.exchange(1, outcome(jobs[0]))),
-        "fail and claim": steps(store, lambda: store.claims.exchange(1, outcome(jobs[1], "failed", 1, "exit 1"))),
+        "finish and claim": steps(store, lambda: store.claims.finish_and_claim(1, outcome(jobs[0]))),
+        "fail and claim": steps(store, lambda: store.claims.finish_and_claim(1, outcome(jobs[1], "failed", 1, "exit 1"))),
         "look": steps(store, lambda: (store.claims.ready(4), store.claims.next_time(), store.schedules.tick())),
     }
     store.close()
@@ -232,7 +232,7 @@ def test_the_end_of_a_keys_holder_moves_one_job_however_many_wait(tmp_path):
         store = open_store(tmp_path, Clock(), "key-%d.db" % n)
         store.enqueue_many({"command": "x", "key": "k"} for _ in range(n))
         job = claim(store)
-        cost = steps(store, lambda: store.claims.exchange(1, outcome(job)))
+        cost = steps(store, lambda: store.claims.finish_and_claim(1, outcome(job)))
         assert rows(store, "SELECT count(*) FROM job WHERE gate=0 OR state='processing'") == [(1,)]
         store.close()
         return cost

@@ -403,38 +403,38 @@ def test_pause_limit_and_rate_of_a_queue_hold_for_the_jobs_of_a_run(store, clock
     store.queues.set("narrow", max_running=1)
     store.queues.set("slow", every=60.0, rate="1/m")
     names = ("paused", "narrow", "narrow", "slow", "slow", "default")
-    ids = store.enqueue_many([{"command": "x", "queue": name} for name in names], pool=boss)
-    assert store.claims.ready(9, own=boss) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
-    taken = [claim(store, workers[n], own=boss) for n in range(4)]
-    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.claims.ready(9, own=boss) == 0
+    ids = store.enqueue_many([{"command": "x", "queue": name} for name in names], reserved_for=boss)
+    assert store.claims.ready(9, reserved_for=boss) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
+    taken = [claim(store, workers[n], reserved_for=boss) for n in range(4)]
+    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.claims.ready(9, reserved_for=boss) == 0
     assert store.claims.next_time(boss) == clock() + 60 and store.claims.next_time() is None
-    assert store.claims.unfinished(own=boss), "a run waits for its jobs, whatever keeps them back"
+    assert store.claims.unfinished(reserved_for=boss), "a run waits for its jobs, whatever keeps them back"
     for job in taken:
         job and finish(store, job)
-    assert claim(store, workers[0], own=boss).id == ids[2]
+    assert claim(store, workers[0], reserved_for=boss).id == ids[2]
     clock.pass_by(61)
-    assert claim(store, workers[1], own=boss).id == ids[4]
-    assert claim(store, workers[2], own=boss) is None and store.claims.stalled_job(boss) is None
+    assert claim(store, workers[1], reserved_for=boss).id == ids[4]
+    assert claim(store, workers[2], reserved_for=boss) is None and store.claims.stalled_job(boss) is None
     store.queues.set("paused", paused=0)
-    assert claim(store, workers[2], own=boss).id == ids[0]
+    assert claim(store, workers[2], reserved_for=boss).id == ids[0]
 
 
 def test_a_run_and_the_workers_share_the_limit_of_a_queue(store):
     boss, workers = pool(store, 2, kind="run")
     store.queues.set("default", max_running=2)
-    mine = store.enqueue_many(["x"] * 3, pool=boss)
+    mine = store.enqueue_many(["x"] * 3, reserved_for=boss)
     other = store.enqueue("x", priority=5)
-    assert claim(store, 1).id == other and claim(store, workers[0], own=boss).id == mine[0]
-    assert claim(store, workers[1], own=boss) is None and claim(store, 2) is None
+    assert claim(store, 1).id == other and claim(store, workers[0], reserved_for=boss).id == mine[0]
+    assert claim(store, workers[1], reserved_for=boss) is None and claim(store, 2) is None
     finish(store, store.look.job(other))
-    assert claim(store, workers[1], own=boss).id == mine[1]
+    assert claim(store, workers[1], reserved_for=boss).id == mine[1]
 
 
 def test_a_run_says_which_of_its_jobs_waits_only_while_none_of_them_runs(store):
     boss, workers = pool(store, 2, kind="run")
     store.queues.set("shut", max_running=0)
-    shut, done = store.enqueue_many([{"command": "x", "queue": "shut"}, "x"], pool=boss)
-    job = claim(store, workers[0], own=boss)
+    shut, done = store.enqueue_many([{"command": "x", "queue": "shut"}, "x"], reserved_for=boss)
+    job = claim(store, workers[0], reserved_for=boss)
     assert job.id == done and store.claims.stalled_job(boss) is None
     finish(store, job)
     assert store.claims.stalled_job(boss).id == shut and store.look.why_waiting(store.look.job(shut)) == [("limit", 0)]
@@ -442,11 +442,11 @@ def test_a_run_says_which_of_its_jobs_waits_only_while_none_of_them_runs(store):
 
 def test_slots_hold_in_a_run_too(store):
     boss, workers = pool(store, 2, kind="run")
-    big, small = store.enqueue_many([{"command": "x", "slots": 2}, "x"], pool=boss)
-    job = claim(store, workers[0], own=boss)
-    assert job.id == big and claim(store, workers[1], own=boss) is None
+    big, small = store.enqueue_many([{"command": "x", "slots": 2}, "x"], reserved_for=boss)
+    job = claim(store, workers[0], reserved_for=boss)
+    assert job.id == big and claim(store, workers[1], reserved_for=boss) is None
     finish(store, job)
-    assert claim(store, workers[1], own=boss).id == small
+    assert claim(store, workers[1], reserved_for=boss).id == small
 
 
 @pytest.fixture
@@ -522,7 +522,7 @@ def test_the_end_of_a_big_job_wakes_those_that_it_kept_waiting(store, hints):
     job = claim(store, workers[0])
     assert claim(store, workers[1]) is None
     hints()
-    store.claims.exchange(workers[0], outcome(job))
+    store.claims.finish_and_claim(workers[0], outcome(job))
     assert sum(hints()) >= 1, "the two others sleep until the supervisor looks"
 
 
@@ -652,7 +652,7 @@ def test_unique_keys_hold_within_a_file_and_only_new_jobs_count_in_its_batch(sto
     old = store.enqueue("x", unique="c")
     plan = queuectl.Plan([{"command": "x", "unique": key} for key in "aabc"])
     ids = store.enqueue_many(plan, label="f")
-    assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.twins == [("", ids[0]), ("", old)]
+    assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.duplicates == [("", ids[0]), ("", old)]
     assert [(b.total, b.unfinished) for b in store.queues.batches()] == [(2, 2)]
 
 
@@ -1124,7 +1124,7 @@ def test_after_batch_starts_when_all_of_it_have_ended_however(store):
     assert claim(store).id == ids[2]
     assert claim(store) is None
     store.life.cancel([ids[2]])
-    store.claims.exchange(1, outcome(store.look.job(ids[2]), "cancelled", None), claim=False)
+    store.claims.finish_and_claim(1, outcome(store.look.job(ids[2]), "cancelled", None), claim=False)
     assert claim(store).id == after
 
 

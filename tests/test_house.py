@@ -18,7 +18,7 @@ try:
 except ImportError:  # PyPy
     symtable = None
 
-ROOMS = ["Constants and schema", "Errors", "Small helpers", "Platform differences", "Store", "Runner", "Worker",
+SECTIONS = ["Constants and schema", "Errors", "Small helpers", "Platform differences", "Store", "Runner", "Worker",
          "Supervisor", "Views", "Commands", "Parser", "Main"]
 BANNER = re.compile(r"^# == (.+?) =+$", re.M)
 SOURCE = SCRIPT.read_text("utf-8") if SCRIPT.exists() else ""
@@ -32,8 +32,8 @@ STDLIB = set(getattr(sys, "stdlib_module_names", ())) or None
 BANNERS = [(SOURCE.count("\n", 0, banner.start()) + 1, banner.group(1)) for banner in BANNER.finditer(SOURCE)]
 
 
-def room_of(line):
-    """The room that a line of the file stands in; the head has none."""
+def section_of(line):
+    """The section that a line of the file stands in; the head has none."""
     return max([(0, "head")] + [banner for banner in BANNERS if banner[0] <= line])[1]
 
 
@@ -41,33 +41,33 @@ def length(function):
     return function.end_lineno - function.lineno + 1
 
 
-def test_the_rooms_stand_in_order_and_are_listed_in_the_head():
-    assert BANNER.findall(SOURCE) == ROOMS
+def test_the_sections_stand_in_order_and_are_listed_in_the_head():
+    assert BANNER.findall(SOURCE) == SECTIONS
     head = ast.get_docstring(TREE)
-    listed = re.findall(r"^  (%s) {2,}\S" % "|".join(ROOMS), head, re.M)
-    assert listed == ROOMS
+    listed = re.findall(r"^  (%s) {2,}\S" % "|".join(SECTIONS), head, re.M)
+    assert listed == SECTIONS
 
 
-def test_there_is_no_room_for_odds_and_ends():
+def test_there_is_no_section_for_odds_and_ends():
     assert not re.search(r"(?i)^# .*\b(misc|utils?|utilities|junk|other)\b", "\n".join(BANNER.findall(SOURCE)))
 
 
 @pytest.mark.skipif(symtable is None, reason="not on PyPy: it has no symtable")
-def test_each_room_calls_only_upwards():
-    rooms = {}  # name of a top-level definition -> the index of its room
+def test_each_section_calls_only_upwards():
+    sections = {}  # name of a top-level definition -> the index of its section
     for node in TREE.body:
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
             target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         for name in names:
-            room = room_of(node.lineno)
-            rooms.setdefault(name, ROOMS.index(room) if room in ROOMS else -1)
+            section = section_of(node.lineno)
+            sections.setdefault(name, SECTIONS.index(section) if section in SECTIONS else -1)
     wrong = []
 
     def look(table):
-        here = room_of(table.get_lineno())
+        here = section_of(table.get_lineno())
         if table.get_type() == "function":
             for symbol in table.get_symbols():
-                if symbol.is_global() and rooms.get(symbol.get_name(), -1) > ROOMS.index(here):
+                if symbol.is_global() and sections.get(symbol.get_name(), -1) > SECTIONS.index(here):
                     wrong.append("%s (%s) uses %s" % (table.get_name(), here, symbol.get_name()))
         for child in table.get_children():
             look(child)
@@ -95,10 +95,10 @@ def test_the_grammar_is_that_of_python_3_8():
     ast.parse(SOURCE, feature_version=(3, 8))
 
 
-def test_what_system_this_is_is_asked_in_the_platform_room_alone():
+def test_what_system_this_is_is_asked_in_the_platform_section_alone():
     for number, line in enumerate(SOURCE.splitlines(), 1):
         if re.search(r"\b(os\.name|sys\.platform|platform\.system)\b", line):
-            assert room_of(number) == "Platform differences", "line %d: %s" % (number, line.strip())
+            assert section_of(number) == "Platform differences", "line %d: %s" % (number, line.strip())
 
 
 def test_sql_stands_in_the_store_and_the_schema_alone():
@@ -106,9 +106,9 @@ def test_sql_stands_in_the_store_and_the_schema_alone():
                            r"UNIQUE|TRIGGER)|ALTER TABLE|DROP |PRAGMA \w|BEGIN( IMMEDIATE)?$|COMMIT$|ROLLBACK$|VACUUM)", re.S)
     for node in ast.walk(TREE):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and statement.match(node.value):
-            assert room_of(node.lineno) in ("Store", "Constants and schema"), "line %d: %.60s" % (node.lineno, node.value)
+            assert section_of(node.lineno) in ("Store", "Constants and schema"), "line %d: %.60s" % (node.lineno, node.value)
         if isinstance(node, ast.Attribute) and node.attr in ("execute", "executemany", "executescript"):
-            assert room_of(node.lineno) == "Store", "line %d" % node.lineno
+            assert section_of(node.lineno) == "Store", "line %d" % node.lineno
 
 
 def operands(node):
@@ -156,13 +156,13 @@ def test_main_is_short_and_comes_last():
     main = [node for node in TREE.body if isinstance(node, ast.FunctionDef)][-1]
     assert main.name == "main"
     assert length(main) <= 20
-    assert room_of(main.lineno) == "Main"
+    assert section_of(main.lineno) == "Main"
 
 
 def test_classes_are_short():
     for node in ast.walk(TREE):
         if isinstance(node, ast.ClassDef):
-            assert length(node) <= (400 if room_of(node.lineno) == "Store" else 600), node.name
+            assert length(node) <= (400 if section_of(node.lineno) == "Store" else 600), node.name
 
 
 def test_the_parts_of_the_store_use_no_private_name_of_each_other():
@@ -170,7 +170,7 @@ def test_the_parts_of_the_store_use_no_private_name_of_each_other():
         if (isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
                 and node.attr not in ("_replace", "_asdict", "_fields", "_make")):  # a namedtuple's
             owner = node.value
-            assert isinstance(owner, ast.Name) or room_of(node.lineno) != "Store", "line %d: %s" % (node.lineno, node.attr)
+            assert isinstance(owner, ast.Name) or section_of(node.lineno) != "Store", "line %d: %s" % (node.lineno, node.attr)
 
 
 def test_no_exception_is_swallowed_unseen():
@@ -182,7 +182,7 @@ def test_no_exception_is_swallowed_unseen():
                 assert any("#" in line for line in told), "line %d: why may it pass?" % node.lineno
         if (isinstance(node, ast.Attribute) and node.attr == "exit" and isinstance(node.value, ast.Name)
                 and node.value.id == "sys"):
-            assert room_of(node.lineno) in ("head", "Main"), "line %d: sys.exit below main" % node.lineno
+            assert section_of(node.lineno) in ("head", "Main"), "line %d: sys.exit below main" % node.lineno
 
 
 def test_lines_fit_on_a_screen():
@@ -295,7 +295,7 @@ def differences(first, second, names):
     return sorted(found)
 
 
-def test_every_system_has_what_the_rooms_below_ask_of_it_with_the_same_parameters():
+def test_every_system_has_what_the_sections_below_ask_of_it_with_the_same_parameters():
     import queuectl
     below = SOURCE[SOURCE.index("# == Store =="):]
     asked = set(re.findall(r"\bOS\.(\w+)", below))

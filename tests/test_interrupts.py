@@ -114,8 +114,8 @@ def work(store):
     job = store.claims.job_of_worker(1)
     if job is None:
         store.enqueue("true")
-        job, _ = store.claims.exchange(1)
-    store.claims.exchange(1, queuectl.Outcome(job, "failed", 1, "exit 1", 1, 0.0, 0.1), claim=False)
+        job, _ = store.claims.finish_and_claim(1)
+    store.claims.finish_and_claim(1, queuectl.Outcome(job, "failed", 1, "exit 1", 1, 0.0, 0.1), claim=False)
 
 
 def schedule(store):
@@ -153,8 +153,8 @@ ACTIONS = {
     "a tick": lambda store: store.schedules.tick(),
     "rm": remove,
     "export": lambda store: (list(store.keep.export()), next(store.keep.export())),
-    "mend": lambda store: store.keep.mend(),
-    "tidy": lambda store: (store.schedules.mend_clock(), store.workers.sweep(), store.keep.tidy(0)),
+    "mend": lambda store: store.keep.repair(),
+    "tidy": lambda store: (store.schedules.repair_clock(), store.workers.sweep(), store.keep.tidy(0)),
 }
 
 
@@ -182,7 +182,7 @@ def test_an_interrupt_at_any_line_of_a_transaction_leaves_no_lock(name, store, p
 def test_an_interrupt_at_any_line_of_a_wait_leaves_no_lock(in_the_way, store, probe, tmp_path):
     import fcntl
     import sqlite3
-    gate = os.open(store.db.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.writer_lock, os.O_RDWR)
     other = sqlite3.connect(store.db.path, isolation_level=None, check_same_thread=False)
 
     def block():
@@ -209,7 +209,7 @@ def test_an_interrupt_at_any_line_of_a_wait_leaves_no_lock(in_the_way, store, pr
 def test_an_alarm_of_the_callers_at_any_moment_leaves_no_lock_and_is_the_only_thing_that_comes_out(store, probe):
     random.seed(1)
     import fcntl
-    gate = os.open(store.db.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.writer_lock, os.O_RDWR)
 
     def ring(*_):
         raise Interrupt
@@ -241,7 +241,7 @@ def test_a_wait_for_other_writers_leaves_the_callers_alarm_handlers_and_director
     """13.1.2: a call that had to wait set SIGALRM's handler and timer, and cleared them."""
     import fcntl
     store.enqueue("true")
-    gate = os.open(store.db.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.writer_lock, os.O_RDWR)
     rung = []
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
@@ -304,7 +304,7 @@ queue.enqueue("true", key=sys.argv[2])
 def test_waiters_at_the_gate_are_served_first_in_first_out_and_one_that_dies_is_passed_over(store):
     import fcntl
     store.enqueue("true")
-    gate = os.open(store.db.files.gate, os.O_RDWR)
+    gate = os.open(store.db.files.writer_lock, os.O_RDWR)
     fcntl.flock(gate, fcntl.LOCK_EX)
     writers = []
     try:

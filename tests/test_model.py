@@ -395,7 +395,7 @@ class Life(RuleBasedStateMachine):
                 self.store.enqueue_many(items, label="file")
             assert rows(self.store, "SELECT count(*), max(id) FROM job") == before
         else:
-            assert self.store.enqueue_many(items, label="file", pool=own) == self.model.add(specs, "file", own)
+            assert self.store.enqueue_many(items, label="file", reserved_for=own) == self.model.add(specs, "file", own)
 
     def some_jobs(self):
         return bool(self.model.jobs)
@@ -503,7 +503,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.boss and self.run_worker not in self.running)
     @rule()
     def the_run_claims(self):
-        job = claim(self.store, self.run_worker, own=self.boss)
+        job = claim(self.store, self.run_worker, reserved_for=self.boss)
         assert (job and job.id) == self.model.claim(self.run_worker, None, "own")
         if job is not None:
             self.running[self.run_worker] = job
@@ -557,7 +557,7 @@ class Life(RuleBasedStateMachine):
 
 def finish_late(store, job, kind):
     before = rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock")
-    store.claims.exchange(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1), claim=False)
+    store.claims.finish_and_claim(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1), claim=False)
     assert before == (rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock"))
 
 

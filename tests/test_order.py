@@ -11,22 +11,22 @@ from conftest import posix_only, wait_until
 
 def give_up(store, job):
     import queuectl
-    claimed, _ = store.claims.exchange(1)
+    claimed, _ = store.claims.finish_and_claim(1)
     assert claimed.id == job
     outcome = queuectl.Outcome(claimed, "failed", 1, "exit 1", 1, time.time(), 0.1)
-    return lambda queue: queue.claims.exchange(1, outcome, claim=False)
+    return lambda queue: queue.claims.finish_and_claim(1, outcome, claim=False)
 
 
 def crash(store, job):
     import queuectl
-    claimed, _ = store.claims.exchange(1)
+    claimed, _ = store.claims.finish_and_claim(1)
     outcome = queuectl.Outcome(claimed, "crashed", None, "worker died", None, time.time(), 0.1)
     return lambda queue: queue.workers.release_dead(1, outcome)
 
 
 def lose(store, job):
-    store.claims.exchange(1)
-    return lambda queue: queue.keep.mend()
+    store.claims.finish_and_claim(1)
+    return lambda queue: queue.keep.repair()
 
 
 def cancelled(store, job):
@@ -40,7 +40,7 @@ def never_in_time(store, job):
 
 
 WRITERS = {"a failure": give_up, "a crash": crash, "a mended claim": lose, "a retry": cancelled, "an expiry": never_in_time,
-           "an expiry at a claim": lambda store, job: never_in_time(store, job) and (lambda queue: queue.claims.exchange(1)),
+           "an expiry at a claim": lambda store, job: never_in_time(store, job) and (lambda queue: queue.claims.finish_and_claim(1)),
            "a cancel": lambda store, job: lambda queue: queue.life.cancel([job]),
            "a parent that has failed": lambda store, job: store.life.cancel([job]) and (
                lambda queue: queue.enqueue("true", after=[str(job)]))}

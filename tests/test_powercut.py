@@ -48,7 +48,7 @@ for number in range(int(sys.argv[4])):
         tell("job", people.enqueue("exit 0", key="k%%d" %% (number %% 3), env={"N": str(number)}))
     for _ in range(2):
         done = outcome
-        taken = worker.claims.exchange(1, outcome)
+        taken = worker.claims.finish_and_claim(1, outcome)
         if done is not None and full:
             tell("done", done.job.id)
         outcome = taken and queuectl.Outcome(taken[0], "completed", 0, None, 4711, taken[0].started_at, 0.1)

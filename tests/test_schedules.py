@@ -261,7 +261,7 @@ def test_a_schedule_whose_zone_becomes_known_goes_on_when_workers_start_and_fire
     assert store.queues.counts()["pending"] == 1, "it was due once; when it would be due again, nobody knows"
     assert "Mars/North" in store.schedules.get("s").error and store.claims.next_time() > clock() + 10**9
     store.db.connection.execute("UPDATE schedule SET tz='UTC'")
-    store.schedules.mend_clock()
+    store.schedules.repair_clock()
     schedule = store.schedules.get("s")
     assert schedule.error is None and time.gmtime(schedule.next_at)[3:5] == (12, 0)
     store.schedules.tick()

@@ -22,12 +22,12 @@ def outcome(job, kind="completed", code=0, error=None):
 
 def claim(store, worker=1):
     """The next job for a worker, or None."""
-    got = store.claims.exchange(worker)
+    got = store.claims.finish_and_claim(worker)
     return got and got[0]
 
 
 def finish(store, job, *how):
-    return store.claims.exchange(job.worker, outcome(job, *how), claim=False)
+    return store.claims.finish_and_claim(job.worker, outcome(job, *how), claim=False)
 
 
 # ---- the API that the README shows -----------------------------------------------------------------
@@ -92,7 +92,7 @@ def test_finish_and_claim_are_one_transaction(store):
     first = claim(store)
     commits = []
     store.db.connection.set_trace_callback(lambda sql: commits.append(sql) if sql.startswith(("BEGIN", "COMMIT")) else None)
-    second, _ = store.claims.exchange(1, outcome(first))
+    second, _ = store.claims.finish_and_claim(1, outcome(first))
     store.db.connection.set_trace_callback(None)
     assert commits == ["BEGIN IMMEDIATE", "COMMIT"]
     assert store.look.job(first.id).state == "completed" and second.id == 2
@@ -179,7 +179,7 @@ def test_a_late_writer_that_lost_its_claim_changes_nothing(store):
     before = store.look.job(1)
     assert current.attempt == 2
     for kind in ("completed", "failed", "released", "crashed", "timeout"):
-        store.claims.exchange(1, outcome(late, kind), claim=False)
+        store.claims.finish_and_claim(1, outcome(late, kind), claim=False)
         assert store.look.job(1) == before
     assert [a.outcome for a in store.look.history(1)] == ["crashed", "running"]
     finish(store, current)
@@ -256,7 +256,7 @@ def test_the_claim_is_an_index_seek_without_scan_or_sort(store):
     store.enqueue_many(["true"] * 50)
     store.enqueue_many([{"command": "true", "delay": 1000}] * 50)
     job = claim(store)
-    sqls = statements(store, lambda: store.claims.exchange(1, outcome(job)))
+    sqls = statements(store, lambda: store.claims.finish_and_claim(1, outcome(job)))
     assert any("job_ready" in sql for sql in sqls)
     details = list(plans(store, sqls))
     assert any("USING INDEX job_ready" in detail or "USING COVERING INDEX job_ready" in detail for _, detail in details)
@@ -270,7 +270,7 @@ def test_the_claim_is_an_index_seek_without_scan_or_sort(store):
 def test_every_outcome_is_index_seeks(store, kind):
     store.enqueue_many(["true"] * 20)
     job = claim(store)
-    for sql, detail in plans(store, statements(store, lambda: store.claims.exchange(1, outcome(job, kind)))):
+    for sql, detail in plans(store, statements(store, lambda: store.claims.finish_and_claim(1, outcome(job, kind)))):
         assert not re.search(r"SCAN (TABLE )?(job|history|env|dep|batch)\b(?! USING)", detail), (detail, sql)
 
 
@@ -378,11 +378,11 @@ sys.path.insert(0, sys.argv[1])
 import queuectl
 store = queuectl.Store(sys.argv[2], sync=False)
 me = int(sys.argv[3])
-got = store.claims.exchange(me)
+got = store.claims.finish_and_claim(me)
 while got:
     job = got[0]
     print(job.id)
-    got = store.claims.exchange(me, queuectl.Outcome(job, "completed", 0, None, None, job.started_at, 0.0))
+    got = store.claims.finish_and_claim(me, queuectl.Outcome(job, "completed", 0, None, None, job.started_at, 0.0))
 """
 
 

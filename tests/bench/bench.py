@@ -284,13 +284,13 @@ def exchanges(queue, most=None):
     import queuectl
     worker, outcome, done = os.getpid(), None, 0
     while most is None or done < most:
-        taken = queue.exchange(worker, outcome)
+        taken = queue.finish_and_claim(worker, outcome)
         if taken is None:
             return
         outcome = queuectl.Outcome(taken[0], "completed", 0, None, worker, time.time(), 0.001)
         done += 1
         yield done
-    queue.exchange(worker, outcome, claim=False)
+    queue.finish_and_claim(worker, outcome, claim=False)
 
 
 def columns(database, table: str, *without: str) -> str:
@@ -717,7 +717,7 @@ def with_blocked(bench: Bench, path: str) -> None:
         queue.enqueue("running", queue="limited")
         queue.enqueue("running", key="taken")
         for worker in (1, 2):                   # two workers that stay at their jobs
-            queue.exchange(worker)
+            queue.finish_and_claim(worker)
         parent = queue.enqueue("parent", hold=True)
         blocked = [queue.enqueue("true", priority=10, **options) for options in (
             {"after": [str(parent)]}, {"key": "taken"}, {"queue": "limited"}, {"queue": "paused"})]

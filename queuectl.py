@@ -2518,7 +2518,10 @@ class PosixWorkers:
 
 
 class PosixSignals:
-    """What a worker waits for.  `stopping` is GRACEFUL (end after this job) or IMMEDIATE (end now), else 0.  `look`: look at the database."""
+    """What a worker waits for.
+
+    stopping: 0, GRACEFUL (end after this job) or IMMEDIATE (end now); look: whether to look at the database.
+    """
 
     def __init__(self, wake: int):
         import select
@@ -3173,7 +3176,9 @@ class WindowsWorkers:
 
 
 class WindowsSignals:
-    """What a worker waits for.  `stopping` is GRACEFUL (end after this job) or IMMEDIATE (end now), else 0.  `look`: look at the database.
+    """What a worker waits for.
+
+    stopping: 0, GRACEFUL (end after this job) or IMMEDIATE (end now); look: whether to look at the database.
 
     The next wait notices an order, at the latest the wait for the end of the job.
     """
@@ -5672,7 +5677,7 @@ class Store:
     def enqueue_many(self, items, label=None, reserved_for=None, progress=None) -> list:
         """Store many jobs, all or none; return their ids in order.  An item is a command, a dict, or (line number, either).
 
-        `items` may also be a Plan.  With `label` the jobs form a batch; `pool` reserves them for one `run`.
+        `items` may also be a Plan.  With `label` the jobs form a batch; `reserved_for` is the supervisor of the `run` that takes them.
         `progress(n)` is called now and then with the number stored so far.
         """
         plan = items if isinstance(items, Plan) else Plan(items)

@@ -316,7 +316,7 @@ def test_a_fault_of_ours_is_one_line_and_exit_status_70(queue):
 
 def test_a_fault_in_a_worker_is_a_line_of_the_log(queue):
     queue.enqueue("true")
-    command = [sys.executable, "-c", BREAKING, "Claims.exchange", "--db", str(queue.db), "worker", "start", "--foreground", "--max-jobs", "1",
+    command = [sys.executable, "-c", BREAKING, "Claims.finish_and_claim", "--db", str(queue.db), "worker", "start", "--foreground", "--max-jobs", "1",
                "--idle-timeout", "2s"]
     done = queue.run(command, check=False)
     assert "internal error: ValueError" in done.stdout + done.stderr

@@ -3693,8 +3693,8 @@ class Plan:
         defaults = store.settings.values()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
         common.update(shell=None if defaults["shell"] == SHELL else defaults["shell"], umask=self._umask)
-        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=reserved_for, schedule=self._schedule, hook=self._hook,
-                      run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
+        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=reserved_for, schedule=self._schedule,
+                      hook=self._hook, run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
             if isinstance(self.items[start], tuple):
@@ -4623,7 +4623,8 @@ class Claims(Part):
                 "AND (queue.max_running IS NULL OR queue.max_running>"
                 " (SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing')) "
                 "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) "
-                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1", {"now": now, "queues": queues, "reserved_for": reserved_for}).fetchone()
+                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1",
+                {"now": now, "queues": queues, "reserved_for": reserved_for}).fetchone()
             if row is None:
                 return None
             job, every, several = Job.of(row[:-2]), row[-2], row[-1]
@@ -4733,7 +4734,8 @@ class Claims(Part):
         [job, running] = self._db.read(
             "SELECT coalesce((SELECT id FROM job INDEXED BY job_own WHERE pool=:reserved_for AND gate=5 LIMIT 1),"
             " (SELECT id FROM job INDEXED BY job_pool WHERE pool=:reserved_for AND gate IN (1, 4) LIMIT 1)), "
-            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:reserved_for)", {"reserved_for": reserved_for})[0]
+            "(SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND pool=:reserved_for)",
+            {"reserved_for": reserved_for})[0]
         return self._store.look.find(job) if job is not None and not running else None
 
 
@@ -6667,7 +6669,8 @@ class Supervisor:
         if self._wrong:
             return self._wrong
         if self.stopping and self._workers.pids():
-            return "is stopping%s: waits for its workers to end (%d)" % (" now" if self.stopping == IMMEDIATE else "", len(self._workers.pids()))
+            now = " now" if self.stopping == IMMEDIATE else ""
+            return "is stopping%s: waits for its workers to end (%d)" % (now, len(self._workers.pids()))
         if self._dead:
             return "waits for what dead workers left behind to end: worker %s" % ", ".join(map(str, sorted(self._dead)))
         if time.monotonic() < self._start_at:
@@ -7857,7 +7860,8 @@ class Run:
         left = counts["pending"] + counts["failed"] + counts["processing"]
         stand = [job.state if job is not None else "removed" for _, job in duplicates]
         parts = [(counts["dead"], "failed"), (counts["cancelled"], "cancelled"),
-                 (len(duplicates), "there already (%s)" % ", ".join("%d %s" % (stand.count(state), state) for state in dict.fromkeys(stand))),
+                 (len(duplicates), "there already (%s)" % ", ".join(
+                     "%d %s" % (stand.count(state), state) for state in dict.fromkeys(stand))),
                  (left, "left in the queue"), (total - sum(counts.values()) - len(duplicates), "removed before its end was known")]
         good = done + stand.count("completed") == total
         verdict("%d of %d completed in %s%s" % (done, total, span(took), "".join(", %d %s" % part for part in parts if part[0])), good)

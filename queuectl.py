@@ -84,6 +84,7 @@ GIVE_UP_S = 2.0              # how long a worker told to end now retries to reco
 END_NOW_S = 8.0              # a worker told to end now is killed this long after kill_grace
 MISFIRE_S = 60.0             # a schedule that fires later than this has misfired
 NEVER = 10.0**11              # next_at of a schedule without a next time: @reboot, or a broken one
+MISFIRES = ("once", "skip")   # what becomes of a time that a schedule missed
 OVERLAPS = ("allow", "skip", "queue", "replace")  # what a due schedule does if its earlier job is unfinished
 CLOCK_REPAIRED_S = 3 * 3600.0  # if the clock is set back by more, it was wrong: schedules follow the new time
 NOTIFY_S = 60.0              # timeout of an on_dead or on_idle command
@@ -245,7 +246,7 @@ JOB_COLUMNS = (
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 BACKOFFS = ("exponential", "linear", "constant")
 # The columns that hold one of a fixed set of words.
-WORDS = {"job.state": STATES, "job.backoff": BACKOFFS, "schedule.misfire": ("once", "skip")}
+WORDS = {"job.state": STATES, "job.backoff": BACKOFFS, "schedule.misfire": MISFIRES}
 LARGEST = 2 ** 53            # the largest number accepted in a row; real times, ids and counts stay far below it
 MOST_WORKERS = 10000         # per `worker start`
 
@@ -6988,7 +6989,6 @@ class Output(io.RawIOBase):
         return "can't write to standard output: %s" % why
 
 
-
 def prepare_streams() -> Output:
     """Put an Output below stdout and stderr; return stdout's, which is `needed` until the command is known.
 
@@ -7529,37 +7529,7 @@ def print_wait(why) -> None:
         talk("%s: %s (Ctrl-C ends this)" % (PROGRAM, why))
 
 
-def args_none(parser) -> None:
-    """Add nothing: the command has no arguments of its own."""
-
-
-def add_json(parser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def typed(parse, what: str):
-    """Return the type of an argument for argparse."""
-    return lambda raw: parse(raw, what)
-
-
-count_argument = typed(within(1, MOST_WORKERS), "--count")
-
-
 # -- enqueue --
-
-def args_enqueue(parser) -> None:
-    add_job_options(parser)
-    parser.add_argument("--file", metavar="FILE", help="read jobs from FILE (-: standard input): a command a line, or JSON objects")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the bare id on a terminal too")
-
-
-def add_job_options(parser, taker="") -> None:
-    for name, option in JOB_OPTIONS.items():
-        if taker in option.takers:
-            how = ({"action": "store_true", "default": None} if option.metavar is None else
-                   {"action": "append" if option.parse in (parse_refs, parse_env) else "store", "metavar": option.metavar})
-            parser.add_argument(*option.flags, dest="job_" + name, help=option.meaning, **how)
-
 
 def job_options(args) -> dict:
     """Return the job options that the command line gives."""
@@ -7749,13 +7719,6 @@ def read_items(path: str) -> list:
 
 # -- run --
 
-def args_run(parser) -> None:
-    parser.add_argument("--count", type=count_argument, metavar="N", help="jobs at a time (the cores that may be used)")
-    parser.add_argument("--file", metavar="FILE", help="jobs from FILE (-: standard input), as in enqueue --file")
-    parser.add_argument("--junit", metavar="FILE", help="write the outcome as JUnit XML")
-    add_job_options(parser, "run")
-
-
 def cmd_run(args) -> int:
     if (args.file is None) == (not args.rest):
         raise UserError("give a command, or --file FILE with one a line (-: standard input)")
@@ -7888,24 +7851,6 @@ def program_argv() -> list:
     return [sys.executable, "-IS", os.path.abspath(__file__)]
 
 
-WORKER_LIMITS = {
-    "max_jobs": ("N", within(1, 10**12), "end after so many jobs, over all its workers"),
-    "idle_timeout": ("DURATION", parse_duration, "end when there has been no job for so long"),
-    "nice": ("N", within(0, 19), "run jobs at this niceness, 0 to 19"),
-    "load": ("MAX", within(0, 10**6, whole=False), "take no new job while the machine's load is above MAX")}
-
-
-def args_worker_start(parser) -> None:
-    parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes, and slots (1)")
-    parser.add_argument("--queue", metavar="NAMES", help="serve these queues only, separated by commas (all)")
-    parser.add_argument("--foreground", action="store_true", help="stay in the terminal, with a log line per event")
-    parser.add_argument("--drain", action="store_true", help="end when nothing is left that could still run")
-    for name, (metavar, parse, meaning) in WORKER_LIMITS.items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, metavar=metavar, type=typed(parse, flag), help=meaning)
-    parser.add_argument("--announce", help=sys.modules["argparse"].SUPPRESS)
-
-
 def queue_list(names):
     """Return `a,b` as `/a/b/`, the form in which Store compares queue names; None for all."""
     if names is None:
@@ -7919,7 +7864,7 @@ def cmd_worker_start(args) -> int:
     announced = args.announce is not None
     asked = json.loads(args.announce or "{}")  # all options but --count, which `worker scale` changes
     if not asked:
-        asked = {name: getattr(args, name) for name in ("drain", "foreground", *WORKER_LIMITS)}
+        asked = {name: getattr(args, name) for name in ("drain", "foreground", "max_jobs", "idle_timeout", "nice", "load")}
         asked["queues"] = queue_list(args.queue)
     text = json.dumps(asked)
     if not announced:
@@ -7995,10 +7940,6 @@ def launch(database: str, count: int, asked: str) -> tuple:
     if word != "ready":
         raise UserError(text or "the workers did not start: see %s" % plain(log))
     return pid, log
-
-
-def args_worker_stop(parser) -> None:
-    parser.add_argument("--now", action="store_true", help="end running jobs and give them back, without charging the attempt")
 
 
 def cmd_worker_stop(store, args) -> int:
@@ -8108,10 +8049,6 @@ def wanted_left(store, wanted: set, how: int) -> bool:
     return bool(left)
 
 
-def args_worker_scale(parser) -> None:
-    parser.add_argument("count", type=count_argument, metavar="N")
-
-
 def cmd_worker_scale(store, args) -> None:
     started = [s for s in store.workers.supervisors() if s.kind == "start" and OS.is_held(store.db.files.lock("s%d" % s.id))]
     if len(started) != 1:
@@ -8153,11 +8090,6 @@ def cmd_worker_list(store, args) -> None:
         talk("No workers are running: start some with `%s worker start`" % invoked())
 
 
-def args__worker(parser) -> None:
-    for name in ("supervisor", "queues", "reserved", "load", "where"):
-        parser.add_argument(name)
-
-
 def cmd__worker(args) -> None:
     """Run a worker as a separate program, for systems without fork; its arguments are a Post and its wake-up."""
     spec = WorkerSpec(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
@@ -8169,22 +8101,6 @@ def cmd__worker(args) -> None:
 
 SORTS = {"id": "id", "priority": "priority DESC", "created": "created_at", "started": "started_at", "finished": "finished_at",
          "duration": "duration DESC", "state": "state", "queue": "queue", "tries": "attempts DESC", "command": "command"}
-
-
-def add_limit(parser) -> None:
-    parser.add_argument("--limit", metavar="N", default=TERMINAL_ROWS, type=typed(within(0, 10**12), "--limit"),
-                        help="at most N rows, newest first; 0: all (%d)" % TERMINAL_ROWS)
-
-
-def args_list(parser) -> None:
-    add_filters(parser)
-    add_limit(parser)
-    parser.add_argument("--since", metavar="DURATION", help="created so long ago at most")
-    parser.add_argument("--sort", metavar="SORT", help="order by " + ", ".join(SORTS))
-    parser.add_argument("--columns", metavar="LIST", help="which columns, separated by commas: " + ", ".join(COLUMNS))
-    parser.add_argument("--tree", action="store_true", help="draw which job comes after which")
-    parser.add_argument("--watch", action="store_true", help="draw it again each second, until Ctrl-C")
-    add_json(parser)
 
 
 def cmd_list(args) -> None:
@@ -8207,8 +8123,8 @@ def list_once(args) -> None:
     if args.columns is not None:
         columns = [parse_choice(column.strip(), "--columns", tuple(COLUMNS)) for column in args.columns.split(",")]
     filters = {"queue": args.queue, "name": args.name,
-               "sort": SORTS[parse_choice(args.sort, "--sort", tuple(SORTS))] if args.sort else None,
-               "since": time.time() - parse_duration(args.since, "--since") if args.since is not None else None}
+               "sort": SORTS.get(args.sort),
+               "since": time.time() - args.since if args.since is not None else None}
     with open_queue(args) as store:
         filters["batch"] = store.queues.batch(args.batch).id if args.batch else None
         narrowed = any(value is not None for key, value in filters.items() if key != "sort")
@@ -8284,11 +8200,6 @@ def cmd_status(store, args) -> None:
             talk("queuectl: no worker is running: `%s worker start` starts some" % invoked())
 
 
-def args_show(parser) -> None:
-    parser.add_argument("id", metavar="ID", help="id or name of a job, or `last`")
-    add_json(parser)
-
-
 def one_job(store, ref: str):
     return store.look.job(store.look.ids(ref)[0])
 
@@ -8326,14 +8237,6 @@ def history_row(store, job, attempt) -> dict:
     row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at),
                duration=attempt.duration and round(attempt.duration, 6))
     return row
-
-
-def args_logs(parser) -> None:
-    args_ids(parser)
-    parser.add_argument("--attempt", metavar="N", help="of this attempt (the latest)")
-    parser.add_argument("--all-attempts", action="store_true", help="of every attempt, one after the other")
-    parser.add_argument("-n", "--lines", metavar="N", type=typed(within(0, 10**9), "--lines"), help="the last N lines only")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the jobs end, across their retries")
 
 
 def cmd_logs(args) -> None:
@@ -8530,12 +8433,6 @@ class LogReader:
 
 # -- stats --
 
-def args_stats(parser) -> None:
-    parser.add_argument("--since", metavar="DURATION", default="1d", type=lambda raw: parse_duration(raw, "--since", 1),
-                        help="attempts that ended so long ago at most (1d)")
-    add_json(parser)
-
-
 def cmd_stats(store, args) -> None:
     now, window = time.time(), args.since
     rows = store.look.finished_since(now - max(window, 86400))
@@ -8606,12 +8503,6 @@ def bars(counts) -> str:
 
 # -- events --
 
-def args_events(parser) -> None:
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as they happen")
-    parser.add_argument("--after", metavar="SEQ", type=typed(within(0, 2**62), "--after"),
-                        help="only events with a higher number (all; with -f: from now on)")
-
-
 def cmd_events(store, args) -> None:
     import json
     after = args.after if args.after is not None else store.look.last_event() if args.follow else 0
@@ -8631,10 +8522,6 @@ def cmd_events(store, args) -> None:
 
 
 # -- top --
-
-def args_top(parser) -> None:
-    parser.add_argument("--once", action="store_true", help="draw one screen and end")
-
 
 def cmd_top(queue, args) -> None:
     screen = Top(queue)
@@ -8783,29 +8670,6 @@ def cmd_dlq_list(args) -> None:
     cmd_list(args)
 
 
-def args_ids(parser) -> None:
-    """Add ids and filters: the same arguments for every command that takes several jobs."""
-    parser.add_argument("ids", metavar="ID", nargs="*", help="ids, names, ranges such as 5-8, or `last`")
-    parser.add_argument("--all", action="store_true", help="all that the command can be used on")
-    add_filters(parser)
-
-
-def add_filters(parser) -> None:
-    parser.add_argument("--state", action="append", metavar="S", help="in these states (may be repeated): " + ", ".join(STATES))
-    parser.add_argument("--queue", metavar="NAME", help="in this queue")
-    parser.add_argument("--name", metavar="GLOB", help="whose name matches, as in 'nightly-*'")
-    parser.add_argument("--batch", metavar="B", help="of this batch, or `last`")
-
-
-def add_dry_run(parser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="only show which jobs it would be")
-
-
-def args_ids_dry(parser) -> None:
-    args_ids(parser)
-    add_dry_run(parser)
-
-
 def states_asked(args) -> list:
     return [parse_choice(state, "--state", STATES) for word in args.state or () for state in word.split(",")]
 
@@ -8893,23 +8757,12 @@ def cmd_dlq_purge(args) -> int:
     return act(args, ("dead",), "remove", lambda store, ids: store.keep.purge(ids), strict=True)
 
 
-def args_rm(parser) -> None:
-    args_ids_dry(parser)
-    parser.add_argument("--older-than", metavar="DURATION", help="that ended longer ago than this")
-
-
 def cmd_rm(args) -> int:
-    before = time.time() - parse_duration(args.older_than, "--older-than") if args.older_than is not None else None
+    before = time.time() - args.older_than if args.older_than is not None else None
     return act(args, FINAL, "remove", lambda store, ids: store.keep.purge(ids), strict=True, before=before)
 
 
 # -- edit --
-
-def args_edit(parser) -> None:
-    args_ids_dry(parser)
-    parser.add_argument("--command", metavar="COMMAND", help="the shell command to run")
-    add_job_options(parser, "edit")
-
 
 def cmd_edit(args) -> int:
     options = job_options(args)
@@ -8922,12 +8775,6 @@ def cmd_edit(args) -> int:
 
 
 # -- wait --
-
-def args_wait(parser) -> None:
-    args_ids(parser)
-    parser.add_argument("--timeout", metavar="DURATION", type=typed(parse_duration, "--timeout"),
-                        help="give up after this, with exit status 124; --all, --queue and --state wait for what is unfinished now")
-
 
 def cmd_wait(store, args) -> int:
     ids = select_ids(store, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
@@ -8987,11 +8834,6 @@ def wait_for(store, ids: list, timeout, within=None) -> bool:
 
 
 # -- cancel, hold, release --
-
-def args_cancel(parser) -> None:
-    args_ids_dry(parser)
-    parser.add_argument("--no-wait", action="store_true", help="only ask for the end of jobs that run")
-
 
 def cmd_cancel(args) -> int:
     return act(args, WAITING + ("processing",), "cancel", cancel if args.no_wait else cancel_and_wait)
@@ -9125,11 +8967,6 @@ def cmd_queue_list(store, args) -> None:
                  for row in rows], ("QUEUE",), {"paused": "yellow", "open": "green"})
 
 
-def args_queue_names(parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="*", help="queues")
-    parser.add_argument("--all", action="store_true", help="all of them")
-
-
 def pause_queues(args, paused: int) -> None:
     if bool(args.all) == bool(args.names):
         raise UserError("which queue? Give a name or --all")
@@ -9148,11 +8985,6 @@ def cmd_queue_resume(args) -> None:
     pause_queues(args, 0)
 
 
-def args_queue_limit(parser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("limit", metavar="N", help="jobs at once, over all workers; none: no limit")
-
-
 def cmd_queue_limit(args) -> None:
     name = parse_name(args.name, "a queue")
     limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
@@ -9161,22 +8993,12 @@ def cmd_queue_limit(args) -> None:
     out("queue %s: %s" % (name, "no limit" if limit is None else "at most %d at once" % limit))
 
 
-def args_queue_rate(parser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("rate", metavar="N/UNIT", help="starts per s, m, h or d, evenly spaced, as in 10/m; none: no limit")
-
-
 def cmd_queue_rate(args) -> None:
     name = parse_name(args.name, "a queue")
     rate, every = parse_rate(args.rate)
     with open_queue(args) as store:
         store.queues.set(name, rate=rate, every=every, next_at=0)
     out("queue %s: %s" % (name, "no rate" if rate is None else "at most %s, a start each %s" % (rate, seconds_text(every))))
-
-
-def args_batch_list(parser) -> None:
-    add_limit(parser)
-    add_json(parser)
 
 
 def cmd_batch_list(store, args) -> None:
@@ -9189,11 +9011,6 @@ def cmd_batch_list(store, args) -> None:
             (row.id, row.label or "", row.total - row.unfinished, row.total, span(now - row.created_at)) for row in rows], ("LABEL",))
     else:
         talk("No batches: `%s enqueue --file` makes one" % invoked())
-
-
-def args_batch_show(parser) -> None:
-    parser.add_argument("id", metavar="B", help="number of a batch")
-    add_json(parser)
 
 
 def cmd_batch_show(store, args) -> None:
@@ -9213,24 +9030,12 @@ def cmd_batch_show(store, args) -> None:
 
 # -- schedules --
 
-def args_cron_add(parser) -> None:
-    parser.add_argument("--every", metavar="DURATION", help="instead of a cron line: so long between two runs")
-    parser.add_argument("--tz", metavar="ZONE", help="time zone of the cron line, such as Europe/Berlin or UTC (the one here and now)")
-    parser.add_argument("--misfire", metavar="RULE", default="once", help="a time missed while nothing ran: once or skip (once)")
-    parser.add_argument("--overlap", metavar="OVERLAP", default="allow",
-                        help="while a job of it is unfinished: skip the time, queue behind it, replace it, or allow both (allow)")
-    parser.add_argument("--no-overlap", dest="overlap", action="store_const", const="skip", help="the same as --overlap skip")
-    parser.add_argument("--replace", action="store_true", help="put it in the place of a schedule of this name")
-    add_job_options(parser, "cron")
-
-
 def cmd_cron_add(args) -> None:
     words = args.lead + args.rest
     if not words:
         raise UserError("what should it be called? cron add NAME '*/5 * * * *' COMMAND")
-    name, spec, every = parse_name(words.pop(0), "a schedule"), None, None
+    name, spec = parse_name(words.pop(0), "a schedule"), None
     if args.every is not None:
-        every = parse_duration(args.every, "--every", 1)
         if len(args.lead) > 1:
             raise UserError("a schedule has a cron line or --every, not both: put the command after the options")
         if args.tz is not None and args.job_at is None:
@@ -9243,10 +9048,9 @@ def cmd_cron_add(args) -> None:
     if not words:
         raise UserError("what should it run? Give a command after the options")
     plan = Plan([job_of_words(words, job_options(args))], taker="cron")
-    parse_choice(args.misfire, "--misfire", ("once", "skip"))
-    parse_choice(args.overlap, "--overlap", OVERLAPS)
     with open_queue(args) as store:
-        store.schedules.add(name, spec, every, plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+        store.schedules.add(name, spec, args.every, plan, args.tz, args.misfire,
+                            overlap=args.overlap, replace=args.replace)
         verdict("S" + next_text(store.schedules.get(name))[1:])
 
 
@@ -9257,11 +9061,6 @@ def next_text(schedule) -> str:
     if schedule.coming is None:
         return "schedule %s runs when workers start after the next boot" % plain(schedule.name)
     return "schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
-
-
-def args_cron_load(parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a crontab (-: standard input)")
-    parser.add_argument("--replace", action="store_true", help="put its schedules in the place of those of the same names")
 
 
 def cmd_cron_load(args) -> None:
@@ -9374,11 +9173,6 @@ def name_for(command: str, names: set, number: int) -> str:
     return name
 
 
-def args_cron_list(parser) -> None:
-    add_json(parser)
-    parser.add_argument("--crontab", action="store_true", help="print a crontab; what no line of one can say, as a comment")
-
-
 def print_crontab(rows: list) -> None:
     """Print schedules as `cron load` and cron(8) read them; those in this machine's zone come first."""
     here = zone = OS.zone(os.environ.get("TZ"))
@@ -9462,10 +9256,6 @@ def command_text(command) -> str:
     return OS.quote(command) if isinstance(command, list) and all(isinstance(word, str) for word in command) else str(command)
 
 
-def args_names(parser) -> None:
-    parser.add_argument("names", metavar="NAME", nargs="+", help="schedules")
-
-
 def each_schedule(args, change) -> None:
     """Call change(queue, name) for each named schedule and print the line that it returns; first check that all exist."""
     with open_queue(args) as store:
@@ -9513,17 +9303,8 @@ def cmd_config_list(store, args) -> None:
                  for key, setting in SETTINGS.items()], ("MEANING",))
 
 
-def args_config_get(parser) -> None:
-    parser.add_argument("key", metavar="KEY", type=setting_key)
-
-
 def cmd_config_get(store, args) -> None:
     out(SETTINGS[args.key].text(store.settings.value(args.key)))
-
-
-def args_config_set(parser) -> None:
-    parser.add_argument("key", metavar="KEY", type=setting_key)
-    parser.add_argument("value", metavar="VALUE")
 
 
 def cmd_config_set(args) -> None:
@@ -9541,10 +9322,6 @@ def cmd_config_unset(store, args) -> None:
 
 # -- backup, doctor --
 
-def args_backup(parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="where to put the copy; must not exist")
-
-
 def cmd_backup(args) -> None:
     path = os.path.abspath(args.file)
     if os.path.exists(path):
@@ -9552,11 +9329,6 @@ def cmd_backup(args) -> None:
     with open_queue(args) as store:
         store.keep.backup(path)
     verdict("Copied the queue to %s (logs are not in it)" % plain(path))
-
-
-def args_doctor(parser) -> None:
-    parser.add_argument("--fix", action="store_true", help="repair what can be repaired")
-    add_json(parser)
 
 
 def cmd_doctor(args) -> int:
@@ -9693,10 +9465,6 @@ def examine_disk(path: str) -> list:
 
 # -- export, import --
 
-def args_export(parser) -> None:
-    parser.add_argument("--output", metavar="FILE", help="write to FILE, which is made for you only and must not exist")
-
-
 def cmd_export(args) -> None:
     import tempfile
     if args.output is not None:
@@ -9728,10 +9496,6 @@ def write_rows(store, file) -> None:
     for table, row in store.keep.export():
         row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
         file.write(json.dumps({"table": table, "row": row}) + "\n")
-
-
-def args_import(parser) -> None:
-    parser.add_argument("file", metavar="FILE", help="what `export` printed (-: standard input)")
 
 
 def cmd_import(store, args) -> None:
@@ -9803,10 +9567,6 @@ complete -c queuectl -f -a '(__queuectl_complete)'
 }
 
 
-def args_completion(parser) -> None:
-    parser.add_argument("shell", metavar="SHELL", help="bash, zsh, fish or powershell")
-
-
 def cmd_completion(args) -> None:
     sys.stdout.write(COMPLETIONS[parse_choice(args.shell, "the shell", tuple(COMPLETIONS))])
 
@@ -9814,11 +9574,6 @@ def cmd_completion(args) -> None:
 # -- service --
 
 SERVICES = ("systemd", "systemd-system", "launchd", "windows")
-
-
-def args_service(parser) -> None:
-    parser.add_argument("kind", metavar="SERVICE", help="systemd (of this user), systemd-system, launchd or windows")
-    parser.add_argument("--count", type=count_argument, default=1, metavar="N", help="worker processes (1)")
 
 
 def cmd_service(args) -> None:
@@ -9878,10 +9633,6 @@ def windows_task(words: list) -> str:
 
 # -- install --
 
-def args_install(parser) -> None:
-    parser.add_argument("--uninstall", action="store_true", help="take the command away")
-
-
 def cmd_install(args) -> None:
     source = os.path.abspath(__file__)
     folder = OS.install_dir()
@@ -9919,91 +9670,181 @@ def write_program(path: str, text: str) -> None:
     os.replace(path + ".new", path)
 
 
-# words: what the user types.  rest: whether the words after the options are the user's own command, left as it is.
-# lead: how many of queuectl's own words may precede the options.  shows: whether the command only prints.
-Command = namedtuple("Command", "words run arguments purpose example rest lead shows")
+# The options of all commands but those of a job (see JOB_OPTIONS), one per line: set, flags, metavar, kind, default, meaning.
+# The set is one that several commands take, or the name of one command, with a hyphen in place of a blank.  Words without
+# `--` are positional.  metavar: `.` for a flag; with * any number of values, with + at least one.  kind: of OPTION_KINDS or
+# OPTION_PARSERS, or a range of whole numbers.  default: for a flag, the option that it sets.
+OPTIONS = """\
+job-id         id             ID        .        .     id or name of a job, or `last`
+ids            ids            ID*       .        .     ids, names, ranges such as 5-8, or `last`
+ids            --all          .         .        .     every job that this command accepts
+filters        --state        S*        .        .     jobs in this state (may be repeated): %(states)s
+filters        --queue        NAME      .        .     jobs of this queue
+filters        --name         GLOB      .        .     jobs whose name matches, as in 'nightly-*'
+filters        --batch        B         .        .     jobs of this batch, or `last`
+limit          --limit        N         0-%(most)d %(rows)d at most N rows, newest first; 0: all (%(rows)d)
+queues         names          NAME*     .        .     names of queues
+queues         --all          .         .        .     all queues
+schedules      names          NAME+     .        .     names of schedules
+setting        key            KEY       setting  .     name of a setting, as in `config list`
+run            --count        N         1-%(workers)d . parallel jobs (default: the available cores)
+run            --file         FILE      .        .     read jobs from FILE (-: standard input), as `enqueue --file` does
+run            --junit        FILE      .        .     write the results as JUnit XML to FILE
+enqueue        --file         FILE      .        .     read jobs from FILE (-: standard input): one command per line, or JSON objects
+enqueue        -q,--quiet     .         .        .     print only the id, on a terminal too
+worker-start   --count        N         1-%(workers)d 1 worker processes, and slots (1)
+worker-start   --queue        NAMES     .        .     serve only these queues, separated by commas (all)
+worker-start   --foreground   .         .        .     stay in the terminal, and print a log line per event
+worker-start   --drain        .         .        .     end when nothing is left that can still run
+worker-start   --max-jobs     N         1-%(most)d . end after N jobs, counted over all workers
+worker-start   --idle-timeout DURATION  duration .     end when there has been no job for this long
+worker-start   --nice         N         0-19     .     run jobs at this niceness, 0 to 19
+worker-start   --load         MAX       load     .     start no job while the machine's load is above MAX
+worker-start   --announce     JSON      .        .     .
+worker-stop    --now          .         .        .     end running jobs now and give them back; the attempt is not charged
+worker-scale   count          N         1-%(workers)d . worker processes from now on
+_worker        supervisor     ID        .        .     .
+_worker        queues         NAMES     .        .     .
+_worker        reserved       FLAG      .        .     .
+_worker        load           MAX       .        .     .
+_worker        where          FD        .        .     .
+list           --since        DURATION  duration .     jobs created within this time up to now
+list           --sort         SORT      sort     .     order by %(sorts)s
+list           --columns      LIST      .        .     columns to show, separated by commas: %(columns)s
+list           --tree         .         .        .     draw which job runs after which
+list           --watch        .         .        .     draw the list again each second, until Ctrl-C
+logs           --attempt      N         .        .     output of this attempt (the latest)
+logs           --all-attempts .         .        .     output of every attempt, one after the other
+logs           -n,--lines     N         0-%(most)d . only the last N lines
+logs           -f,--follow    .         .        .     continue until the jobs end, across their retries
+stats          --since        DURATION  since    1d    attempts that ended within this time up to now (1d)
+events         -f,--follow    .         .        .     continue with new events as they happen
+events         --after        SEQ       0-%(most)d . only events with a higher number (all; with -f: only new events)
+top            --once         .         .        .     draw one screen and end
+rm             --older-than   DURATION  duration .     jobs that ended longer ago than this
+edit           --command      COMMAND   .        .     the shell command to run
+wait           --timeout      DURATION  duration .     give up after this (exit 124); --all, --queue, --state: jobs unfinished now
+cancel         --no-wait      .         .        .     only ask running jobs to end
+queue-limit    name           NAME      .        .     name of a queue
+queue-limit    limit          N         .        .     jobs that run at once, over all workers; none: no limit
+queue-rate     name           NAME      .        .     name of a queue
+queue-rate     rate           N/UNIT    .        .     starts per s, m, h or d, evenly spaced, as in 10/m; none: no limit
+batch-show     id             B         .        .     number of a batch, or `last`
+cron-add       --every        DURATION  interval .     time between two runs, instead of a cron line
+cron-add       --tz           ZONE      .        .     time zone of the cron line, such as Europe/Berlin or UTC (the local one)
+cron-add       --misfire      RULE      misfire  once  what becomes of a time missed while nothing ran: once or skip (once)
+cron-add       --overlap      OVERLAP   overlap  allow while a job of it is unfinished: skip, queue, replace it, or allow both (allow)
+cron-add       --no-overlap   .         .        overlap=skip the same as --overlap skip
+cron-add       --replace      .         .        .     replace a schedule of this name
+cron-load      file           FILE      .        .     a crontab (-: standard input)
+cron-load      --replace      .         .        .     replace schedules of the same names
+cron-list      --crontab      .         .        .     print a crontab; what a crontab can't express becomes a comment
+config-set     value          VALUE     .        .     the new value
+backup         file           FILE      .        .     path of the copy; must not exist
+doctor         --fix          .         .        .     repair what can be repaired
+export         --output       FILE      .        .     write to FILE, which only you can read; it must not exist
+import         file           FILE      .        .     the output of `export` (-: standard input)
+completion     shell          SHELL     .        .     bash, zsh, fish or powershell
+service        kind           SERVICE   .        .     systemd (of this user), systemd-system, launchd or windows
+service        --count        N         1-%(workers)d 1 worker processes (1)
+install        --uninstall    .         .        .     remove the command
+dry            --dry-run      .         .        .     only show which jobs would be changed
+json           --json         .         .        .     print JSON""" % {
+    "states": ", ".join(STATES), "sorts": ", ".join(SORTS), "columns": ", ".join(COLUMNS), "rows": TERMINAL_ROWS,
+    "workers": MOST_WORKERS, "most": 10**12}
+# The parsers that only commands use; those of job options are in OPTION_PARSERS.
+OPTION_KINDS = {
+    "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, whole=False), "sort": one_of(*SORTS),
+    "since": lambda raw, what: parse_duration(raw, what, 1), "interval": lambda raw, what: parse_duration(raw, what, 1),
+    "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS)}
 
 
-def command(words, run, arguments, purpose, example, rest=False, lead=0, shows=False):
-    return Command(tuple(words.split()), run, arguments, purpose, example, rest, lead, shows)
+# words: what the user types.  takes: the sets of OPTIONS that it takes, beside that of its own name.  rest: whether the words
+# after the options are the user's own command, left as it is.  lead: how many of queuectl's own words may precede the options.
+# shows: whether the command only prints.
+Command = namedtuple("Command", "words run takes purpose example rest lead shows")
+
+
+def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False):
+    return Command(tuple(words.split()), run, takes.split() + [words.replace(" ", "-")], purpose, example, rest, lead, shows)
 
 
 COMMAND_GROUPS = (
     ("run jobs", (
-        command("run", cmd_run, args_run, "enqueue jobs, work them here and now, exit 0 if all completed",
+        command("run", cmd_run, "job", "enqueue jobs, work them here and now, exit 0 if all completed",
                 "run --count 4 --file commands.txt", True),
-        command("enqueue", cmd_enqueue, args_enqueue, "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
-        command("worker start", cmd_worker_start, args_worker_start, "start worker processes", "worker start --count 4"),
-        command("worker stop", cmd_worker_stop, args_worker_stop, "stop all workers and wait until they are gone", "worker stop"),
+        command("enqueue", cmd_enqueue, "job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
+        command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4"),
+        command("worker stop", cmd_worker_stop, "", "stop all workers and wait until they are gone", "worker stop"),
     )),
     ("look", (
-        command("status", cmd_status, add_json, "count jobs by state, show workers", "status --json", shows=True),
-        command("list", cmd_list, args_list, "show jobs, newest first", "list --state dead --limit 10", shows=True),
-        command("show", cmd_show, args_show, "show everything about one job, with its attempts", "show 12", shows=True),
-        command("logs", cmd_logs, args_logs, "print the output of jobs", "logs 12 -f", shows=True),
-        command("explain", cmd_explain, args_show, "say why a job is not running", "explain 12", shows=True),
-        command("wait", cmd_wait, args_wait, "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
-        command("top", cmd_top, args_top, "watch queues, workers and jobs live, and act on them", "top", shows=True),
-        command("stats", cmd_stats, args_stats, "show rates, durations and waiting times, by queue and by program",
+        command("status", cmd_status, "json", "count jobs by state, show workers", "status --json", shows=True),
+        command("list", cmd_list, "filters limit json", "show jobs, newest first", "list --state dead --limit 10", shows=True),
+        command("show", cmd_show, "job-id json", "show everything about one job, with its attempts", "show 12", shows=True),
+        command("logs", cmd_logs, "ids filters", "print the output of jobs", "logs 12 -f", shows=True),
+        command("explain", cmd_explain, "job-id json", "say why a job is not running", "explain 12", shows=True),
+        command("wait", cmd_wait, "ids filters", "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
+        command("top", cmd_top, "", "watch queues, workers and jobs live, and act on them", "top", shows=True),
+        command("stats", cmd_stats, "json", "show rates, durations and waiting times, by queue and by program",
                 "stats --since 1h", shows=True),
-        command("events", cmd_events, args_events, "print changes of state as JSON Lines", "events -f", shows=True),
+        command("events", cmd_events, "", "print changes of state as JSON Lines", "events -f", shows=True),
     )),
     ("change jobs", (
-        command("cancel", cmd_cancel, args_cancel, "cancel jobs, running ones too", "cancel 12 15-18"),
-        command("hold", cmd_hold, args_ids_dry, "keep waiting jobs back", "hold 12"),
-        command("release", cmd_release, args_ids_dry, "let held jobs go", "release 12"),
-        command("edit", cmd_edit, args_edit, "change waiting jobs", "edit 12 --priority 5"),
-        command("retry", cmd_retry, args_ids_dry, "run finished jobs again", "retry 12"),
-        command("rm", cmd_rm, args_rm, "remove finished jobs and their logs", "rm 12"),
-        command("prune", cmd_rm, args_rm, "the same, meant for filters", "prune --older-than 7d --state completed"),
+        command("cancel", cmd_cancel, "ids filters dry", "cancel jobs, running ones too", "cancel 12 15-18"),
+        command("hold", cmd_hold, "ids filters dry", "keep waiting jobs back", "hold 12"),
+        command("release", cmd_release, "ids filters dry", "let held jobs go", "release 12"),
+        command("edit", cmd_edit, "ids filters dry job", "change waiting jobs", "edit 12 --priority 5"),
+        command("retry", cmd_retry, "ids filters dry", "run finished jobs again", "retry 12"),
+        command("rm", cmd_rm, "ids filters dry", "remove finished jobs and their logs", "rm 12"),
+        command("prune", cmd_rm, "ids filters rm dry", "the same, meant for filters", "prune --older-than 7d --state completed"),
     )),
     ("the dead letter queue", (
-        command("dlq list", cmd_dlq_list, args_list, "show the dead jobs", "dlq list", shows=True),
-        command("dlq retry", cmd_dlq_retry, args_ids_dry, "send dead jobs back to pending", "dlq retry 12"),
-        command("dlq purge", cmd_dlq_purge, args_ids_dry, "remove dead jobs and their logs", "dlq purge --all"),
+        command("dlq list", cmd_dlq_list, "list filters limit json", "show the dead jobs", "dlq list", shows=True),
+        command("dlq retry", cmd_dlq_retry, "ids filters dry", "send dead jobs back to pending", "dlq retry 12"),
+        command("dlq purge", cmd_dlq_purge, "ids filters dry", "remove dead jobs and their logs", "dlq purge --all"),
     )),
     ("workers", (
-        command("worker list", cmd_worker_list, add_json, "show the workers", "worker list", shows=True),
-        command("worker scale", cmd_worker_scale, args_worker_scale, "have more workers or fewer", "worker scale 8"),
-        command("worker restart", cmd_worker_restart, args_none, "replace the workers, each after its job", "worker restart"),
-        command("service", cmd_service, args_service, "print a systemd, launchd or Windows service",
+        command("worker list", cmd_worker_list, "json", "show the workers", "worker list", shows=True),
+        command("worker scale", cmd_worker_scale, "", "have more workers or fewer", "worker scale 8"),
+        command("worker restart", cmd_worker_restart, "", "replace the workers, each after its job", "worker restart"),
+        command("service", cmd_service, "", "print a systemd, launchd or Windows service",
                 "service systemd --count 4", shows=True),
     )),
     ("queues, batches, schedules", (
-        command("queue list", cmd_queue_list, add_json, "show the queues", "queue list", shows=True),
-        command("queue pause", cmd_queue_pause, args_queue_names, "start no more jobs of a queue", "queue pause mail"),
-        command("queue resume", cmd_queue_resume, args_queue_names, "let a paused queue go on", "queue resume --all"),
-        command("queue limit", cmd_queue_limit, args_queue_limit, "bound how many jobs of a queue run at once", "queue limit mail 2"),
-        command("queue rate", cmd_queue_rate, args_queue_rate, "bound how often jobs of a queue start", "queue rate mail 10/m"),
-        command("batch list", cmd_batch_list, args_batch_list, "show the batches: each bulk file and run is one", "batch list", shows=True),
-        command("batch show", cmd_batch_show, args_batch_show, "show the progress of a batch", "batch show 3", shows=True),
-        command("cron add", cmd_cron_add, args_cron_add, "enqueue a job again and again, by a cron line or an interval",
+        command("queue list", cmd_queue_list, "json", "show the queues", "queue list", shows=True),
+        command("queue pause", cmd_queue_pause, "queues", "start no more jobs of a queue", "queue pause mail"),
+        command("queue resume", cmd_queue_resume, "queues", "let a paused queue go on", "queue resume --all"),
+        command("queue limit", cmd_queue_limit, "", "bound how many jobs of a queue run at once", "queue limit mail 2"),
+        command("queue rate", cmd_queue_rate, "", "bound how often jobs of a queue start", "queue rate mail 10/m"),
+        command("batch list", cmd_batch_list, "limit json", "show the batches: each bulk file and run is one", "batch list", shows=True),
+        command("batch show", cmd_batch_show, "json", "show the progress of a batch", "batch show 3", shows=True),
+        command("cron add", cmd_cron_add, "job", "enqueue a job again and again, by a cron line or an interval",
                 "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
-        command("cron list", cmd_cron_list, args_cron_list, "show the schedules, with their next run", "cron list",
+        command("cron list", cmd_cron_list, "json", "show the schedules, with their next run", "cron list",
                 shows=True),
-        command("cron load", cmd_cron_load, args_cron_load, "make schedules of a crontab", "cron load crontab.txt"),
-        command("cron pause", cmd_cron_pause, args_names, "pause a schedule", "cron pause nightly"),
-        command("cron resume", cmd_cron_resume, args_names, "let a paused schedule go on", "cron resume nightly"),
-        command("cron rm", cmd_cron_rm, args_names, "remove a schedule", "cron rm nightly"),
-        command("cron run", cmd_cron_run, args_names, "enqueue a schedule's job now", "cron run nightly"),
+        command("cron load", cmd_cron_load, "", "make schedules of a crontab", "cron load crontab.txt"),
+        command("cron pause", cmd_cron_pause, "schedules", "pause a schedule", "cron pause nightly"),
+        command("cron resume", cmd_cron_resume, "schedules", "let a paused schedule go on", "cron resume nightly"),
+        command("cron rm", cmd_cron_rm, "schedules", "remove a schedule", "cron rm nightly"),
+        command("cron run", cmd_cron_run, "schedules", "enqueue a schedule's job now", "cron run nightly"),
     )),
     ("settings and keeping", (
-        command("config list", cmd_config_list, add_json, "show all settings", "config list", shows=True),
-        command("config get", cmd_config_get, args_config_get, "print one setting", "config get max_retries", shows=True),
-        command("config set", cmd_config_set, args_config_set, "change a setting",
+        command("config list", cmd_config_list, "json", "show all settings", "config list", shows=True),
+        command("config get", cmd_config_get, "setting", "print one setting", "config get max_retries", shows=True),
+        command("config set", cmd_config_set, "setting", "change a setting",
                 "config set max_retries 5"),
-        command("config unset", cmd_config_unset, args_config_get, "put a setting back to its default", "config unset max_retries"),
-        command("backup", cmd_backup, args_backup, "copy a queue that is in use", "backup /backup/queue.db"),
-        command("doctor", cmd_doctor, args_doctor, "look for what is wrong, and repair it", "doctor --fix", shows=True),
-        command("export", cmd_export, args_export, "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
-        command("import", cmd_import, args_import, "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
-        command("install", cmd_install, args_install, "put a `queuectl` command on your PATH", "install"),
-        command("completion", cmd_completion, args_completion, "print completion for a shell",
+        command("config unset", cmd_config_unset, "setting", "put a setting back to its default", "config unset max_retries"),
+        command("backup", cmd_backup, "", "copy a queue that is in use", "backup /backup/queue.db"),
+        command("doctor", cmd_doctor, "json", "look for what is wrong, and repair it", "doctor --fix", shows=True),
+        command("export", cmd_export, "", "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
+        command("import", cmd_import, "", "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
+        command("install", cmd_install, "", "put a `queuectl` command on your PATH", "install"),
+        command("completion", cmd_completion, "", "print completion for a shell",
                 "completion bash > ~/.queuectl-completion", shows=True),
     )),
     ("", (
-        command("_worker", cmd__worker, args__worker, "", ""),
-        command("_complete", None, args_none, "", "", True, shows=True),
+        command("_worker", cmd__worker, "", "", ""),
+        command("_complete", None, "", "", "", True, shows=True),
     )),
 )
 COMMANDS = tuple(found for _, group in COMMAND_GROUPS for found in group)
@@ -10073,8 +9914,45 @@ def build_parser(found):
                     usage="%%(prog)s %s[options] COMMAND..." % ("[options] NAME SPEC " if found.lead else "") if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     parser.add_argument("--as-root", action="store_true", help="as root, work the queue of another user (%s=1)" % AS_ROOT)
-    found.arguments(parser)
+    add_options(parser, found)
     return parser
+
+
+def option_type(kind: str, what: str):
+    """Return the function with which argparse converts the value of an option of OPTIONS."""
+    parse = OPTION_KINDS.get(kind) or OPTION_PARSERS.get(kind) or within(*map(int, kind.split("-")))
+    return lambda raw: parse(raw, what)
+
+
+def add_option(parser, flags: str, metavar: str, kind: str, default: str, meaning: str) -> None:
+    *short, name = flags.split(",")
+    how = {"help": sys.modules["argparse"].SUPPRESS if meaning == "." else meaning}
+    if metavar == ".":
+        dest, _, value = default.partition("=")
+        how.update({"action": "store_const", "dest": dest, "const": value} if value else {"action": "store_true"})
+    else:
+        how["metavar"] = metavar.rstrip("*+")
+        if metavar != how["metavar"]:
+            how.update({"action": "append"} if name[0] == "-" else {"nargs": metavar[-1]})
+        if kind != ".":
+            how["type"] = option_type(kind, name if name[0] == "-" else "the " + name)
+        if default != ".":
+            how["default"] = default
+    parser.add_argument(*short, name, **how)
+
+
+def add_options(parser, found) -> None:
+    """Add the options that a command takes: its lines of OPTIONS, then options of jobs."""
+    for line in OPTIONS.split("\n"):
+        words = line.split(None, 5)
+        if words[0] in found.takes:
+            add_option(parser, *words[1:])
+    if "job" in found.takes:
+        for name, option in JOB_OPTIONS.items():
+            if found.words[0] == "enqueue" or found.words[0] in option.takers:
+                how = ({"action": "store_true", "default": None} if option.metavar is None else
+                       {"action": "append" if option.parse in (parse_refs, parse_env) else "store", "metavar": option.metavar})
+                parser.add_argument(*option.flags, dest="job_" + name, help=option.meaning, **how)
 
 
 def split_rest(parser, words: list) -> tuple:
@@ -10108,7 +9986,7 @@ def value_choices(args, found, actions, last: str) -> list:
     place = (option or [action for action in actions if not action.option_strings] or [None])[0]
     if place is None or found.rest and not option:
         return []
-    fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": ("once", "skip"),
+    fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
              "OVERLAP": OVERLAPS, "KIND": BACKOFFS, "KEY": SETTINGS if found.words[0] == "config" else ()}
     if place.metavar in fixed:
         return list(fixed[place.metavar])

@@ -128,7 +128,8 @@ CREATE TABLE job(
   hook TEXT,                                 -- on_dead or on_idle: the setting whose command it is
   worker INTEGER,
   cancel INTEGER NOT NULL DEFAULT 0,         -- asked for while it ran: 1 to cancel it, 2 to let it end though its worker is stopped
-  exit_code INTEGER, error TEXT,
+  exit_code INTEGER, signal INTEGER,         -- how the last attempt ended; signal: the one that ended it
+  error TEXT,                                -- why it ended so, in words, unless `signal` says it
   created_at REAL NOT NULL, started_at REAL, finished_at REAL, duration REAL);
 CREATE INDEX job_ready ON job(queue, priority DESC, id) WHERE gate=0;
 CREATE INDEX job_due ON job(run_at) WHERE gate=1;
@@ -146,7 +147,7 @@ CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL;
 CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
   seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
-  outcome TEXT NOT NULL, exit_code INTEGER, error TEXT);
+  outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, error TEXT);
 CREATE INDEX history_job ON history(job);
 CREATE TABLE env(                            -- environments, and what jobs read
   id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
@@ -210,6 +211,11 @@ FIRST_ROWS = (
     "('default', 'failed', 0), ('default', 'dead', 0), ('default', 'cancelled', 0)",
 )
 
+# Version 1 and its exports hold a signal in words, "signal 9 (SIGKILL)": CAST reads the number at their beginning.
+SIGNALS_FROM_WORDS = tuple(
+    "UPDATE %s SET signal=CAST(substr(error, 8) AS INTEGER), error=NULL WHERE exit_code IS NULL AND error GLOB 'signal [1-9]*'" % table
+    for table in ("job", "history"))
+
 # Steps from each version to the next, as (version, statements).  A fresh database gets SCHEMA directly.
 # tests/data holds one database per release; the tests migrate each and compare it with a fresh one.
 MIGRATIONS = (
@@ -218,6 +224,9 @@ MIGRATIONS = (
         "ALTER TABLE job ADD COLUMN shell TEXT",
         "ALTER TABLE job ADD COLUMN stdin INTEGER",
         "ALTER TABLE job ADD COLUMN umask INTEGER",
+        "ALTER TABLE job ADD COLUMN signal INTEGER",
+        "ALTER TABLE history ADD COLUMN signal INTEGER",
+        *SIGNALS_FROM_WORDS,
         "CREATE TRIGGER job_stdin AFTER DELETE ON job WHEN old.stdin IS NOT NULL BEGIN "
         "UPDATE env SET uses=uses-1 WHERE id=old.stdin; DELETE FROM env WHERE id=old.stdin AND uses<=0; END",
         "ALTER TABLE worker ADD COLUMN born REAL",
@@ -242,7 +251,7 @@ JOB_COLUMNS = (
     "shell", "stdin", "umask", "attempt", "attempts", "crashes", "snoozes", "max_retries", "timeout", "backoff", "backoff_base",
     "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
     "expires_at", "held", "cause", "batch", "pool", "schedule", "hook", "worker", "cancel", "exit_code",
-    "error", "created_at", "started_at", "finished_at", "duration")
+    "signal", "error", "created_at", "started_at", "finished_at", "duration")
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 BACKOFFS = ("exponential", "linear", "constant")
 # The columns that hold one of a fixed set of words.
@@ -501,10 +510,9 @@ def code_in(code, codes) -> bool:
     return False
 
 
-def signal_status(error):
-    """Return 128 + n, a shell's exit status, for a job that signal n ended; else None."""
-    words = (error or "").split()
-    return 128 + int(words[1]) if words[:1] == ["signal"] and words[1:] and words[1].isdigit() and len(words[1]) < 4 else None
+def shell_status(exit_code, signal):
+    """Return the exit status that a shell tells of a process: 128 + n if signal n ended it; None if neither is known."""
+    return exit_code if signal is None else 128 + signal
 
 
 def parse_name(raw, what: str = "a name") -> str:
@@ -1328,6 +1336,15 @@ def flush_file(path: str, flush) -> None:
         flush(fd)
     finally:
         os.close(fd)
+
+
+def signal_text(number: int) -> str:
+    """Return a signal in words."""
+    import signal
+    try:
+        return "signal %d (%s)" % (number, signal.Signals(number).name)
+    except ValueError:
+        return "signal %d" % number
 
 
 def lock_line(text: str) -> bytes:
@@ -2244,15 +2261,9 @@ class PosixProcess:
                 break
         return None
 
-    def failure_text(self, code: int) -> str:
-        """Return an exit code in words."""
-        if code >= 0:
-            return "exit %d" % code
-        import signal
-        try:
-            return "signal %d (%s)" % (-code, signal.Signals(-code).name)
-        except ValueError:
-            return "signal %d" % -code
+    def failure(self, code: int) -> tuple:
+        """Return (exit code, signal, error in words) for a code that `wait` returned, each None if it says nothing."""
+        return (None, -code, None) if code < 0 else (code, None, "exit %d" % code)
 
     def terminate(self) -> bool:
         """Ask the whole group to end; False if nothing of it is left."""
@@ -3053,11 +3064,11 @@ class WindowsProcess:
             self._limit(0)
         return -1 if code == self.STOPPED else code
 
-    def failure_text(self, code: int) -> str:
-        """Return an exit code in words."""
+    def failure(self, code: int) -> tuple:
+        """Return (exit code, signal, error in words) for a code that `wait` returned, each None if it says nothing."""
         if code < 0:
-            return "stopped by Ctrl-C"
-        return "exit %d" % code + (" (%s)" % self.CRASHES[code] if code in self.CRASHES else "")
+            return None, None, "stopped by Ctrl-C"
+        return code, None, "exit %d" % code + (" (%s)" % self.CRASHES[code] if code in self.CRASHES else "")
 
     def kill(self) -> bool:
         """End the whole Job Object; False if nothing of it is left."""
@@ -3360,7 +3371,8 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
         """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
         shown = {column: getattr(self, column) for column in (
             "id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
-            "max_retries", "exit_code", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "hook", "worker")}
+            "max_retries", "exit_code", "signal", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "hook", "worker")}
+        shown["error"] = error_text(self)
         shown["unique"] = self.unique_key
         shown["shell"] = self.shell or SHELL
         shown["stdin"] = self.stdin is not None
@@ -3377,13 +3389,13 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
 
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
-Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration")
+Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration signal", defaults=(None,))
 SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
 WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place job")
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
-Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code error")
+Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error")
 
 
 WAIT_FOR_LOCK = "waits for the database, which another program has locked"
@@ -3409,6 +3421,11 @@ def startable(reserved_for) -> str:
 GONE, ASKED, CANCELLED_ALREADY, PENDING_ALREADY = "gone", "asked", "cancelled already", "pending already"
 # state: the job's own.  parent, parent_state: the parent whose end keeps it cancelled.  duplicate: the unfinished job with its unique key.
 Refused = namedtuple("Refused", "state parent parent_state duplicate")
+
+
+def error_text(ended):
+    """Return in words why a Job, an Attempt or an Outcome ended as it did; None if there is nothing to say."""
+    return signal_text(ended.signal) if ended.error is None and ended.signal is not None else ended.error
 
 
 def orphan_text(parent: int, state: str) -> str:
@@ -4374,16 +4391,20 @@ class Life(Part):
         if job.state not in FINAL:
             self._ended([(job, state)], now)
         if event == "bury":
-            self.notify("on_dead", job, now, error=changes.get("error"), exit_code=changes.get("exit_code"))
+            self.notify("on_dead", job, now, job._replace(**{name: changes.get(name) for name in ("exit_code", "signal", "error")}))
         return state
 
-    def notify(self, key: str, job, now: float, error=None, exit_code=None) -> None:
-        """Enqueue the user's command for an event as a job of its own: it is bounded and logged, and harms no other job."""
+    def notify(self, key: str, job, now: float, ended=None) -> None:
+        """Enqueue the user's command for an event as a job of its own: it is bounded and logged, and harms no other job.
+
+        `ended` says how the job ended, if the event is its end.
+        """
         command = self._store.settings.value(key)
         if not command or job.hook in ("on_idle", key):
             return
         facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
-                 "QUEUECTL_ERROR": error or "", "QUEUECTL_EXIT_CODE": "" if exit_code is None else exit_code}
+                 "QUEUECTL_ERROR": ended and error_text(ended) or "",
+                 "QUEUECTL_EXIT_CODE": "" if ended is None or ended.exit_code is None else ended.exit_code}
         data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
@@ -4434,7 +4455,7 @@ class Life(Part):
                 self._db.execute("UPDATE job SET cause=?, error=? WHERE id=?", (failed[0], orphan_text(*failed), job.id))
                 continue
             if not self.move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
-                              exit_code=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
+                              exit_code=None, signal=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
                 return False
             self._add_history(job, "retry", "pending", now)
             if job.batch is not None:
@@ -4563,7 +4584,7 @@ class Claims(Part):
     def record(self, worker: int, outcome, now: float):
         """Record how an attempt ended; return as `move` does.  A worker that has lost its claim changes nothing."""
         job = outcome.job
-        end = {"exit_code": outcome.exit_code, "error": outcome.error, "duration": outcome.duration}
+        end = {"exit_code": outcome.exit_code, "signal": outcome.signal, "error": outcome.error, "duration": outcome.duration}
         kind = outcome.kind
         if kind == "completed":
             state = self._store.life.end(job, "complete", now, **end)
@@ -4578,10 +4599,10 @@ class Claims(Part):
             kind, state = self._record_failure(job, kind, now, end)
         if state:
             self._db.execute(
-                "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, error, state) "
-                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, signal, error, "
+                "state) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
-                 outcome.exit_code, end["error"], state))
+                 outcome.exit_code, outcome.signal, end["error"], state))
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
                 self._db.hint(job.slots)  # others may have waited for its slots or its place in the queue's limit
         return state
@@ -4594,7 +4615,7 @@ class Claims(Part):
 
     def _record_failure(self, job, kind: str, now: float, end: dict):
         """Record a failed attempt as a snooze, a retry, or a dead job; return (outcome, state)."""
-        code = end["exit_code"] if end["exit_code"] is not None else signal_status(end["error"])
+        code = shell_status(end["exit_code"], end["signal"])
         if code_in(code, job.snooze_on) and job.snoozes < self._store.settings.value("max_snoozes"):
             pause = job.snooze if job.snooze is not None else 30.0
             return "snoozed", self._put_back(job, "snooze", now, now + pause, dict(
@@ -5314,7 +5335,7 @@ class Look(Part):
             "history", ", ".join(Attempt._fields), "history WHERE job=? AND attempt IS NOT NULL ORDER BY seq", (job_id,))]
         job = self.find(job_id)
         if job is not None and job.state == "processing":
-            attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None))
+            attempts.append(Attempt(job.attempt, job.worker, None, job.started_at, None, None, "running", None, None, None))
         return attempts
 
     def why_waiting(self, job) -> list:
@@ -5347,10 +5368,12 @@ class Look(Part):
 
     def events(self, after: int = 0, most: int = 1000) -> list:
         """Return the changes of state with a number above `after`, in order, as dicts."""
-        names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "error", "started_at", "duration")
-        rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, error, started_at, duration",
+        names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "signal", "error", "started_at", "duration")
+        rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, signal, error, started_at, "
+                             "duration",
                           "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
-        return [dict(zip(names, row), at=utc(row[1]), started_at=utc(row[9])) for row in rows]
+        return [dict(zip(names, row), at=utc(row[1]), started_at=utc(row[10]),
+                     error=row[9] if row[8] is None else signal_text(row[8])) for row in rows]
 
     def last_event(self) -> int:
         return self._db.read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
@@ -5442,6 +5465,8 @@ class Keep(Part):
             if self._db.execute("SELECT 1 FROM job UNION ALL SELECT 1 FROM schedule LIMIT 1").fetchone():
                 raise UserError("the queue holds jobs already: import into a fresh one, with --db")
             self._restore_rows(rows)
+            for statement in SIGNALS_FROM_WORDS:
+                self._db.execute(statement)
             for fault in [fault for fault, _, _ in self.wrong_values()] or self._lost():
                 raise UserError("%s: not from `%s export`" % (fault, PROGRAM))
             self._store.schedules.settle_zones()
@@ -5804,15 +5829,14 @@ class Runner:
             self._clear(process)
         process.close()
         self._keep_output(job, spare=not (code or ending))
-        if ending == "timeout":
-            kind, error = "timeout", "timeout after %s" % seconds_text(job.timeout)
-        elif ending:
-            kind, error = ending, {"released": "stopped by a shutdown", "cancelled": "cancelled"}[ending]
-        elif -code in self._strays:
-            kind, error = "released", "a signal to the workers reached it as it started"
-        else:
-            kind, error = ("failed", process.failure_text(code)) if code else ("completed", None)
-        return Outcome(job, kind, code if code >= 0 else None, error, process.pid, started, duration)
+        exit_code, signal, error = process.failure(code) if code else (0, None, None)
+        kind = ending or ("failed" if code else "completed")
+        if ending:
+            signal, error = None, {"timeout": "timeout after %s" % seconds_text(job.timeout or 0), "cancelled": "cancelled",
+                                   "released": "stopped by a shutdown"}[ending]
+        elif signal in self._strays:
+            kind, signal, error = "released", None, "a signal to the workers reached it as it started"
+        return Outcome(job, kind, exit_code, error, process.pid, started, duration, signal)
 
     # -- start --
 
@@ -6099,7 +6123,8 @@ def write_status(lock: int, why) -> None:
 def end_text(outcome) -> str:
     """Return an Outcome as a line of a lock file; a rescuer records it from there if the worker can't."""
     job = outcome.job
-    return "%d %d %s %s %s %.6f %.6f %s" % (job.id, job.attempt, outcome.kind, optional(outcome.exit_code), optional(outcome.pid),
+    code = outcome.exit_code if outcome.signal is None else -outcome.signal
+    return "%d %d %s %s %s %.6f %.6f %s" % (job.id, job.attempt, outcome.kind, optional(code), optional(outcome.pid),
                                             outcome.started_at, outcome.duration, plain(outcome.error or ""))
 
 
@@ -6114,7 +6139,9 @@ def recorded_end(content, job):
         if (int(words[0]), int(words[1])) != (job.id, job.attempt) or words[2] not in ENDS:
             return None
         code, pid = [None if word == "-" else int(word) for word in words[3:5]]
-        return Outcome(job, words[2], code, words[7] if len(words) > 7 else None, pid, float(words[5]), float(words[6]))
+        signal = -code if code is not None and code < 0 else None
+        return Outcome(job, words[2], code if signal is None else None, "".join(words[7:]) or None, pid, float(words[5]),
+                       float(words[6]), signal)
     except (ValueError, IndexError):
         return None
 
@@ -6256,7 +6283,7 @@ class Worker:
             OS.write_lock_line(self._lock, 2, end_text(outcome))
         except OSError:
             pass  # the outcome is kept in memory only
-        return " that job %d has ended (%s)" % (outcome.job.id, outcome.error or outcome.kind)
+        return " that job %d has ended (%s)" % (outcome.job.id, error_text(outcome) or outcome.kind)
 
     def _keep_lock(self) -> None:
         """Take the lock again if its file was deleted, and check whether `sync` was changed; at most once per second."""
@@ -6307,17 +6334,17 @@ class Worker:
 
     def _report(self, outcome, more: bool) -> None:
         """Report how an attempt ended; `more`: the next report follows at once."""
-        job = outcome.job
+        job, why = outcome.job, error_text(outcome)
         if outcome.kind in ("failed", "timeout"):
             after = self._find(job.id)
             if after is not None and after.attempt == job.attempt and after.state == "failed":
-                self._log_event("retry", job=job, why=outcome.error, wait=max(0.0, after.delay or 0.0))
+                self._log_event("retry", job=job, why=why, wait=max(0.0, after.delay or 0.0))
             elif after is not None and after.state == "pending":
-                self._log_event("snoozed", job=job, why=outcome.error, wait=after.delay or 0.0)
+                self._log_event("snoozed", job=job, why=why, wait=after.delay or 0.0)
             else:
-                self._log_event("dead", job=job, why=outcome.error)
+                self._log_event("dead", job=job, why=why)
         else:
-            self._log_event(outcome.kind, job=job, duration=outcome.duration, why=outcome.error, more=more)
+            self._log_event(outcome.kind, job=job, duration=outcome.duration, why=None if outcome.kind == "cancelled" else why, more=more)
 
     def _find(self, job_id: int):
         try:
@@ -6383,7 +6410,10 @@ def rescue(store, worker, log) -> bool:
         store.workers.release_dead(worker.id, outcome)
         released = True
         remove(files.output(worker.id))
-        log("crashed" if outcome.kind == "crashed" else "recorded", job=job, worker=worker.id, why=outcome.error)
+        if outcome.kind == "crashed":
+            log("crashed", job=job, worker=worker.id)
+        else:
+            log("recorded", job=job, worker=worker.id, why=error_text(outcome))
         return True
     finally:
         os.close(lock)
@@ -7177,7 +7207,7 @@ COLUMNS = {
     "finished": ("FINISHED", lambda job, now: utc(job.finished_at) or "-"),
     "cwd": ("CWD", lambda job, now: job.cwd),
     "command": ("COMMAND", lambda job, now: job.command if job.name is None else "%s: %s" % (job.name, job.command)),
-    "error": ("ERROR", lambda job, now: job.error or ""),
+    "error": ("ERROR", lambda job, now: error_text(job) or ""),
 }
 USUAL_COLUMNS = ("id", "state", "tries", "when", "command", "error")
 
@@ -7229,7 +7259,7 @@ def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, dur
         line += " in %s" % span(duration)
     if wait is not None:
         line += ", %s in %s" % ("retry" if event == "retry" else "again", span(wait))
-    if why and why not in (word, "worker died"):
+    if why:
         line += " (%s)" % plain(why)
     if text:
         line += " " + text
@@ -7323,7 +7353,8 @@ def result_text(verb: str, job_id: int, result) -> str:
 
 def ending_text(job) -> str:
     """Return the state of a job, and its error unless that says the same."""
-    return job.state if job.error in (None, "", job.state) else "%s (%s)" % (job.state, plain(job.error))
+    error = error_text(job)
+    return job.state if error in (None, "", job.state) else "%s (%s)" % (job.state, plain(error))
 
 
 class Progress:
@@ -7443,7 +7474,7 @@ def junit(jobs, files, took: float) -> str:
             PROGRAM, xml_text(plain(job.name or job.command)), job.duration or 0.0))
         if job.state != "completed":
             tail = "\n".join(last_lines(files.log(job.id, job.attempt), 50))
-            lines.append('<failure message="%s">%s</failure>' % (xml_text(plain(job.error or job.state)), xml_text(tail)))
+            lines.append('<failure message="%s">%s</failure>' % (xml_text(plain(error_text(job) or job.state)), xml_text(tail)))
         lines.append("</testcase>")
     return "\n".join(lines) + "\n</testsuite></testsuites>\n"
 
@@ -7810,7 +7841,7 @@ class Run:
         for job in bad:
             out("%s job %d%s%s: %s" % (
                 paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "",
-                ", %s, attempt %d" % (plain(job.error or job.state), job.attempt) if job.attempt else " did not run, " + ending_text(job),
+                ", %s, attempt %d" % (plain(error_text(job) or job.state), job.attempt) if job.attempt else " did not run, " + ending_text(job),
                 fit(plain(job.command), 200)))
             for line in last_lines(store.db.files.log(job.id, job.attempt), 10):
                 out("    " + line)
@@ -8234,7 +8265,7 @@ def history_row(store, job, attempt) -> dict:
         content = read_lock(store.db.files.lock(attempt.worker))
         if content and (content.job, content.attempt) == (job.id, attempt.attempt):
             row["pid"] = content.group
-    row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at),
+    row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at), error=error_text(attempt),
                duration=attempt.duration and round(attempt.duration, 6))
     return row
 
@@ -8588,7 +8619,7 @@ class Top:
         for i, job in list(enumerate(self._jobs))[top:top + rows]:
             line = fit("%s %6d %-10s %-6s %-9s %s" % (">" if i == self._place else " ", job.id, job.state, "%d/%d" % (
                 job.attempts, job.max_retries + 1), when_text(job, now), plain(job.command) + (
-                "   (%s)" % plain(job.error) if job.error else "")), width)
+                "   (%s)" % plain(error_text(job)) if error_text(job) else "")), width)
             body.append(paint(line, "bold" if i == self._place else STATE_COLOURS[job.state], sys.stdout))
         body += [""] * (rows + 1 - len(body))
         return head + body + [fit(plain(self._message), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
@@ -8611,7 +8642,7 @@ class Top:
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
                              "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
         for job in self._store.look.jobs(("dead",), 2) if height > 20 else ():
-            lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(job.error or ""),
+            lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(error_text(job) or ""),
                                                                plain(job.command)), width), "red", sys.stdout))
         return lines
 
@@ -8649,7 +8680,7 @@ class Top:
             self._message = result_text("retry", *self._store.life.retry([job.id])[0])
         elif job is not None and key == "e":
             why = self._store.look.why_waiting(job) if job.state in WAITING else []
-            self._message = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or job.error or job.state)
+            self._message = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or error_text(job) or job.state)
 
     def _answer(self, key: str) -> None:
         if key:
@@ -8797,7 +8828,7 @@ def cmd_wait(store, args) -> int:
     for job_id in gone[:20]:
         talk("job %d has been removed: its end is not known" % job_id)
     if len(args.ids) == len(ids) == 1 and bad:
-        return bad[0].exit_code or signal_status(bad[0].error) or 1
+        return shell_status(bad[0].exit_code, bad[0].signal) or 1
     return 1 if bad or gone else 0
 
 

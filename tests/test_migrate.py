@@ -45,14 +45,39 @@ def test_a_migrated_database_has_the_schema_of_a_fresh_one(old, tmp_path):
 
 
 def test_a_migration_keeps_every_job_its_state_and_its_history(old):
-    facts = ("SELECT id, state, gate, queue, priority, command, name, key, unique_key, attempts, max_retries, batch, error FROM job",
-             "SELECT * FROM history", "SELECT * FROM env", "SELECT * FROM dep", "SELECT * FROM keylock", "SELECT * FROM batch",
+    facts = ("SELECT id, state, gate, queue, priority, command, name, key, unique_key, attempts, max_retries, batch FROM job",
+             "SELECT seq, job, attempt, state, worker, pid, started_at, finished_at, duration, outcome, exit_code FROM history", "SELECT * FROM env", "SELECT * FROM dep", "SELECT * FROM keylock", "SELECT * FROM batch",
              "SELECT * FROM config", "SELECT name, max_running, rate FROM queue", "SELECT * FROM tally",
              "SELECT name, spec, every, options FROM schedule")
     before = [rows(old, sql) for sql in facts]
     assert {row[1] for row in before[0]} == {"pending", "processing", "completed", "dead", "cancelled"}
     queuectl.Store(old).close()
     assert [rows(old, sql) for sql in facts] == before
+
+
+def test_a_signal_that_stood_in_words_is_a_number_afterwards_and_every_other_error_stays(old):
+    ends = "SELECT exit_code, error FROM job WHERE error IS NOT NULL", "SELECT exit_code, error FROM history WHERE error IS NOT NULL"
+    before = [rows(old, sql) for sql in ends]
+    assert all((None, "signal 9 (SIGKILL)") in found for found in before)
+    with queuectl.Store(old) as store:
+        job = store.look.job(3)
+        assert (job.signal, job.error) == (9, None)
+        assert (job.to_dict()["exit_code"], job.to_dict()["error"]) == (None, "signal 9 (SIGKILL)")
+        assert [(attempt.signal, attempt.error) for attempt in store.look.history(3)] == [(9, None)] * 2
+        assert {event["error"] for event in store.look.events() if event["job"] == 3} == {"signal 9 (SIGKILL)"}
+    for sql, found in zip(ends, before):
+        assert rows(old, sql) == [end for end in found if end[1] != "signal 9 (SIGKILL)"]
+
+
+def test_an_export_of_an_earlier_release_is_read_as_a_migration_reads_it(old, tmp_path):
+    database = sqlite3.connect(old)
+    database.row_factory = sqlite3.Row
+    found = [(table, dict(row)) for table in ("env", "queue", "batch", "job", "history")
+             for row in database.execute("SELECT * FROM " + table)]
+    database.close()
+    with queuectl.Store(str(tmp_path / "new.db")) as store:
+        store.keep.restore([(1, table, row) for table, row in found] + [(1, "end", {"rows": len(found)})])
+        assert (store.look.job(3).signal, store.look.job(3).error) == (9, None)
 
 
 def test_jobs_of_on_dead_are_marked_as_such_and_no_longer_as_a_schedules(old):

@@ -70,7 +70,7 @@ go_on("first", 2)
 assert first.terminate()
 code = first.wait(signals, 60)
 assert code is not None and code < 0, code
-print(first.failure_text(code))
+print(first.failure(code))
 assert not first.alive() and not first.terminate() and not first.kill()
 first.close()
 ended.append(first)
@@ -83,7 +83,7 @@ ended.append(second)
 
 third = spawn("third", "exit 3")
 code = third.wait(signals, 60)
-print(third.failure_text(code))
+print(third.failure(code))
 third.close()
 ended.append(third)
 load = OS.loads()
@@ -100,4 +100,5 @@ def test_a_process_is_watched_suspended_and_ended_and_no_other_is(tmp_path):
     done = started(lambda: subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                           timeout=300, check=False))
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
-    assert done.stdout.decode().splitlines() == ["stopped by Ctrl-C" if WINDOWS else "signal 15 (SIGTERM)", "exit 3"]
+    assert done.stdout.decode().splitlines() == [
+        "(None, None, 'stopped by Ctrl-C')" if WINDOWS else "(None, 15, None)", "(3, None, 'exit 3')"]

@@ -260,7 +260,7 @@ def test_a_simple_job_is_ended_and_told_of_like_any_other(queue):
     pid = wait_until(lambda: next((pid for pid, line in queue.processes().items() if line.split() == ["sleep", "61"]), None))
     assert os.getpgid(pid) == pid == queue.json("show", killed)["history"][0]["pid"]
     os.kill(pid, 9)
-    assert queue.wait_for(killed, "dead").error == "signal 9 (SIGKILL)"
+    assert queue.wait_for(killed, "dead").signal == 9
     late = queue.enqueue("--timeout", "0.2s", "--max-retries", "0", "sleep", "62")
     assert queue.wait_for(late, "dead").error == "timeout after 0.2 s"
     assert not [line for line in queue.processes().values() if line.startswith("sleep")]

@@ -3395,6 +3395,7 @@ WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born p
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
+Event = namedtuple("Event", "seq at job event state attempt worker exit_code signal error started_at duration")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error")
 
 
@@ -3424,7 +3425,7 @@ Refused = namedtuple("Refused", "state parent parent_state duplicate")
 
 
 def error_text(ended):
-    """Return in words why a Job, an Attempt or an Outcome ended as it did; None if there is nothing to say."""
+    """Return in words why a Job, an Attempt, an Outcome or an Event ended so; None if there is nothing to say."""
     return signal_text(ended.signal) if ended.error is None and ended.signal is not None else ended.error
 
 
@@ -5368,12 +5369,10 @@ class Look(Part):
 
     def events(self, after: int = 0, most: int = 1000) -> list:
         """Return the changes of state with a number above `after`, in order, as dicts."""
-        names = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "signal", "error", "started_at", "duration")
         rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, signal, error, started_at, "
-                             "duration",
-                          "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
-        return [dict(zip(names, row), at=utc(row[1]), started_at=utc(row[10]),
-                     error=row[9] if row[8] is None else signal_text(row[8])) for row in rows]
+                             "duration", "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
+        return [dict(event._asdict(), at=utc(event.at), started_at=utc(event.started_at), error=error_text(event))
+                for event in map(Event._make, rows)]
 
     def last_event(self) -> int:
         return self._db.read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
@@ -7841,7 +7840,8 @@ class Run:
         for job in bad:
             out("%s job %d%s%s: %s" % (
                 paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "",
-                ", %s, attempt %d" % (plain(error_text(job) or job.state), job.attempt) if job.attempt else " did not run, " + ending_text(job),
+                ", %s, attempt %d" % (plain(error_text(job) or job.state), job.attempt) if job.attempt else
+                " did not run, " + ending_text(job),
                 fit(plain(job.command), 200)))
             for line in last_lines(store.db.files.log(job.id, job.attempt), 10):
                 out("    " + line)

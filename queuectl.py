@@ -77,6 +77,9 @@ CANCEL, SPARE = 1, 2  # requests for a running job: see the column cancel
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x71756575  # "queu": marks a SQLite database as a queue
 CLAIM_LIMIT = 100            # the most jobs that one claim promotes or sets aside
+AT_ONCE = 500                # the most jobs that one transaction of a command changes: others wait for it some 20 ms
+TIDY_S = 0.1                 # how long a supervisor removes old jobs before it looks after the rest, for three times as long
+TIDY_IDLE_S = 30.0           # how often it looks for old jobs if none is known to come of age
 PATIENCE_S = 30.0            # how long a command waits for a locked database
 LOOK_S = 1.0                 # how often a supervisor checks for lost hints
 MISSING_S = 10.0             # how long a worker's lock file may be missing, if nothing else tells whether the worker lives
@@ -3412,6 +3415,11 @@ def assignments(columns: tuple) -> str:
     return ", ".join(column + "=?" for column in columns)
 
 
+def marks(values) -> str:
+    """Return the SQL for a list of so many values."""
+    return "(" + ",".join("?" * len(values)) + ")"
+
+
 def startable(reserved_for) -> str:
     """Return the SQL for a queue's jobs that only the queue's limits can keep back: those reserved for the `run` :own, or for none."""
     return ("job INDEXED BY job_own WHERE pool=:reserved_for AND queue=queue.name AND gate=5" if reserved_for else
@@ -4479,9 +4487,9 @@ class Life(Part):
     def _each(self, ids, action) -> list:
         """Return (id, result) of `action(job, now)` for each job, with 500 jobs per transaction."""
         results, ids = [], list(ids)
-        for start in range(0, len(ids), 500):
+        for start in range(0, len(ids), AT_ONCE):
             with self._db.undo, Transaction(self._db) as now:
-                for job_id in ids[start:start + 500]:
+                for job_id in ids[start:start + AT_ONCE]:
                     job = self._store.look.row(job_id)
                     results.append((job_id, GONE if job is None else action(job, now)))
         return results
@@ -5391,23 +5399,24 @@ class Keep(Part):
 
     TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "sqlite_sequence")
 
-    def tidy(self, after: int, most: int = 500) -> int:
+    def tidy(self, after: int, most: int = 500) -> tuple:
         """Remove finished jobs that are older than keep_finished, logs first, going by the next `most` rows of the history.
 
         Every job that ended has its row there, in order of the ends; `after` is the last row examined.
-        Return the number to go on from, which is `after` if there is nothing to do.
+        Return (the row to go on from, in how many seconds there is more to do; 0: at once).
         """
         keep = self._store.settings.value("keep_finished")
         if keep is None:
-            return after
+            return after, TIDY_IDLE_S
         rows = self._db.read("SELECT seq, history.finished_at, job.id, job.state, job.finished_at FROM history "
                           "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
         now = self._db.clock()
-        old, stray, limit = set(), [], now - keep
+        old, stray, limit, pause = set(), [], now - keep, 0.0 if len(rows) == most else min(keep, TIDY_IDLE_S)
         for seq, ended_at, job, state, finished_at in rows:
             if any(time.__class__ is str or time.__class__ is bytes for time in (ended_at, finished_at)):
                 raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
             if ended_at is not None and limit <= ended_at <= now:  # a row from the future (a wrong clock) does not stop here
+                pause = min(ended_at - limit, TIDY_IDLE_S)
                 break
             after = seq
             if state in ("completed", "cancelled") and finished_at < limit:
@@ -5418,28 +5427,28 @@ class Keep(Part):
         if stray:  # each was the newest row when its job was removed, and the trigger spares that
             with self._db.undo, Transaction(self._db):
                 self._db.connection.executemany("DELETE FROM history WHERE seq=? AND seq<(SELECT max(seq) FROM history)", stray)
-        return after
+        return after, pause
 
-    def _delete(self, rows: list) -> None:
-        """Remove finished jobs, given by their ids, with their logs."""
-        if rows:
-            self._db.files.remove_logs(rows)
+    def _delete(self, ids: list) -> None:
+        """Remove jobs that have ended, with their logs, in one transaction."""
+        if ids:
+            self._db.files.remove_logs(ids)
             with self._db.undo, Transaction(self._db):
-                batches = {self._store.look.row(job).batch for job in rows if self._store.look.row(job)} - {None}
-                self._db.connection.executemany("DELETE FROM job WHERE id=? AND state IN ('completed','dead','cancelled')",
-                                     [(job,) for job in rows])
+                batches = self._db.execute("SELECT DISTINCT batch FROM job WHERE batch IS NOT NULL AND id IN " + marks(ids), ids).fetchall()
+                self._db.execute("DELETE FROM job WHERE state IN ('completed','dead','cancelled') AND id IN " + marks(ids), ids)
                 self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
                                  "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
                 self._db.connection.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
-                                     "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", [(batch,) for batch in batches])
+                                     "SELECT 1 FROM job INDEXED BY job_batch WHERE job.batch=?1)", batches)
 
     def purge(self, ids) -> list:
         """Remove finished jobs and their logs; return (id, result): `removed`, or the state of a job that is not finished."""
         ids, results = list(ids), []
-        for start in range(0, len(ids), 500):
-            jobs = [job for job in map(self._store.look.find, ids[start:start + 500]) if job is not None]
-            self._delete([job.id for job in jobs if job.state in FINAL])
-            results += [(job.id, "removed" if job.state in FINAL else job.state) for job in jobs]
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start:start + AT_ONCE]
+            states = dict(self._db.rows("job", "id, state", "job WHERE id IN " + marks(some), some))
+            self._delete([job for job in some if states.get(job) in FINAL])
+            results += [(job, "removed" if states[job] in FINAL else states[job]) for job in some if job in states]
         return results
 
     def export(self):
@@ -6628,7 +6637,7 @@ class Supervisor:
 
     def _pause(self, each) -> float:
         now = time.monotonic()
-        pause = min(self._look_at, self._rescue_at) - now
+        pause = min(self._look_at, self._rescue_at, self._tidy_at) - now
         if self._next is not None:
             pause = min(pause, self._next - time.time())
         if self._news:
@@ -6662,12 +6671,13 @@ class Supervisor:
             self._heed(now)
             self._answer()
             self._try(self._check_clock)
-            self._try(self._tidy, now)
         elif self._news:
             self._heed(now)
             self._answer()
         if now >= self._rescue_at:
             self._try(self._rescue)
+        if now >= self._tidy_at:
+            self._try(self._tidy, now)
         self._replace()
         if self._next is not None and time.time() >= self._next:
             self._news = True
@@ -6816,9 +6826,11 @@ class Supervisor:
         self._skew = skew
 
     def _tidy(self, now: float) -> None:
-        if now >= self._tidy_at:
-            before, self._tidied = self._tidied, self.store.keep.tidy(self._tidied)
-            self._tidy_at = now + (1.0 if self._tidied > before else 30.0)
+        """Remove old jobs for a quarter of the time at most: more than workers can end in it, so that the queue does not grow."""
+        pause = 0.0
+        while not pause and time.monotonic() < now + TIDY_S:
+            self._tidied, pause = self.store.keep.tidy(self._tidied)
+        self._tidy_at = time.monotonic() + max(pause, 3 * TIDY_S)
 
     # -- workers --
 

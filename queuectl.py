@@ -287,6 +287,33 @@ class WaitInterrupted(Exception):
     """A signal handler raises this to end a blocking wait; it never leaves the platform section."""
 
 
+# What SQLite reports: (kind, primary result code, words in the message); see sqlite.org/rescode.html.
+BUSY, FULL, READ_ONLY, NOT_OPENED, FOREIGN_FILE, DAMAGED, IO_FAILURE, NO_TABLE = range(1, 9)
+SQLITE_FAULTS = (
+    (BUSY, 5, "busy"), (BUSY, 6, "locked"), (FULL, 13, "full"), (READ_ONLY, 8, "readonly"), (NOT_OPENED, 14, "unable to open"),
+    (FOREIGN_FILE, 26, "not a database"), (DAMAGED, 11, "malformed"), (IO_FAILURE, 10, "I/O"), (NO_TABLE, 1, "no such table"))
+
+
+def sqlite_fault(error) -> int:
+    """Return which of SQLITE_FAULTS an error is, 0 if none: by its code, which Python has from 3.11 on, else by its words."""
+    if not isinstance(error, sqlite3.Error) or isinstance(error, WrongValue):
+        return 0
+    text, code = str(error), getattr(error, "sqlite_errorcode", None)
+    for kind, known, words in SQLITE_FAULTS:
+        if words in text if code is None or known == code == 1 else known == code & 0xFF:  # 1: an error of no particular kind
+            return kind
+    return 0
+
+
+def is_busy(error) -> bool:
+    return sqlite_fault(error) == BUSY
+
+
+def is_damage(error) -> bool:
+    """Whether the file is damaged, or not a database any more: waiting would not help."""
+    return sqlite_fault(error) in (DAMAGED, FOREIGN_FILE, NO_TABLE)
+
+
 # == Small helpers =====================================================================
 # Text, numbers, durations, exit codes, job options, paths: values in, values out.
 # This section calls only Errors.
@@ -3405,10 +3432,6 @@ Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at durat
 WAIT_FOR_LOCK = "waits for the database, which another program has locked"
 
 
-def is_busy(error) -> bool:
-    return "locked" in str(error) or "busy" in str(error)
-
-
 @lru_cache(maxsize=None)
 def assignments(columns: tuple) -> str:
     """Return the SET list of an UPDATE of these columns, for values in the same order."""
@@ -5068,7 +5091,7 @@ class Schedules(Part):
         except (sqlite3.OperationalError, sqlite3.InternalError, OSError, MemoryError):
             raise
         except Exception as error:
-            if type(error) is sqlite3.DatabaseError and "malformed" in str(error):
+            if sqlite_fault(error) == DAMAGED:
                 raise
             self._db.execute("ROLLBACK TO alone")
             return None, row_fault(error)
@@ -6088,11 +6111,6 @@ class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved l
         return [str(self.supervisor), self.queues or "-", "1" if self.reserved else "0", "-" if self.load is None else str(self.load)]
 
 
-def is_damage(error) -> bool:
-    """Whether the file is damaged, or not a database any more: waiting would not help."""
-    return "malformed" in str(error) or "not a database" in str(error) or "no such table" in str(error)
-
-
 # What a worker or supervisor wrote into its lock file.  status, since: what it waits for, and since when; end: see end_text.
 LockContent = namedtuple("LockContent", "pid job attempt group born done machine since status end")
 
@@ -6955,6 +6973,14 @@ def invoked() -> str:
     return OS.quote([name[:-4] if name.endswith(".exe") else name, script])
 
 
+FAULT_TEXTS = {
+    BUSY: "%s is locked by another program: try again when that is done",
+    FULL: "no space is left on the disk of %s: nothing was written",
+    READ_ONLY: "%s is read-only for you: get the right to write, or give another --db",
+    NOT_OPENED: "can't open %s: check that its directory exists and that you may write there",
+    FOREIGN_FILE: "%s is not a database: give another --db, or restore it from a backup"}
+
+
 def explain_error(error, database=None) -> str:
     """Return what went wrong with the machine or the database, in one line."""
     if isinstance(error, UnicodeEncodeError):  # from a filter in SQL; only commands and directories may be any bytes
@@ -6962,19 +6988,12 @@ def explain_error(error, database=None) -> str:
     text = plain(str(error))
     where = plain(database) if database else "the database"
     if isinstance(error, sqlite3.Error):
-        if is_busy(error):
-            return "%s is locked by another program: try again when that is done" % where
-        if "full" in text:
-            return "no space is left on the disk of %s: nothing was written" % where
-        if "readonly" in text:
-            return "%s is read-only for you: get the right to write, or give another --db" % where
-        if "unable to open" in text:
-            return "can't open %s: check that its directory exists and that you may write there" % where
-        if "not a database" in text:
-            return "%s is not a database: give another --db, or restore it from a backup" % where
+        fault = sqlite_fault(error)
+        if fault in FAULT_TEXTS:
+            return FAULT_TEXTS[fault] % where
         if isinstance(error, WrongValue):
             return "%s was changed by another program (%s): `%s doctor --fix` repairs it" % (where, text, invoked())
-        advice = lock_advice(find_database(database)) if "I/O" in text else ""
+        advice = lock_advice(find_database(database)) if fault == IO_FAILURE else ""
         return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
         try:

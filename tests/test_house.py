@@ -101,6 +101,12 @@ def test_what_system_this_is_is_asked_in_the_platform_section_alone():
             assert section_of(number) == "Platform differences", "line %d: %s" % (number, line.strip())
 
 
+def test_what_an_error_of_sqlite_means_is_asked_in_one_place_alone():
+    for number, line in enumerate(LINES, 1):
+        if re.search(r"\bin (str\(error\)|error\.args)|sqlite_errorcode", line):
+            assert section_of(number) == "Errors", "line %d: %s" % (number, line.strip())
+
+
 def test_sql_stands_in_the_store_and_the_schema_alone():
     statement = re.compile(r"^\s*(SELECT .*\bFROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX|"
                            r"UNIQUE|TRIGGER)|ALTER TABLE|DROP |PRAGMA \w|BEGIN( IMMEDIATE)?$|COMMIT$|ROLLBACK$|VACUUM)", re.S)

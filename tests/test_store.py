@@ -447,3 +447,31 @@ def test_a_database_that_was_replaced_is_not_written_to(tmp_path):
             store.enqueue("true")
         assert new.queues.counts()["pending"] == 0
     store.close()
+
+
+def failure(database, sql):
+    with pytest.raises(sqlite3.Error) as raised:
+        database.execute(sql)
+    return raised.value
+
+
+def test_an_error_of_sqlite_means_the_same_by_its_code_and_by_its_words(tmp_path):
+    one, other = (sqlite3.connect(str(tmp_path / "a.db"), timeout=0, isolation_level=None) for _ in range(2))
+    one.execute("CREATE TABLE kept(a)")
+    reader = sqlite3.connect("file:%s?mode=ro" % (tmp_path / "a.db").as_posix(), uri=True)
+    one.execute("BEGIN IMMEDIATE")
+    (tmp_path / "text.db").write_bytes(b"no database" * 400)
+    text, small = sqlite3.connect(str(tmp_path / "text.db")), sqlite3.connect(":memory:")
+    small.execute("PRAGMA max_page_count=2")
+    small.execute("CREATE TABLE first(a)")
+    errors = [(queuectl.BUSY, failure(other, "BEGIN IMMEDIATE")), (queuectl.NO_TABLE, failure(other, "SELECT * FROM missing")),
+              (queuectl.FOREIGN_FILE, failure(text, "SELECT * FROM missing")), (queuectl.FULL, failure(small, "CREATE TABLE second(a)"))]
+    one.execute("ROLLBACK")
+    errors.append((queuectl.READ_ONLY, failure(reader, "INSERT INTO kept VALUES(1)")))
+    for kind, error in errors:
+        assert queuectl.sqlite_fault(error) == kind, error
+        assert queuectl.sqlite_fault(type(error)(str(error))) == kind, error  # as before Python 3.11, without a code
+    for error in (failure(other, "SELECT missing"), queuectl.WrongValue("a job is busy"), OSError(0, "is locked by another process")):
+        assert queuectl.sqlite_fault(error) == 0, error
+    for database in (one, other, reader, text, small):
+        database.close()

@@ -167,7 +167,16 @@ CREATE TABLE batch(
 CREATE TABLE queue(
   name TEXT PRIMARY KEY, paused INTEGER NOT NULL DEFAULT 0, max_running INTEGER,
   rate TEXT, every REAL, next_at REAL NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0);
-CREATE TABLE tally(queue TEXT, state TEXT, n INTEGER NOT NULL, PRIMARY KEY(queue, state)) WITHOUT ROWID;
+CREATE TABLE tally(
+  queue TEXT, state TEXT, n INTEGER NOT NULL,
+  -- Counters, which only grow: jobs that came into the state (pending: that were enqueued); the seconds that they had
+  -- waited before they came into processing, or that the attempt took which brought them into the state; and how many of
+  -- these times were at most each of BUCKETS.  The write that counts n counts them too.
+  entered INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
+  le1 INTEGER NOT NULL DEFAULT 0, le2 INTEGER NOT NULL DEFAULT 0, le3 INTEGER NOT NULL DEFAULT 0, le4 INTEGER NOT NULL DEFAULT 0,
+  le5 INTEGER NOT NULL DEFAULT 0, le6 INTEGER NOT NULL DEFAULT 0, le7 INTEGER NOT NULL DEFAULT 0, le8 INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY(queue, state)) WITHOUT ROWID;
+CREATE TABLE mishap(queue TEXT, outcome TEXT, n INTEGER NOT NULL, PRIMARY KEY(queue, outcome)) WITHOUT ROWID;  -- a counter for rare ends
 CREATE TABLE supervisor(
   id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, port INTEGER NOT NULL, token TEXT NOT NULL,
   slots INTEGER NOT NULL, queues TEXT, stop INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL, started_at REAL NOT NULL,
@@ -187,7 +196,23 @@ CREATE TABLE schedule(
   boot TEXT);                                -- the boot for which @reboot has been done
 CREATE TRIGGER job_moved AFTER UPDATE OF state, queue ON job WHEN old.state<>new.state OR old.queue<>new.queue BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
-  UPDATE tally SET n=n+1 WHERE queue=new.queue AND state=new.state;
+  UPDATE tally SET n=n+1, entered=entered+1, seconds=seconds+max(0, ifnull(new.started_at-new.run_at, 0)),
+    le1=le1+ifnull(new.started_at-new.run_at<=0.1, 0), le2=le2+ifnull(new.started_at-new.run_at<=0.5, 0),
+    le3=le3+ifnull(new.started_at-new.run_at<=2, 0), le4=le4+ifnull(new.started_at-new.run_at<=10, 0),
+    le5=le5+ifnull(new.started_at-new.run_at<=60, 0), le6=le6+ifnull(new.started_at-new.run_at<=600, 0),
+    le7=le7+ifnull(new.started_at-new.run_at<=3600, 0), le8=le8+ifnull(new.started_at-new.run_at<=21600, 0)
+    WHERE queue=new.queue AND state=new.state AND new.state='processing';
+  UPDATE tally SET n=n+1, entered=entered+(old.state<>new.state AND new.state<>'pending'), seconds=seconds+max(0, ifnull(new.duration, 0)),
+    le1=le1+ifnull(new.duration<=0.1, 0), le2=le2+ifnull(new.duration<=0.5, 0), le3=le3+ifnull(new.duration<=2, 0),
+    le4=le4+ifnull(new.duration<=10, 0), le5=le5+ifnull(new.duration<=60, 0), le6=le6+ifnull(new.duration<=600, 0),
+    le7=le7+ifnull(new.duration<=3600, 0), le8=le8+ifnull(new.duration<=21600, 0)
+    WHERE queue=new.queue AND state=new.state AND new.state<>'processing';
+END;
+CREATE TRIGGER history_counted AFTER INSERT ON history
+  WHEN new.outcome IN ('crashed', 'timeout', 'snoozed', 'released', 'retry', 'expire') BEGIN
+  INSERT INTO mishap(queue, outcome, n) SELECT queue, new.outcome, 0 FROM job WHERE id=new.job AND NOT EXISTS(
+    SELECT 1 FROM mishap WHERE mishap.queue=job.queue AND outcome=new.outcome);
+  UPDATE mishap SET n=n+1 WHERE queue=(SELECT queue FROM job WHERE id=new.job) AND outcome=new.outcome;
 END;
 CREATE TRIGGER job_deleted AFTER DELETE ON job BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
@@ -219,7 +244,11 @@ SIGNALS_FROM_WORDS = tuple(
     "UPDATE %s SET signal=CAST(substr(error, 8) AS INTEGER), error=NULL WHERE exit_code IS NULL AND error GLOB 'signal [1-9]*'" % table
     for table in ("job", "history"))
 
-# Steps from each version to the next, as (version, statements).  A fresh database gets SCHEMA directly.
+# The limits of a histogram's buckets, in seconds: the columns le1 to le8 of `tally`.
+BUCKETS = (0.1, 0.5, 2, 10, 60, 600, 3600, 21600)
+
+# Steps from each version to the next, as (version, statements).  A fresh database gets SCHEMA directly.  A name alone
+# stands for the statement of SCHEMA that makes the table or trigger of that name.
 # tests/data holds one database per release; the tests migrate each and compare it with a fresh one.
 MIGRATIONS = (
     (1, (
@@ -246,6 +275,17 @@ MIGRATIONS = (
         "CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5",
         "DROP INDEX job_unique",
         "CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key IS NOT NULL",
+        "ALTER TABLE tally ADD COLUMN entered INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN seconds REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le1 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le2 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le3 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le4 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le5 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le6 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le7 INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE tally ADD COLUMN le8 INTEGER NOT NULL DEFAULT 0",
+        "DROP TRIGGER job_moved", "job_moved", "mishap", "history_counted",
     )),
 )
 
@@ -3787,7 +3827,7 @@ class Plan:
             db.execute("INSERT INTO job(command, " + ", ".join(common) + ") SELECT column1, " + ", ".join(same) +
                        " FROM (VALUES" + ",".join(["(?)"] * len(some)) + ")", some)
         [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
-        db.execute("UPDATE tally SET n=n+? WHERE queue='default' AND state='pending'", (len(commands),))
+        db.execute("UPDATE tally SET n=n+:n, entered=entered+:n WHERE queue='default' AND state='pending'", {"n": len(commands)})
         self._uses[common["env"]] += len(commands)
         self._store.db.hint(len(commands))
         return range(last - len(commands) + 1, last + 1)
@@ -3816,7 +3856,7 @@ class Plan:
             state = store.look.find(columns["name"]).state
             raise UserError("%sthere is a job named %s already: %s" % (where, quoted(columns["name"]), (
                 "it is %s, and `%s rm` frees its name" % (state, PROGRAM) if state in FINAL else "choose another name"))) from None
-        store.db.execute("UPDATE tally SET n=n+1 WHERE queue=? AND state='pending'", (name,))
+        store.db.execute("UPDATE tally SET n=n+1, entered=entered+1 WHERE queue=? AND state='pending'", (name,))
         self._uses[columns["env"]] += 1
         self._new.append((item, job_id))
         return job_id
@@ -4087,7 +4127,7 @@ class Database:
                     self.execute(statement)
             for step, statements in MIGRATIONS:
                 for statement in statements if 0 < version <= step else ():
-                    self.execute(statement)
+                    self.execute(schema_texts().get(statement, statement))
             settle()
             self._check_schema()  # if it raises, whatever a trigger did meanwhile is rolled back
             self.execute("PRAGMA application_id=%d" % APPLICATION_ID)
@@ -4280,6 +4320,15 @@ class Queues(Part):
         counts.update(self._db.read("SELECT state, sum(n) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
                                  {"queue": queue}))
         return counts
+
+    def counters(self) -> dict:
+        """Return {(queue, state): (jobs in it now, jobs that ever came into it, seconds, counts of BUCKETS...)}; see SCHEMA."""
+        columns = "queue, state, n, entered, seconds, le1, le2, le3, le4, le5, le6, le7, le8"
+        return {row[:2]: row[2:] for row in self._db.rows("tally", columns, "tally ORDER BY queue, state")}
+
+    def mishaps(self) -> dict:
+        """Return {(queue, outcome): how often an attempt or job ended so, ever}."""
+        return {row[:2]: row[2] for row in self._db.rows("mishap", "queue, outcome, n", "mishap")}
 
     def batch_counts(self, batch: int) -> dict:
         counts = dict.fromkeys(STATES, 0)
@@ -5351,15 +5400,28 @@ class Look(Part):
 
     def oldest_waiting(self):
         """Return the job that could run and has waited longest, or None."""
+        ids = [job_id for job_id, _ in self.first_ready()]
+        return self.find(min(ids)) if ids else None
+
+    def first_ready(self) -> list:
+        """Return (id, queue) of the first ready job of each queue and priority."""
         ids, places = [], [(name, 2**62) for name, in self._db.read("SELECT name FROM queue")]
         while places:  # in each queue and priority the first job has waited longest
             name, above = places.pop()
             rows = self._db.read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
                               "ORDER BY priority DESC, id LIMIT 1", (name, above))
             for job_id, priority in rows:
-                ids.append(job_id)
+                ids.append((job_id, name))
                 places.append((name, priority))
-        return self.find(min(ids)) if ids else None
+        return ids
+
+    def ready_since(self) -> dict:
+        """Return, per queue that has ready jobs, since when the first of them could have run."""
+        since = {}
+        for job_id, name in self.first_ready():
+            for _, run_at in self._db.rows("job", "id, run_at", "job WHERE id=?", (job_id,)):
+                since[name] = min(run_at, since.get(name, run_at))
+        return since
 
     def history(self, job_id: int) -> list:
         """Return every attempt ever begun, oldest first; the one that runs has no end and the outcome `running`."""
@@ -5420,7 +5482,7 @@ class Look(Part):
 class Keep(Part):
     """Retention, removal, export and import, backup, check and repair."""
 
-    TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "sqlite_sequence")
+    TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "tally", "mishap", "sqlite_sequence")
 
     def tidy(self, after: int, most: int = 500) -> tuple:
         """Remove finished jobs that are older than keep_finished, logs first, going by the next `most` rows of the history.

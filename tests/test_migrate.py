@@ -47,7 +47,7 @@ def test_a_migrated_database_has_the_schema_of_a_fresh_one(old, tmp_path):
 def test_a_migration_keeps_every_job_its_state_and_its_history(old):
     facts = ("SELECT id, state, gate, queue, priority, command, name, key, unique_key, attempts, max_retries, batch FROM job",
              "SELECT seq, job, attempt, state, worker, pid, started_at, finished_at, duration, outcome, exit_code FROM history", "SELECT * FROM env", "SELECT * FROM dep", "SELECT * FROM keylock", "SELECT * FROM batch",
-             "SELECT * FROM config", "SELECT name, max_running, rate FROM queue", "SELECT * FROM tally",
+             "SELECT * FROM config", "SELECT name, max_running, rate FROM queue", "SELECT queue, state, n FROM tally",
              "SELECT name, spec, every, options FROM schedule")
     before = [rows(old, sql) for sql in facts]
     assert {row[1] for row in before[0]} == {"pending", "processing", "completed", "dead", "cancelled"}

@@ -20,6 +20,7 @@ The file reads from top to bottom.  Each section calls only sections above it:
   Worker                 the loop: claim, run, record
   Supervisor             starts, wakes, replaces and stops workers; rescues jobs and cleans up
   Views                  tables, colours, progress, JSON
+  Metrics                numbers for Prometheus, a dashboard, alert rules
   Commands               one function per command, and the table of commands
   Parser                 argparse for the given command only
   Main                   the one place that turns errors into a line and an exit status
@@ -1274,6 +1275,21 @@ class Files:
     def log(self, job: int, attempt: int) -> str:
         return os.path.join(self.logs, str(job // 1000), "%d.%d.log" % (job, attempt))
 
+    def log_bytes(self, budget: float) -> int:
+        """Return the size of all logs; after `budget` seconds, an estimate from the newest directories."""
+        names = os.listdir(self.logs) if os.path.isdir(self.logs) else []
+        folders = sorted((name for name in names if name.isdigit()), key=int, reverse=True)
+        limit, total = time.monotonic() + budget, 0
+        for seen, name in enumerate(folders):
+            if seen and time.monotonic() > limit:
+                return total * len(folders) // seen
+            try:
+                with os.scandir(os.path.join(self.logs, name)) as entries:
+                    total += sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+            except FileNotFoundError:
+                pass  # its jobs were removed meanwhile
+        return total
+
     def make(self) -> None:
         make_directory(self.root, like=self.database)
         for path in (self.workers, self.logs):
@@ -1305,6 +1321,13 @@ class Files:
                 os.rmdir(folder)
             except OSError:
                 pass  # it holds other jobs' logs, or does not exist
+
+
+def size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # there is no such file
 
 
 def move(path: str, target: str) -> None:
@@ -7634,6 +7657,204 @@ def print_workers(facts) -> None:
                 {"busy": "blue", "idle": "green", "dead": "red", "stopping": "yellow"})
 
 
+# == Metrics ===========================================================================
+# What monitoring asks for: the numbers as plain data, their text for Prometheus, a dashboard and alert rules.
+# Calls Views, Store and small helpers.
+
+# The families of metrics, one per line: name, type, meaning.  A name's unit and `_total` follow Prometheus's naming rules.
+METRICS = """\
+build_info                gauge     version of queuectl that answered, always 1
+jobs                      gauge     jobs by queue and state
+queue_paused              gauge     1 if the queue is paused
+oldest_ready_seconds      gauge     how long the first ready job of the queue could have run already; 0 if none is ready
+enqueued_total            counter   jobs enqueued
+attempts_total            counter   attempts begun
+completed_total           counter   jobs that completed
+failures_total            counter   attempts that failed
+retries_total             counter   failed attempts after which queuectl tries again
+deaths_total              counter   jobs that became dead
+cancellations_total       counter   jobs that were cancelled, or whose parent died
+crashes_total             counter   attempts that ended because their worker died
+timeouts_total            counter   attempts that were ended by their timeout
+snoozes_total             counter   attempts that put themselves off
+releases_total            counter   attempts given back because their worker was stopped
+manual_retries_total      counter   jobs that a user sent back to pending
+expirations_total         counter   jobs that were cancelled because they had not started in time
+attempt_duration_seconds  histogram duration of attempts that completed or failed
+wait_seconds              histogram how long attempts waited from the moment when they could have run
+workers                   gauge     workers by state
+supervisors               gauge     supervisors by state
+schedules                 gauge     schedules by state
+schedule_lag_seconds      gauge     how long the schedule that is most overdue has been due; 0 if none is
+database_bytes            gauge     size of the database with its WAL
+log_bytes                 gauge     size of all logs of jobs; an estimate if reading it takes too long
+"""
+MISHAPS = {"crashed": "crashes_total", "timeout": "timeouts_total", "snoozed": "snoozes_total", "released": "releases_total",
+           "retry": "manual_retries_total", "expire": "expirations_total"}
+LOG_SCAN_S = 0.02  # how long the size of the logs may take
+
+
+def metrics_report(store) -> dict:
+    """Return every metric, without the program's name, as a list of (labels, value); a histogram's value is (counts, seconds, total)."""
+    now, counters, mishaps, ready = time.time(), store.queues.counters(), store.queues.mishaps(), store.look.ready_since()
+    found = {line.split()[0]: [] for line in METRICS.splitlines()}
+    found["build_info"].append(({"version": __version__}, 1))
+    for row in store.queues.list():
+        queue, own = {"queue": row.name}, {state: counters.get((row.name, state), (0,) * 11) for state in STATES}
+        found["jobs"] += [(dict(queue, state=state), own[state][0]) for state in STATES]
+        found["queue_paused"].append((queue, int(bool(row.paused))))
+        found["oldest_ready_seconds"].append((queue, max(0, now - ready.get(row.name, now))))
+        entered = {state: own[state][1] for state in STATES}
+        for name, count in (("enqueued", entered["pending"]), ("attempts", entered["processing"]), ("completed", entered["completed"]),
+                            ("failures", entered["failed"] + entered["dead"]), ("retries", entered["failed"]),
+                            ("deaths", entered["dead"]), ("cancellations", entered["cancelled"])):
+            found[name + "_total"].append((queue, count))
+        for outcome, name in MISHAPS.items():
+            found[name].append((queue, mishaps.get((row.name, outcome), 0)))
+        for outcome, states in (("completed", ("completed",)), ("failed", ("failed", "dead"))):
+            found["attempt_duration_seconds"].append((dict(queue, outcome=outcome), histogram([own[state] for state in states])))
+        found["wait_seconds"].append((queue, histogram([own["processing"]])))
+    found.update(metrics_of_system(store, now))
+    return found
+
+
+def histogram(rows) -> tuple:
+    """Return (counts of BUCKETS, seconds, total) of rows of Queues.counters, added up."""
+    _, entered, seconds, *counts = map(sum, zip(*rows))
+    return counts, seconds, entered
+
+
+def metrics_of_system(store, now: float) -> dict:
+    """Return the metrics of workers, schedules and files."""
+    schedules = store.schedules.list()
+    states = ["paused" if row.paused else "broken" if row.trouble(now) else "open" for row in schedules]
+    lag = max([now - row.next_at for row, state in zip(schedules, states) if state == "open"], default=0)
+    return {"workers": by_state(worker_facts(store), ("busy", "idle", "stopping", "dead")),
+            "supervisors": by_state(supervisor_facts(store, store.workers.unanswered()), ("working", "stopping", "silent", "dead")),
+            "schedules": [({"state": state}, states.count(state)) for state in ("open", "paused", "broken")],
+            "schedule_lag_seconds": [({}, max(0, lag))],
+            "database_bytes": [({}, sum(size_of(store.db.path + end) for end in ("", "-wal")))],
+            "log_bytes": [({}, store.db.files.log_bytes(LOG_SCAN_S))]}
+
+
+def by_state(facts: list, states: tuple) -> list:
+    return [({"state": state}, sum(fact["state"] == state for fact in facts)) for state in states]
+
+
+def metrics_text(report: dict) -> str:
+    """Return metrics in Prometheus's text format (prometheus.io/docs/instrumenting/exposition_formats)."""
+    lines = []
+    for line in METRICS.splitlines():
+        name, kind, meaning = line.split(None, 2)
+        lines += ["# HELP %s_%s %s" % (PROGRAM, name, meaning), "# TYPE %s_%s %s" % (PROGRAM, name, kind)]
+        for labels, value in report[name]:
+            lines += samples(name, labels, value) if kind == "histogram" else [sample(name, labels, value)]
+    return "\n".join(lines) + "\n"
+
+
+def samples(name: str, labels: dict, value: tuple) -> list:
+    counts, seconds, total = value
+    return [sample(name + "_bucket", dict(labels, le="%g" % limit), count) for limit, count in zip(BUCKETS, counts)] + [
+        sample(name + "_bucket", dict(labels, le="+Inf"), total), sample(name + "_sum", labels, seconds),
+        sample(name + "_count", labels, total)]
+
+
+def sample(name: str, labels: dict, value) -> str:
+    shown = ",".join('%s="%s"' % (key, plain(text).replace("\\", "\\\\").replace('"', '\\"')) for key, text in labels.items())
+    return "%s_%s%s %s" % (PROGRAM, name, "{%s}" % shown if shown else "", repr(float(value)) if value % 1 else "%d" % value)
+
+
+# The panels of the dashboard: title, unit, and below them, for each line that is drawn, its name and expression.
+PANELS = """\
+Ends per second | ops
+  {{queue}} completed | sum by (queue) (rate(queuectl_completed_total[5m]))
+  {{queue}} failed | sum by (queue) (rate(queuectl_failures_total[5m]))
+Jobs that wait | short
+  {{queue}} | sum by (queue) (queuectl_jobs{state=~"pending|failed"})
+Oldest ready job | s
+  {{queue}} | max by (queue) (queuectl_oldest_ready_seconds)
+Dead jobs | short
+  {{queue}} | sum by (queue) (queuectl_jobs{state="dead"})
+Workers | short
+  {{state}} | sum by (state) (queuectl_workers)
+Duration of attempts | s
+  median | histogram_quantile(0.5, sum by (le) (rate(queuectl_attempt_duration_seconds_bucket[5m])))
+  95 % | histogram_quantile(0.95, sum by (le) (rate(queuectl_attempt_duration_seconds_bucket[5m])))
+Waiting time | s
+  median | histogram_quantile(0.5, sum by (le) (rate(queuectl_wait_seconds_bucket[5m])))
+  95 % | histogram_quantile(0.95, sum by (le) (rate(queuectl_wait_seconds_bucket[5m])))
+Crashes and timeouts in 5 minutes | short
+  crashes | sum(increase(queuectl_crashes_total[5m]))
+  timeouts | sum(increase(queuectl_timeouts_total[5m]))
+Lag of schedules | s
+  most overdue | max(queuectl_schedule_lag_seconds)
+Disk | bytes
+  database | sum(queuectl_database_bytes)
+  logs | sum(queuectl_log_bytes)
+"""
+
+ALERTS = """\
+groups:
+- name: queuectl
+  rules:
+  - alert: QueuectlNotKeepingUp
+    expr: max by (queue) (queuectl_oldest_ready_seconds) > 600 and max by (queue) (queuectl_queue_paused) == 0
+    for: 5m
+    labels: {severity: warning}
+    annotations: {summary: 'The first ready job of queue {{ $labels.queue }} has waited {{ $value | humanizeDuration }}.'}
+  - alert: QueuectlNoWorker
+    expr: sum(queuectl_jobs{state=~"pending|failed"}) > 0 unless sum(queuectl_workers{state=~"busy|idle"}) > 0
+    for: 5m
+    labels: {severity: critical}
+    annotations: {summary: 'Jobs wait, and no worker runs.'}
+  - alert: QueuectlJobsDie
+    expr: sum by (queue) (increase(queuectl_deaths_total[15m])) > 0
+    labels: {severity: warning}
+    annotations: {summary: '{{ $value | humanize }} jobs of queue {{ $labels.queue }} died in 15 minutes.'}
+  - alert: QueuectlFailureRate
+    expr: sum by (queue) (rate(queuectl_failures_total[15m])) / sum by (queue) (rate(queuectl_attempts_total[15m])) > 0.5
+    for: 15m
+    labels: {severity: warning}
+    annotations: {summary: '{{ $value | humanizePercentage }} of the attempts of queue {{ $labels.queue }} fail.'}
+  - alert: QueuectlWorkersCrash
+    expr: sum(increase(queuectl_crashes_total[15m])) > 0
+    labels: {severity: warning}
+    annotations: {summary: '{{ $value | humanize }} attempts ended because their worker died.'}
+  - alert: QueuectlDeadSupervisor
+    expr: sum(queuectl_supervisors{state=~"dead|silent"}) > 0
+    for: 5m
+    labels: {severity: critical}
+    annotations: {summary: 'A supervisor is dead or does not answer.'}
+  - alert: QueuectlScheduleLate
+    expr: max(queuectl_schedule_lag_seconds) > 300
+    for: 5m
+    labels: {severity: critical}
+    annotations: {summary: 'A schedule is overdue by {{ $value | humanizeDuration }}.'}
+  - alert: QueuectlScheduleBroken
+    expr: sum(queuectl_schedules{state="broken"}) > 0
+    labels: {severity: warning}
+    annotations: {summary: 'A schedule cannot run: see queuectl cron list.'}
+"""
+
+
+def dashboard() -> dict:
+    """Return a dashboard as Grafana imports it (grafana.com/docs: Dashboard JSON model)."""
+    source, panels = {"type": "prometheus", "uid": "${DS_PROMETHEUS}"}, []
+    for line in PANELS.splitlines():
+        name, value = line.strip().split(" | ")
+        if line[0] == " ":
+            targets = panels[-1]["targets"]
+            targets.append({"refId": "AB"[len(targets)], "datasource": source, "expr": value, "legendFormat": name})
+            continue
+        place = len(panels)
+        panels.append({"id": place + 1, "type": "timeseries", "title": name, "datasource": source, "targets": [],
+                       "gridPos": {"h": 8, "w": 12, "x": place % 2 * 12, "y": place // 2 * 8},
+                       "fieldConfig": {"defaults": {"unit": value, "min": 0}, "overrides": []}})
+    return {"title": PROGRAM, "uid": PROGRAM, "tags": [PROGRAM], "schemaVersion": 36, "refresh": "30s", "panels": panels,
+            "time": {"from": "now-6h", "to": "now"}, "__requires": [], "__inputs": [
+                {"name": "DS_PROMETHEUS", "label": "Prometheus", "type": "datasource", "pluginId": "prometheus"}]}
+
+
 # == Commands ==========================================================================
 # One function per command, with its arguments above it; the table of all commands is at the end.  A command that takes (queue, args)
 # gets the open queue.  Each command returns its exit status, None for 0.
@@ -8623,6 +8844,35 @@ def sparkline(times, now: float, window: float, width: int = 30) -> str:
 def bars(counts) -> str:
     most = max(counts, default=0)
     return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // most) if most else 0] for count in counts)
+
+
+# -- metrics --
+
+def cmd_metrics(args) -> None:
+    refuse_both(args, "grafana", "alerts")
+    if args.grafana:
+        import json
+        text = json.dumps(dashboard(), indent=2) + "\n"
+    elif args.alerts:
+        text = ALERTS
+    else:
+        with open_queue(args) as store:
+            text = metrics_text(metrics_report(store))
+    if args.output is None:
+        sys.stdout.write(text)
+    else:
+        replace_file(args.output, text)
+
+
+def replace_file(path: str, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, also if this process is killed."""
+    part = "%s.%d.part" % (path, os.getpid())
+    try:
+        with open(part, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(part, path)
+    finally:
+        remove(part)
 
 
 # -- events --
@@ -9842,6 +10092,9 @@ logs           --all-attempts .         .        .     output of every attempt, 
 logs           -n,--lines     N         0-%(most)d . only the last N lines
 logs           -f,--follow    .         .        .     continue until the jobs end, across their retries
 stats          --since        DURATION  since    1d    attempts that ended within this time up to now (1d)
+metrics        --output       FILE      .        .     write to FILE, which is replaced at once: for node_exporter's textfile collector
+metrics        --grafana      .         .        .     print a dashboard that Grafana imports
+metrics        --alerts       .         .        .     print alert rules for Prometheus
 events         -f,--follow    .         .        .     continue with new events as they happen
 events         --after        SEQ       0-%(most)d . only events with a higher number (all; with -f: only new events)
 top            --once         .         .        .     draw one screen and end
@@ -9911,6 +10164,8 @@ COMMAND_GROUPS = (
         command("top", cmd_top, "", "watch queues, workers and jobs live, and act on them", "top", shows=True),
         command("stats", cmd_stats, "json", "show rates, durations and waiting times, by queue and by program",
                 "stats --since 1h", shows=True),
+        command("metrics", cmd_metrics, "", "print metrics for Prometheus", "metrics --output /var/lib/node_exporter/queuectl.prom",
+                shows=True),
         command("events", cmd_events, "", "print changes of state as JSON Lines", "events -f", shows=True),
     )),
     ("change jobs", (

@@ -19,6 +19,7 @@ The file reads from top to bottom.  Each section calls only sections above it:
   Runner                 one attempt: its process, output, timeout and end
   Worker                 the loop: claim, run, record
   Supervisor             starts, wakes, replaces and stops workers; rescues jobs and cleans up
+  Reports                what is shown, as plain data
   Views                  tables, colours, progress, JSON
   Metrics                numbers for Prometheus, a dashboard, alert rules
   Commands               one function per command, and the table of commands
@@ -3445,6 +3446,13 @@ def checked(table: str, columns: str, row):
     return row
 
 
+# What a job shows of itself, as name: column.  Its options come from their table: a new one is shown without another line.
+SHOWN = {name: name for name in ("id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
+                                 "exit_code", "signal", "error", "duration", "batch", "schedule", "hook", "worker", "stdin", "held",
+                                 "created_at", "run_at", "started_at", "finished_at", "expires_at")}
+SHOWN.update({option.name: option.column for option in JOB_OPTIONS.values() if option.column not in (None, "held")})
+
+
 class Job(namedtuple("Job", JOB_COLUMNS)):
     """A row of the job table, as it was when read."""
 
@@ -3462,11 +3470,8 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
     def to_dict(self) -> dict:
         """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
-        shown = {column: getattr(self, column) for column in (
-            "id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
-            "max_retries", "exit_code", "signal", "error", "duration", "timeout", "slots", "key", "batch", "schedule", "hook", "worker")}
+        shown = {name: getattr(self, column) for name, column in SHOWN.items()}
         shown["error"] = error_text(self)
-        shown["unique"] = self.unique_key
         shown["shell"] = self.shell or SHELL
         shown["stdin"] = self.stdin is not None
         shown["umask"] = None if self.umask is None else "%04o" % (int(self.umask) & 0o777)
@@ -3474,7 +3479,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
         if self.duration is not None and abs(self.duration) < FOREVER_S:
             shown["duration"] = round(self.duration, 6)
         for column in ("created_at", "run_at", "started_at", "finished_at", "expires_at"):
-            shown[column] = utc(getattr(self, column))
+            shown[column] = utc(shown[column])
         for column in ("command", "cwd", "error"):
             if shown[column] is not None:
                 shown[column] = shown[column].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -7028,9 +7033,273 @@ class Supervisor:
         return True
 
 
+# == Reports ===========================================================================
+# What is shown, as plain data: `--json`, the terminal, `top` and whatever else shows a queue take it from here.
+# Facts are values: a moment is Unix seconds, a reason or finding is its kind and what belongs to it.  Views find the words.
+# Calls Supervisor, Worker's lock files, Store, Platform differences and small helpers; prints nothing, changes nothing.
+
+# kind: see REASONS.  detail: what is waited for; of a worker or supervisor, what its report says.
+Reason = namedtuple("Reason", "kind detail")
+
+
+def wait_report(content) -> dict:
+    """Return what a process waits for (`note`), and since when, as its lock file says."""
+    note = content.status or None if content else None
+    return {"note": note, "since": content.since if note and 0 < content.since < FOREVER_S else None}
+
+
+def worker_report(store) -> list:
+    """Return every listed worker with what its lock file adds: whether it lives, jobs done, and what it waits for."""
+    now = store.db.clock()
+    supervisors = {supervisor.id: supervisor for supervisor in store.workers.supervisors()}
+    facts = []
+    for worker in store.workers.workers():
+        content = read_lock(store.db.files.lock(worker.id))
+        supervisor = supervisors.get(worker.supervisor)
+        state = "busy" if worker.job else "idle"
+        if store.workers.is_alive(worker) is False:
+            state = "dead"
+        elif supervisor is None or supervisor.stop:
+            state = "stopping"
+        facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
+                      "done": content.done if content else 0, "started_at": worker.started_at,
+                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_report(content)})
+    return facts
+
+
+def supervisor_report(store) -> list:
+    """Return every listed supervisor; its state is working, stopping, silent (alive, but it does not answer) or dead."""
+    facts, silent = [], store.workers.unanswered()
+    for supervisor in store.workers.supervisors():
+        path = store.db.files.lock("s%d" % supervisor.id)
+        state, wait = "stopping" if supervisor.stop else "working", wait_report(read_lock(path))
+        if supervisor.id in silent:
+            state, wait = "silent", {"note": None, "since": silent[supervisor.id]}
+        elif not OS.is_held(path):
+            state, wait = "dead", {"note": None, "since": None}
+        facts.append({"id": supervisor.id, "pid": supervisor.pid, "kind": supervisor.kind, "state": state, "count": supervisor.slots,
+                      "started_at": supervisor.started_at, **wait})
+    return facts
+
+
+def waiting(facts: list) -> list:
+    """Return those workers or supervisors of a report that wait for something other than work."""
+    return [fact for fact in facts if fact["note"] or fact["state"] in ("silent", "dead") and "kind" in fact]
+
+
+def status_report(store) -> dict:
+    return {"jobs": store.queues.counts(), "workers": worker_report(store), "supervisors": supervisor_report(store),
+            "oldest_waiting": store.look.oldest_waiting(), "database": store.db.path}
+
+
+def job_pages(store, states, limit: int, filters=None):
+    """Yield jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
+    before, left, filters = None, limit or 2**62, filters or {}
+    while left > 0:
+        page = store.look.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
+        if not page:
+            return
+        yield page
+        if filters.get("sort"):
+            return  # a custom order has no id to continue from
+        before, left = page[-1].id, left - len(page)
+
+
+def job_report(store, job) -> dict:
+    """Return everything about one job: the row, its attempts, and what its worker waits for."""
+    content = read_lock(store.db.files.lock(job.worker)) if job.state == "processing" else None
+    return {"job": job, "history": history_report(store, job), **wait_report(content)}
+
+
+def history_report(store, job) -> list:
+    """Return every attempt of a job; the pid of a running attempt is in its worker's lock file."""
+    found = []
+    for attempt in store.look.history(job.id):
+        content = read_lock(store.db.files.lock(attempt.worker)) if attempt.outcome == "running" else None
+        if content and (content.job, content.attempt) == (job.id, attempt.attempt):
+            attempt = attempt._replace(pid=content.group)
+        found.append(dict(attempt._asdict(), error=error_text(attempt), duration=attempt.duration and round(attempt.duration, 6)))
+    return found
+
+
+def running(store, job, attempt: int) -> bool:
+    """Whether an attempt still writes; if its end can't be recorded yet, it already has its log."""
+    return job.state == "processing" and job.attempt == attempt and not os.path.exists(store.db.files.log(job.id, attempt))
+
+
+def output_of(store, job, attempt: int) -> str:
+    """Return the path of the file that holds the output of an attempt."""
+    return store.db.files.output(job.worker) if running(store, job, attempt) else store.db.files.log(job.id, attempt)
+
+
+# -- why a job is not running --
+
+def explain_report(store, job) -> dict:
+    """Return why a job is not running, or what keeps its worker; `lost`: the worker that had it is dead."""
+    reasons = why_waiting(store, job) + why_workers_wait(store, job)
+    if job.state in WAITING and not reasons:
+        reasons = why_not_taken(store, job)
+    lost = any(worker.id == job.worker and store.workers.is_alive(worker) is False for worker in store.workers.workers())
+    return {"job": job, "reasons": reasons, "lost": lost}
+
+
+def why_waiting(store, job) -> list:
+    """Return the Reasons in the database that keep a job from running."""
+    return [Reason(*found) for found in store.look.why_waiting(job)] if job.state in WAITING else []
+
+
+def why_workers_wait(store, job) -> list:
+    """Return what blocks the workers that run a job or could take it."""
+    if job.state in FINAL:
+        return []
+    serve = serving(store, job)
+    if job.state in WAITING and not serve:
+        return [Reason("no worker", job.queue)]
+    workers = [fact for fact in worker_report(store) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
+    supervisors = [fact for fact in supervisor_report(store) if fact["id"] in serve] if job.state in WAITING else []
+    answering = [fact for fact in supervisors if fact["state"] != "silent"]  # if one answers, its workers take the job
+    return [Reason("supervisor", fact) for fact in waiting(answering or supervisors)] + [
+        Reason("worker", fact) for fact in waiting(workers)]
+
+
+def why_not_taken(store, job) -> list:
+    """Return the idle workers that don't take a job for a second though nothing blocks it."""
+    serve, limit = serving(store, job), time.monotonic() + LOOK_S
+    idle = [fact for fact in worker_report(store) if fact["job"] is None and fact["supervisor"] in serve]
+    while idle and time.monotonic() < limit:
+        if store.look.find(job.id) != job:
+            return []
+        time.sleep(0.02)
+    return [Reason("idle", fact) for fact in idle[:5]]
+
+
+def serving(store, job) -> list:
+    """Return the ids of the living supervisors whose workers may take a job."""
+    return [supervisor.id for supervisor in store.workers.supervisors() if serves(store, supervisor, job)]
+
+
+def serves(store, supervisor, job) -> bool:
+    """Whether a supervisor is alive and its workers may take a job."""
+    return (is_serving(store, supervisor, job.queue)
+            and (supervisor.id == job.pool or supervisor.kind == "start" and job.pool is None))
+
+
+def is_serving(store, supervisor, queue: str) -> bool:
+    """Whether a supervisor is alive, is not stopping, and has workers for a queue."""
+    return ((supervisor.queues is None or slashed([queue]) in supervisor.queues) and not supervisor.stop
+            and OS.is_held(store.db.files.lock("s%d" % supervisor.id)))
+
+
+def deadlocked(store, job_id: int, seen=frozenset()) -> bool:
+    """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs.
+
+    Stopping workers claim no job.  If only such workers are left, a job that they still run waits in vain.
+    """
+    job = store.look.find(job_id)
+    if job is None or job.state not in WAITING or job_id in seen:
+        return False
+    reasons = store.look.why_waiting(job)
+    before = [parent for reason, detail in reasons for parent in (
+        detail if reason == "parents" else [detail] if reason == "key" else []) if parent > 0]
+    if before or job.gate not in (READY, RESERVED):
+        return any(deadlocked(store, parent, seen | {job_id}) for parent in before)
+    later, running = store.workers.later_than(job_id), store.look.jobs(("processing",))
+    if any(reason == "limit" for reason, _ in reasons):
+        return later.issuperset(other.id for other in running if other.queue == job.queue)
+    homes = {worker.id: worker.supervisor for worker in store.workers.workers()}
+    listed = store.workers.supervisors()
+    pools = [pool for pool in listed if serves(store, pool, job)]
+    if not pools:
+        stopping = {pool.id for pool in listed if pool.stop}
+        return any(other.id in later and homes.get(other.worker) in stopping for other in running)
+    for pool in pools:
+        busy = [other for other in running if homes.get(other.worker) == pool.id]
+        used = sum(min(other.slots, pool.slots) for other in busy)
+        if used + min(job.slots, pool.slots) <= pool.slots or not later.issuperset(other.id for other in busy):
+            return False
+    return True
+
+
+# -- queues, batches, schedules --
+
+def queue_report(store) -> list:
+    return [dict(row._asdict(), paused=bool(row.paused)) for row in store.queues.list()]
+
+
+def batch_report(store, ref) -> dict:
+    """Return one batch, with a count of its jobs for each state."""
+    batch = store.queues.batch(ref)
+    return dict(batch._asdict(), jobs=store.queues.batch_counts(batch.id))
+
+
+def schedule_report(store) -> list:
+    """Return every schedule: the options of its job as they were given, then its own fields; `error` says why it can't run."""
+    now, facts = store.db.clock(), []
+    for row in store.schedules.list():
+        overlap = OVERLAPS[row.no_overlap] if row.no_overlap in range(len(OVERLAPS)) else ""
+        facts.append(dict(job_of_schedule(row), name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
+                          no_overlap=overlap == "skip", overlap=overlap, paused=bool(row.paused), next_at=row.coming,
+                          last_at=row.last_at, last_job=row.last_job, error=row.trouble(now)))
+    return facts
+
+
+def job_of_schedule(schedule) -> dict:
+    """Return a schedule's job options as they were given; if they can't be read (the caller shows why), an empty command."""
+    try:
+        return stored_job(schedule.options)
+    except UserError:
+        return {"command": ""}
+
+
+# -- stats --
+
+def stats_report(store, window: float) -> dict:
+    """Return what the attempts of the last `window` seconds came to, by queue and by program; `ends` are the times of a day's."""
+    now = store.db.clock()
+    rows = store.look.finished_since(now - max(window, 86400))
+    recent = [ended for ended in rows if ended.at >= now - window]
+    return {"since": now - window, "throughput": throughput(rows, now),
+            "queues": group_stats(recent, lambda ended: ended.queue),
+            "commands": group_stats(recent, lambda ended: command_name(ended.command)),
+            "now": now, "ends": [ended.at for ended in rows]}
+
+
+def throughput(rows, now: float) -> dict:
+    return {name: sum(ended.at >= now - seconds for ended in rows) for name, seconds in (("minute", 60), ("hour", 3600), ("day", 86400))}
+
+
+def command_name(command) -> str:
+    """Return the program of a shell command, as far as its first word tells."""
+    words = (text_of(command) if isinstance(command, bytes) else command).split()
+    words = [word for word in words if "=" not in word] or words
+    return plain(os.path.basename(words[0].strip("'\"()"))) if words else ""
+
+
+def group_stats(rows, key) -> dict:
+    """Return count, success rate, retries, durations and waiting time of attempts by a key, the most frequent first."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return {name: attempt_stats(group) for name, group in sorted(groups.items(), key=lambda item: -len(item[1]))[:50]}
+
+
+def attempt_stats(group) -> dict:
+    durations = sorted(ended.duration or 0.0 for ended in group)
+    waited = sorted(ended.waited for ended in group if ended.waited is not None)
+    good = sum(ended.outcome == "completed" for ended in group)
+    return {"count": len(group), "success_rate": round(good / len(group), 4),
+            "retries": sum(ended.state == "failed" for ended in group),
+            "p50": percentile(durations, 0.5), "p95": percentile(durations, 0.95), "max": round(durations[-1], 6),
+            "waited_p50": percentile(waited, 0.5) if waited else None}
+
+
+def percentile(ordered, share: float) -> float:
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 6)
+
+
 # == Views =============================================================================
 # How things look: tables, colours, progress, log lines, JSON, JUnit.  Text of jobs passes through `plain`.
-# Calls Worker's lock file records, Store, Platform differences and small helpers; changes nothing in the database.
+# Calls Reports, Store, Platform differences and small helpers; changes nothing in the database.
 
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
 STATE_COLOURS = {"pending": "cyan", "processing": "blue", "completed": "green", "failed": "yellow", "dead": "red", "cancelled": "dim"}
@@ -7602,59 +7871,110 @@ def safe_for_terminal(text: str, colour: bool) -> str:
                    for i, part in enumerate(parts))
 
 
-def wait_facts(content) -> dict:
-    """Return what a process waits for (`note`), and since when, as its lock file says."""
-    since = content.since if content and 0 < content.since < FOREVER_S else None
-    return {"status": content.status or None if content else None, "since": utc(since) if content and content.status else None}
+def who_text(fact) -> str:
+    return "%s %d" % ("supervisor" if "kind" in fact else "worker", fact["id"])
 
 
-def worker_facts(store) -> list:
-    """Return every listed worker with what its lock file adds: whether it lives, jobs done, and what it waits for."""
-    now = time.time()
-    stops = {supervisor.id: supervisor for supervisor in store.workers.supervisors()}
-    facts = []
-    for worker in store.workers.workers():
-        path = store.db.files.lock(worker.id)
-        content = read_lock(path)
-        supervisor = stops.get(worker.supervisor)
-        state = "busy" if worker.job else "idle"
-        if store.workers.is_alive(worker) is False:
-            state = "dead"
-        elif supervisor is None or supervisor.stop:
-            state = "stopping"
-        facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
-                      "done": content.done if content else 0, "started_at": utc(worker.started_at),
-                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_facts(content)})
-    return facts
+SUPERVISOR_NOTES = {"silent": "has not answered (its process may be stopped)",
+                    "dead": "is dead: the next `worker start` releases what it left"}
 
 
-def supervisor_facts(store, silent) -> list:
-    """Return every listed supervisor: whether it lives, what it waits for, or since when it is `silent` (see Workers.unanswered)."""
-    facts = []
-    for supervisor in store.workers.supervisors():
-        path = store.db.files.lock("s%d" % supervisor.id)
-        state = "stopping" if supervisor.stop else "working"
-        wait = wait_facts(read_lock(path))
-        if supervisor.id in silent:
-            state, wait = "silent", {"status": "has not answered (its process may be stopped)", "since": utc(silent[supervisor.id])}
-        elif not OS.is_held(path):
-            state, wait = "dead", {"status": "is dead: the next `worker start` releases what it left", "since": None}
-        facts.append({"id": supervisor.id, "pid": supervisor.pid, "kind": supervisor.kind, "state": state, "count": supervisor.slots,
-                      "started_at": utc(supervisor.started_at), **wait})
-    return facts
+def note_text(fact) -> str:
+    """Return what a process waits for, as the end of a sentence that begins with its name; "" if only for work."""
+    note = (SUPERVISOR_NOTES.get(fact["state"]) if "kind" in fact else None) or fact["note"] or ""
+    return note + (", since %s" % local(fact["since"]) if fact["since"] else "")
 
 
-def waits(workers, supervisors=()) -> list:
-    """Return (which process, what it waits for and since when) of each that waits for more than work; both form one sentence."""
-    return [("%s %d" % (word, fact["id"]), fact["status"] + (", since %s" % local(parse_when(fact["since"])) if fact["since"] else ""))
-            for word, facts in (("supervisor", supervisors), ("worker", workers)) for fact in facts if fact["status"]]
+def as_json(value):
+    """Return a report as `--json` prints it: moments in ISO 8601 UTC, jobs as their to_dict."""
+    if isinstance(value, Job):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: utc(item) if isinstance(item, (int, float)) and (key.endswith("_at") or key == "since") else as_json(item)
+                for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def print_workers(facts) -> None:
-    rows = [(f["id"], f["state"], f["pid"], f["job"] or "-", f["done"], span(f["uptime"]), dict(waits([f])).get("worker %d" % f["id"], ""))
-            for f in facts]
-    print_table(("ID", "STATE", "PID", "JOB", "DONE", "UPTIME", "NOTE"), rows, ("NOTE",),
-                {"busy": "blue", "idle": "green", "dead": "red", "stopping": "yellow"})
+def supervisors_json(facts) -> list:
+    return [dict(as_json(fact), note=SUPERVISOR_NOTES.get(fact["state"], fact["note"])) for fact in facts]
+
+
+# The lists of queues, batches, schedules, workers and settings: the title of each column, and its cell for one dict of the report.
+QUEUE_LIST = (
+    ("QUEUE", lambda row: row["name"]), ("STATE", lambda row: "paused" if row["paused"] else "open"),
+    ("LIMIT", lambda row: "-" if row["max_running"] is None else row["max_running"]), ("RATE", lambda row: row["rate"] or "-"),
+    ("PENDING", lambda row: row["jobs"]["pending"]), ("RUNNING", lambda row: row["jobs"]["processing"]),
+    ("COMPLETED", lambda row: row["jobs"]["completed"]), ("FAILED", lambda row: row["jobs"]["failed"]),
+    ("DEAD", lambda row: row["jobs"]["dead"]))
+BATCH_LIST = (
+    ("ID", lambda row: row["id"]), ("LABEL", lambda row: row["label"] or ""), ("DONE", lambda row: row["total"] - row["unfinished"]),
+    ("TOTAL", lambda row: row["total"]), ("AGE", lambda row: span(time.time() - row["created_at"])))
+SCHEDULE_LIST = (
+    ("NAME", lambda row: row["name"]), ("STATE", lambda row: "paused" if row["paused"] else "open"), ("WHEN", lambda row: when_of(row)),
+    ("NEXT", lambda row: local(row["next_at"])), ("LAST JOB", lambda row: row["last_job"] or "-"),
+    ("COMMAND", lambda row: command_text(row["command"])), ("ERROR", lambda row: row["error"] or ""))
+WORKER_LIST = (
+    ("ID", lambda row: row["id"]), ("STATE", lambda row: row["state"]), ("PID", lambda row: row["pid"]),
+    ("JOB", lambda row: row["job"] or "-"), ("DONE", lambda row: row["done"]), ("UPTIME", lambda row: span(row["uptime"])),
+    ("NOTE", note_text))
+SETTING_LIST = (
+    ("KEY", lambda row: row["key"]), ("VALUE", lambda row: row["value"]), ("DEFAULT", lambda row: row["default"]),
+    ("HOLDS", lambda row: row["holds"]), ("MEANING", lambda row: row["meaning"]))
+LIST_COLOURS = {"paused": "yellow", "open": "green", "busy": "blue", "idle": "green", "dead": "red", "stopping": "yellow"}
+
+
+def print_list(rows, columns, none: str) -> None:
+    """Print a report's dicts as a table of these columns, or on stderr the line for an empty list."""
+    if rows:
+        print_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows],
+                    ("QUEUE", "LABEL", "COMMAND", "NAME", "ERROR", "NOTE", "MEANING"), LIST_COLOURS)
+    elif none:
+        talk(none)
+
+
+def when_of(schedule) -> str:
+    """Return the times of a schedule, with its zone if it differs from the reader's."""
+    if schedule["spec"] is None:
+        return "every " + duration_text(schedule["every"])
+    here = schedule["tz"] in (None, OS.zone(os.environ.get("TZ"))) or schedule["spec"].strip().lower() == "@reboot"
+    return schedule["spec"] if here else "%s %s" % (schedule["spec"], schedule["tz"])
+
+
+def command_text(command) -> str:
+    return OS.quote(command) if isinstance(command, list) and all(isinstance(word, str) for word in command) else str(command)
+
+
+def reason_text(job, reason) -> str:
+    """Return in words what a job waits for."""
+    kind, detail = reason
+    if kind == "parents":
+        names = ["batch %d" % -parent if parent < 0 else str(parent) for parent in detail[:5]]
+        return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
+    if kind == "behind":
+        return "behind %s" % plural(detail, "other")
+    if kind in ("worker", "supervisor", "idle"):
+        return "%s %s" % (who_text(detail), IDLE_NOTE if kind == "idle" else note_text(detail))
+    return REASONS[kind] % {
+        "id": job.id, "queue": job.queue, "pasted": OS.quote([job.queue]), "key": job.key, "me": invoked(), "detail": detail,
+        "time": local(detail) if kind in ("time", "rate") else "", "left": span(detail - time.time()) if kind == "time" else ""}
+
+
+def reason_json(job, reason) -> dict:
+    if reason.kind in ("worker", "supervisor", "idle"):
+        return {"reason": "worker", "detail": reason_text(job, reason)}
+    return {"reason": reason.kind, "detail": reason.detail}
+
+
+IDLE_NOTE = "is idle and does not take it (its process may be stopped)"
+REASONS = {
+    "held": "held: `%(me)s release %(id)d` lets it go",
+    "time": "not due until %(time)s, in %(left)s",
+    "key": "its key %(key)s is held by job %(detail)d",
+    "paused": "queue %(queue)s is paused: `%(me)s queue resume %(pasted)s`",
+    "limit": "the limit of queue %(queue)s (%(detail)d at once) is reached",
+    "rate": "the rate of queue %(queue)s allows the next at %(time)s",
+    "no worker": "no worker serves queue %(queue)s: `%(me)s worker start`",
+}
 
 
 # == Metrics ===========================================================================
@@ -7729,8 +8049,8 @@ def metrics_of_system(store, now: float) -> dict:
     schedules = store.schedules.list()
     states = ["paused" if row.paused else "broken" if row.trouble(now) else "open" for row in schedules]
     lag = max([now - row.next_at for row, state in zip(schedules, states) if state == "open"], default=0)
-    return {"workers": by_state(worker_facts(store), ("busy", "idle", "stopping", "dead")),
-            "supervisors": by_state(supervisor_facts(store, store.workers.unanswered()), ("working", "stopping", "silent", "dead")),
+    return {"workers": by_state(worker_report(store), ("busy", "idle", "stopping", "dead")),
+            "supervisors": by_state(supervisor_report(store), ("working", "stopping", "silent", "dead")),
             "schedules": [({"state": state}, states.count(state)) for state in ("open", "paused", "broken")],
             "schedule_lag_seconds": [({}, max(0, lag))],
             "database_bytes": [({}, sum(size_of(store.db.path + end) for end in ("", "-wal")))],
@@ -7858,7 +8178,7 @@ def dashboard() -> dict:
 # == Commands ==========================================================================
 # One function per command, with its arguments above it; the table of all commands is at the end.  A command that takes (queue, args)
 # gets the open queue.  Each command returns its exit status, None for 0.
-# Calls Views, Supervisor, Store; only the parser calls a command.
+# Calls Views, Reports, Supervisor, Store; only the parser calls a command.
 
 def open_queue(args):
     refuse_foreign_wal(find_database(args.db))
@@ -7955,36 +8275,6 @@ def begin_wait(store, ids: list) -> tuple:
     if left_out[5:]:
         talk("nor are %d more" % len(left_out[5:]))
     return within, [job_id for job_id in ids if job_id not in later]
-
-
-def deadlocked(store, job_id: int, seen=frozenset()) -> bool:
-    """Whether a job can't start because jobs that wait for it, and so can't end before it, take up what it needs.
-
-    Stopping workers claim no job.  If only such workers are left, a job that they still run waits in vain.
-    """
-    job = store.look.find(job_id)
-    if job is None or job.state not in WAITING or job_id in seen:
-        return False
-    reasons = store.look.why_waiting(job)
-    before = [parent for reason, detail in reasons for parent in (
-        detail if reason == "parents" else [detail] if reason == "key" else []) if parent > 0]
-    if before or job.gate not in (READY, RESERVED):
-        return any(deadlocked(store, parent, seen | {job_id}) for parent in before)
-    later, running = store.workers.later_than(job_id), store.look.jobs(("processing",))
-    if any(reason == "limit" for reason, _ in reasons):
-        return later.issuperset(other.id for other in running if other.queue == job.queue)
-    homes = {worker.id: worker.supervisor for worker in store.workers.workers()}
-    listed = store.workers.supervisors()
-    pools = [pool for pool in listed if serves(store, pool, job)]
-    if not pools:
-        stopping = {pool.id for pool in listed if pool.stop}
-        return any(other.id in later and homes.get(other.worker) in stopping for other in running)
-    for pool in pools:
-        busy = [other for other in running if homes.get(other.worker) == pool.id]
-        used = sum(min(other.slots, pool.slots) for other in busy)
-        if used + min(job.slots, pool.slots) <= pool.slots or not later.issuperset(other.id for other in busy):
-            return False
-    return True
 
 
 def deadlock_text(job_id: int, within) -> str:
@@ -8133,7 +8423,7 @@ class Run:
     def _print_why_stalled(self, store) -> None:
         """Print what keeps all jobs of the run waiting, if it lasts for a second; the progress shows a wait for a retry."""
         job, before = store.claims.stalled_job(self._supervisor.id), self._stalled
-        reasons = [reason for reason in store.look.why_waiting(job) if job.state != "failed" or reason[0] != "time"] if job else []
+        reasons = [reason for reason in why_waiting(store, job) if job.state != "failed" or reason.kind != "time"] if job else []
         self._stalled = [reason for reason, _ in reasons]
         if reasons and self._stalled == before and self._within is not None and deadlocked(store, job.id):
             self._progress.clear()
@@ -8143,7 +8433,7 @@ class Run:
             self._explained = before
             self._progress.clear()
             for reason in reasons:
-                talk("job %d waits: %s" % (job.id, reason_text(job, *reason)))
+                talk("job %d waits: %s" % (job.id, reason_text(job, reason)))
 
     def _sum_up(self, store) -> int:
         took = time.monotonic() - self._begun
@@ -8368,14 +8658,14 @@ def kill_supervisors(store, wanted: set) -> None:
 
 def print_why_not_stopped(store, wanted: set, how: int) -> None:
     """Print what a stop waits for: running jobs, and what their workers and supervisors wait for."""
-    workers = [fact for fact in worker_facts(store) if fact["supervisor"] in wanted]
-    supervisors = [fact for fact in supervisor_facts(store, store.workers.unanswered()) if fact["id"] in wanted]
-    running = [str(fact["job"]) for fact in workers if fact["job"] and not fact["status"]]
-    if running:
-        talk("waiting for job %s to end%s" % (", ".join(running[:5]), (
+    workers = [fact for fact in worker_report(store) if fact["supervisor"] in wanted]
+    supervisors = [fact for fact in supervisor_report(store) if fact["id"] in wanted]
+    busy = [str(fact["job"]) for fact in workers if fact["job"] and not fact["note"]]
+    if busy:
+        talk("waiting for job %s to end%s" % (", ".join(busy[:5]), (
             "; `%s worker stop --now` gives it back" % invoked() if how < IMMEDIATE else "")))
-    for wait in waits(workers, supervisors)[:10]:
-        talk("waiting: %s %s" % wait)
+    for fact in waiting(supervisors + workers)[:10]:
+        talk("waiting: %s %s" % (who_text(fact), note_text(fact)))
 
 
 def wanted_left(store, wanted: set, how: int) -> bool:
@@ -8423,16 +8713,13 @@ def cmd_worker_restart(store, args) -> None:
 
 
 def cmd_worker_list(store, args) -> None:
-    facts, supervisors = worker_facts(store), supervisor_facts(store, store.workers.unanswered())
+    facts = worker_report(store)
     if args.json:
-        out_json(facts)
-        return
-    if facts:
-        print_workers(facts)
-    for who, wait in waits((), supervisors):
-        out("%s %s" % (who, wait))
-    if not facts and not supervisors:
-        talk("No workers are running: start some with `%s worker start`" % invoked())
+        return out_json(as_json(facts))
+    supervisors = supervisor_report(store)
+    print_list(facts, WORKER_LIST, "" if supervisors else "No workers are running: start some with `%s worker start`" % invoked())
+    for fact in waiting(supervisors):
+        out("%s %s" % (who_text(fact), note_text(fact)))
 
 
 def cmd__worker(args) -> None:
@@ -8497,19 +8784,6 @@ def print_more(limit: int, total, shown: int) -> None:
         talk("there may be more: --limit 0 shows all")
 
 
-def job_pages(store, states, limit: int, filters=None):
-    """Yield jobs in pages, newest first: no cursor stays open while a slow reader takes them."""
-    before, left, filters = None, limit or 2**62, filters or {}
-    while left > 0:
-        page = store.look.jobs(states, min(left, 2**40 if filters.get("sort") else 1000), before, **filters)
-        if not page:
-            return
-        yield page
-        if filters.get("sort"):
-            return  # a custom order has no id to continue from
-        before, left = page[-1].id, left - len(page)
-
-
 def print_json_pages(pages, limit: int, total) -> None:
     import json
     shown = 0
@@ -8523,21 +8797,18 @@ def print_json_pages(pages, limit: int, total) -> None:
 
 
 def cmd_status(store, args) -> None:
-    counts, workers, oldest = store.queues.counts(), worker_facts(store), store.look.oldest_waiting()
-    supervisors = supervisor_facts(store, store.workers.unanswered())
-    path = store.db.path
+    facts = status_report(store)
+    counts, workers, oldest = facts["jobs"], facts["workers"], facts["oldest_waiting"]
     if args.json:
-        out_json({"jobs": counts, "workers": workers, "supervisors": supervisors,
-                  "oldest_waiting": oldest.to_dict() if oldest else None, "database": path})
-        return
+        return out_json(dict(as_json(facts), supervisors=supervisors_json(facts["supervisors"])))
     width = max(len(str(n)) for n in counts.values())
     for state in STATES:
         out("%s  %s" % (paint(state.ljust(10), STATE_COLOURS[state] if counts[state] else "dim", sys.stdout),
                         str(counts[state]).rjust(width)))
     busy = sum(worker["state"] == "busy" for worker in workers)
     out("workers     %s" % ("%d, %d busy" % (len(workers), busy) if workers else "none"))
-    for who, wait in waits(workers, supervisors)[:20]:
-        out("waits       %s %s" % (who, wait))
+    for fact in waiting(facts["supervisors"] + workers)[:20]:
+        out("waits       %s %s" % (who_text(fact), note_text(fact)))
     if oldest:
         line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), plain(oldest.command))
         out(fit(line, terminal_width(sys.stdout) or 100))
@@ -8551,37 +8822,22 @@ def one_job(store, ref: str):
 
 def cmd_show(store, args) -> None:
     job = one_job(store, args.id)
-    attempts = store.look.history(job.id)
-    history = [history_row(store, job, attempt) for attempt in attempts]
-    wait = wait_facts(read_lock(store.db.files.lock(job.worker)) if job.state == "processing" else None)
+    report = job_report(store, job)
     if args.json:
-        out_json(dict(job.to_dict(), history=history, **wait))
-        return
+        return out_json(dict(job.to_dict(), **{key: as_json(value) for key, value in report.items() if key != "job"}))
     facts = job.to_dict()
     facts.update((key, local(getattr(job, key))) for key in facts if key.endswith("_at") and facts[key])
     for key, value in facts.items():
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
-    if wait["status"]:
-        out("%-13s %s %s" % ("waits", *waits([dict(wait, id=job.worker)])[0]))
-    if history:
+    if report["note"]:
+        out("%-13s %s" % ("waits", "worker %d %s" % (job.worker, note_text(dict(report, state=job.state)))))
+    if report["history"]:
         out("")
         print_table(("ATTEMPT", "OUTCOME", "WORKER", "PID", "STARTED", "DURATION", "ERROR"),
-                    [(row["attempt"], row["outcome"], row["worker"] or "-", row["pid"] or "-", local(attempt.started_at),
+                    [(row["attempt"], row["outcome"], row["worker"] or "-", row["pid"] or "-", local(row["started_at"]),
                       "-" if row["duration"] is None else span(row["duration"]), row["error"] or "")
-                     for row, attempt in zip(history, attempts)], ("ERROR",))
-
-
-def history_row(store, job, attempt) -> dict:
-    """Return one attempt as `show --json` prints it; the pid of a running attempt is in its worker's lock file."""
-    row = attempt._asdict()
-    if attempt.outcome == "running":
-        content = read_lock(store.db.files.lock(attempt.worker))
-        if content and (content.job, content.attempt) == (job.id, attempt.attempt):
-            row["pid"] = content.group
-    row.update(started_at=utc(attempt.started_at), finished_at=utc(attempt.finished_at), error=error_text(attempt),
-               duration=attempt.duration and round(attempt.duration, 6))
-    return row
+                     for row in report["history"]], ("ERROR",))
 
 
 def cmd_logs(args) -> None:
@@ -8660,16 +8916,6 @@ class TerminalWriter:
             return "\n"
         rows = (cell_width(safe_for_terminal(self._printed, False)) - 1) // (terminal_width(sys.stdout) or 2**16)
         return "\r%s\033[J" % ("\033[%dA" % rows if rows > 0 else "")
-
-
-def running(store, job, attempt: int) -> bool:
-    """Whether an attempt still writes; if its end can't be recorded yet, it already has its log."""
-    return job.state == "processing" and job.attempt == attempt and not os.path.exists(store.db.files.log(job.id, attempt))
-
-
-def output_of(store, job, attempt: int) -> str:
-    """Return the path of the file that holds the output of an attempt."""
-    return store.db.files.output(job.worker) if running(store, job, attempt) else store.db.files.log(job.id, attempt)
 
 
 class LogReader:
@@ -8779,16 +9025,10 @@ class LogReader:
 # -- stats --
 
 def cmd_stats(store, args) -> None:
-    now, window = time.time(), args.since
-    rows = store.look.finished_since(now - max(window, 86400))
-    recent = [ended for ended in rows if ended.at >= now - window]
-    facts = {"since": utc(now - window), "throughput": throughput(rows, now),
-             "queues": group_stats(recent, lambda ended: ended.queue),
-             "commands": group_stats(recent, lambda ended: command_name(ended.command))}
+    facts = stats_report(store, args.since)
+    now, ends = facts.pop("now"), facts.pop("ends")
     if args.json:
-        out_json(facts)
-        return
-    ends = [ended.at for ended in rows]
+        return out_json(as_json(facts))
     for title, seconds in (("minute", 60), ("hour", 3600), ("day", 86400)):
         out("last %-7s %6d ended  %s" % (title, facts["throughput"][title], sparkline(ends, now, seconds)))
     for title, key in (("QUEUE", "queues"), ("PROGRAM", "commands")):
@@ -8796,39 +9036,6 @@ def cmd_stats(store, args) -> None:
         print_table((title, "COUNT", "OK", "RETRIES", "P50", "P95", "MAX", "WAITED"), [
             (name, f["count"], "%.0f%%" % (100 * f["success_rate"]), f["retries"], span(f["p50"]), span(f["p95"]), span(f["max"]),
              "-" if f["waited_p50"] is None else span(f["waited_p50"])) for name, f in facts[key].items()], (title,))
-
-
-def throughput(rows, now: float) -> dict:
-    return {name: sum(ended.at >= now - seconds for ended in rows) for name, seconds in (("minute", 60), ("hour", 3600), ("day", 86400))}
-
-
-def command_name(command) -> str:
-    """Return the program of a shell command, as far as its first word tells."""
-    words = (text_of(command) if isinstance(command, bytes) else command).split()
-    words = [word for word in words if "=" not in word] or words
-    return plain(os.path.basename(words[0].strip("'\"()"))) if words else ""
-
-
-def group_stats(rows, key) -> dict:
-    """Return count, success rate, retries, durations and waiting time of attempts by a key, the most frequent first."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return {name: attempt_stats(group) for name, group in sorted(groups.items(), key=lambda item: -len(item[1]))[:50]}
-
-
-def attempt_stats(group) -> dict:
-    durations = sorted(ended.duration or 0.0 for ended in group)
-    waited = sorted(ended.waited for ended in group if ended.waited is not None)
-    good = sum(ended.outcome == "completed" for ended in group)
-    return {"count": len(group), "success_rate": round(good / len(group), 4),
-            "retries": sum(ended.state == "failed" for ended in group),
-            "p50": percentile(durations, 0.5), "p95": percentile(durations, 0.95), "max": round(durations[-1], 6),
-            "waited_p50": percentile(waited, 0.5) if waited else None}
-
-
-def percentile(ordered, share: float) -> float:
-    return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 6)
 
 
 def sparkline(times, now: float, window: float, width: int = 30) -> str:
@@ -8980,7 +9187,7 @@ class Top:
             lines.append(fit("queue %-12s %s  %d waiting, %d running%s" % (
                 row.name, "paused" if row.paused else "open  ", row.jobs["pending"] + row.jobs["failed"], row.jobs["processing"],
                 ", limit %d" % row.max_running if row.max_running is not None else ""), width))
-        for worker in worker_facts(self._store)[:8]:
+        for worker in worker_report(self._store)[:8]:
             job = self._store.look.find(worker["job"]) if worker["job"] else None
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
                              "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
@@ -9022,8 +9229,8 @@ class Top:
         elif job is not None and key == "r":
             self._message = result_text("retry", *self._store.life.retry([job.id])[0])
         elif job is not None and key == "e":
-            why = self._store.look.why_waiting(job) if job.state in WAITING else []
-            self._message = "job %d: %s" % (job.id, "; ".join(reason_text(job, *reason) for reason in why) or error_text(job) or job.state)
+            why = why_waiting(self._store, job)
+            self._message = "job %d: %s" % (job.id, "; ".join(reason_text(job, reason) for reason in why) or error_text(job) or job.state)
 
     def _answer(self, key: str) -> None:
         if key:
@@ -9245,100 +9452,34 @@ def cmd_release(args) -> int:
 
 def cmd_explain(store, args) -> None:
     job = one_job(store, args.id)
-    reasons = store.look.why_waiting(job) if job.state in WAITING else []
-    reasons += why_workers_wait(store, job)
-    if job.state in WAITING and not reasons:
-        reasons = why_not_taken(store, job)
-    dead = any(worker.id == job.worker and store.workers.is_alive(worker) is False for worker in store.workers.workers())
+    report = explain_report(store, job)
+    words = [reason_text(job, reason) for reason in report["reasons"]]
     if args.json:
-        out_json({"id": job.id, "state": job.state, "reasons": [{"reason": reason, "detail": detail} for reason, detail in reasons]})
-    elif dead and not reasons:
+        out_json({"id": job.id, "state": job.state, "reasons": [reason_json(job, reason) for reason in report["reasons"]]})
+    elif report["lost"] and not words:
         out("job %d no longer runs: worker %d is dead, and the next `%s worker start` gives it back" % (job.id, job.worker, invoked()))
     elif job.state == "processing":
-        out("job %d runs on worker %d, for %s%s" % (job.id, job.worker, span(time.time() - job.started_at),
-                                                    "".join("; " + reason_text(job, *reason) for reason in reasons)))
+        out("job %d runs on worker %d, for %s%s" % (
+            job.id, job.worker, span(time.time() - job.started_at), "".join("; " + text for text in words)))
     elif job.state in FINAL:
         out("job %d is %s" % (job.id, ending_text(job)))
     else:
-        for line in [reason_text(job, *reason) for reason in reasons] or ["nothing: the next free worker takes it"]:
-            out("job %d waits: %s" % (job.id, line))
-
-
-def why_workers_wait(store, job) -> list:
-    """Return (reason, detail) of what blocks the workers that run a job or could take it."""
-    if job.state in FINAL:
-        return []
-    serve = serving(store, job)
-    if job.state in WAITING and not serve:
-        return [("no worker", job.queue)]
-    silent = store.workers.unanswered()
-    supervisors = [fact for fact in supervisor_facts(store, silent) if fact["id"] in serve]
-    workers = [fact for fact in worker_facts(store) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
-    if job.state == "processing":
-        supervisors = []
-    elif not set(serve) <= set(silent):
-        supervisors = [fact for fact in supervisors if fact["id"] not in silent]  # another supervisor's workers take it
-    return [("worker", "%s %s" % wait) for wait in waits(workers, supervisors)]
-
-
-def why_not_taken(store, job) -> list:
-    """Return, as why_workers_wait does, the idle workers that don't take a job for a second though nothing blocks it."""
-    serve, limit = serving(store, job), time.monotonic() + LOOK_S
-    idle = [fact["id"] for fact in worker_facts(store) if fact["job"] is None and fact["supervisor"] in serve]
-    while idle and time.monotonic() < limit:
-        if store.look.find(job.id) != job:
-            return []
-        time.sleep(0.02)
-    return [("worker", "worker %d is idle and does not take it (its process may be stopped)" % number) for number in idle[:5]]
-
-
-def serving(store, job) -> list:
-    """Return the ids of the living supervisors whose workers may take a job."""
-    return [supervisor.id for supervisor in store.workers.supervisors() if serves(store, supervisor, job)]
-
-
-def serves(store, supervisor, job) -> bool:
-    """Whether a supervisor is alive and its workers may take a job."""
-    return ((supervisor.queues is None or slashed([job.queue]) in supervisor.queues) and not supervisor.stop
-            and (supervisor.id == job.pool or supervisor.kind == "start" and job.pool is None)
-            and OS.is_held(store.db.files.lock("s%d" % supervisor.id)))
-
-
-def reason_text(job, reason: str, detail) -> str:
-    if reason == "parents":
-        names = ["batch %d" % -parent if parent < 0 else str(parent) for parent in detail[:5]]
-        return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
-    if reason == "behind":
-        return "behind %s" % plural(detail, "other")
-    words = {"id": job.id, "queue": job.queue, "pasted": OS.quote([job.queue]), "key": job.key, "me": invoked(), "detail": detail,
-             "time": local(detail) if reason in ("time", "rate") else "",
-             "left": span(detail - time.time()) if reason == "time" else ""}
-    return REASONS[reason] % words
-
-
-REASONS = {
-    "held": "held: `%(me)s release %(id)d` lets it go",
-    "time": "not due until %(time)s, in %(left)s",
-    "key": "its key %(key)s is held by job %(detail)d",
-    "paused": "queue %(queue)s is paused: `%(me)s queue resume %(pasted)s`",
-    "limit": "the limit of queue %(queue)s (%(detail)d at once) is reached",
-    "rate": "the rate of queue %(queue)s allows the next at %(time)s",
-    "worker": "%(detail)s",
-    "no worker": "no worker serves queue %(queue)s: `%(me)s worker start`",
-}
+        for text in words or ["nothing: the next free worker takes it"]:
+            out("job %d waits: %s" % (job.id, text))
 
 
 # -- queues and batches --
 
 def cmd_queue_list(store, args) -> None:
-    rows = store.queues.list()
+    show_list(args, queue_report(store), QUEUE_LIST, "")
+
+
+def show_list(args, rows: list, columns, none: str) -> None:
+    """Print a report that is a list of dicts: for each command that lists something other than jobs."""
     if args.json:
-        out_json([dict(row._asdict(), paused=bool(row.paused)) for row in rows])
-        return
-    print_table(("QUEUE", "STATE", "LIMIT", "RATE", "PENDING", "RUNNING", "COMPLETED", "FAILED", "DEAD"),
-                [(row.name, "paused" if row.paused else "open", row.max_running or "-" if row.max_running != 0 else 0, row.rate or "-",
-                  row.jobs["pending"], row.jobs["processing"], row.jobs["completed"], row.jobs["failed"], row.jobs["dead"])
-                 for row in rows], ("QUEUE",), {"paused": "yellow", "open": "green"})
+        out_json(as_json(rows))
+    else:
+        print_list(rows, columns, none)
 
 
 def pause_queues(args, paused: int) -> None:
@@ -9376,28 +9517,19 @@ def cmd_queue_rate(args) -> None:
 
 
 def cmd_batch_list(store, args) -> None:
-    rows = store.queues.batches(args.limit)
-    if args.json:
-        out_json([dict(row._asdict(), created_at=utc(row.created_at)) for row in rows])
-    elif rows:
-        now = time.time()
-        print_table(("ID", "LABEL", "DONE", "TOTAL", "AGE"), [
-            (row.id, row.label or "", row.total - row.unfinished, row.total, span(now - row.created_at)) for row in rows], ("LABEL",))
-    else:
-        talk("No batches: `%s enqueue --file` makes one" % invoked())
+    show_list(args, [batch._asdict() for batch in store.queues.batches(args.limit)], BATCH_LIST,
+              "No batches: `%s enqueue --file` makes one" % invoked())
 
 
 def cmd_batch_show(store, args) -> None:
-    batch = store.queues.batch(args.id)
-    counts = store.queues.batch_counts(batch.id)
-    bad = store.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch.id)
+    batch = batch_report(store, args.id)
+    counts, done = batch["jobs"], batch["total"] - batch["unfinished"]
     if args.json:
-        out_json(dict(batch._asdict(), created_at=utc(batch.created_at), jobs=counts))
-        return
-    done = batch.total - batch.unfinished
-    out("batch %d, %s: %d of %d ended  [%s]" % (batch.id, batch.label or "", done, batch.total,
-                                               ("#" * min(24, int(24 * done / max(1, batch.total)))).ljust(24, "-")))
+        return out_json(as_json(batch))
+    out("batch %d, %s: %d of %d ended  [%s]" % (batch["id"], batch["label"] or "", done, batch["total"],
+                                               ("#" * min(24, int(24 * done / max(1, batch["total"])))).ljust(24, "-")))
     out(", ".join("%d %s" % (counts[state], state) for state in STATES if counts[state]) or "its jobs are gone")
+    bad = store.look.jobs(("dead", "cancelled", "failed"), 20, batch=batch["id"])
     if bad:
         print_jobs(bad)
 
@@ -9547,13 +9679,15 @@ def name_for(command: str, names: set, number: int) -> str:
     return name
 
 
-def print_crontab(rows: list) -> None:
+def print_crontab(store) -> None:
     """Print schedules as `cron load` and cron(8) read them; those in this machine's zone come first."""
     here = zone = OS.zone(os.environ.get("TZ"))
-    for row, job, trouble in sorted(rows, key=lambda found: "" if found[0].tz in (None, here) else found[0].tz):
+    found = zip(store.schedules.list(), schedule_report(store))
+    for row, fact in sorted(found, key=lambda pair: "" if pair[0].tz in (None, here) else pair[0].tz):
+        job, trouble = job_of_schedule(row), fact["error"]
         left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items()
                     if key not in ("command", "cwd", "env", "shell", "stdin", "umask")]
-        left_out += ["overlap=" + overlap_of(row)] if row.no_overlap else []
+        left_out += ["overlap=" + fact["overlap"]] if row.no_overlap else []
         line, why = crontab_line(row, job)
         why = why or trouble  # cron would run a line that has five fields and more
         if row.tz and row.tz != zone and not why:
@@ -9586,48 +9720,10 @@ def crontab_line(schedule, job: dict) -> tuple:
 
 
 def cmd_cron_list(store, args) -> None:
-    now = time.time()
-    rows = [(row, job_of_schedule(row), row.trouble(now)) for row in store.schedules.list()]
     if args.crontab:
-        print_crontab(rows)
-        return
-    if args.json:
-        out_json([dict(job, name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
-                       no_overlap=overlap_of(row) == "skip", overlap=overlap_of(row), paused=bool(row.paused),
-                       next_at=utc(row.coming),
-                       last_at=utc(row.last_at), last_job=row.last_job, error=error) for row, job, error in rows])
-    elif rows:
-        print_table(("NAME", "STATE", "WHEN", "NEXT", "LAST JOB", "COMMAND", "ERROR"), [
-            (row.name, "paused" if row.paused else "open", when_of(row),
-             local(row.coming), row.last_job or "-",
-             command_text(job["command"]), error or "")
-            for row, job, error in rows], ("COMMAND", "NAME", "ERROR"), {"paused": "yellow", "open": "green"})
+        print_crontab(store)
     else:
-        talk("No schedules: `%s cron add` makes one" % invoked())
-
-
-def job_of_schedule(schedule) -> dict:
-    """Return a schedule's job options as they were given; if they can't be read (the caller shows why), an empty command."""
-    try:
-        return stored_job(schedule.options)
-    except UserError:
-        return {"command": ""}
-
-
-def overlap_of(schedule) -> str:
-    return OVERLAPS[schedule.no_overlap] if schedule.no_overlap in range(len(OVERLAPS)) else ""
-
-
-def when_of(schedule) -> str:
-    """Return the times of a schedule, with its zone if it differs from the reader's."""
-    if schedule.spec is None:
-        return "every " + duration_text(schedule.every)
-    here = schedule.tz in (None, OS.zone(os.environ.get("TZ"))) or schedule.spec.strip().lower() == "@reboot"
-    return schedule.spec if here else "%s %s" % (schedule.spec, schedule.tz)
-
-
-def command_text(command) -> str:
-    return OS.quote(command) if isinstance(command, list) and all(isinstance(word, str) for word in command) else str(command)
+        show_list(args, schedule_report(store), SCHEDULE_LIST, "No schedules: `%s cron add` makes one" % invoked())
 
 
 def each_schedule(args, change) -> None:
@@ -9669,12 +9765,10 @@ def cmd_cron_run(args) -> None:
 def cmd_config_list(store, args) -> None:
     values = store.settings.values()
     if args.json:
-        out_json(values)
-        return
-    print_table(("KEY", "VALUE", "DEFAULT", "HOLDS", "MEANING"),
-                [(key, setting.text(values[key]), setting.text(setting.default),
-                  "from enqueue" if key in FIXED_SETTINGS else "at once", setting.meaning)
-                 for key, setting in SETTINGS.items()], ("MEANING",))
+        return out_json(values)
+    print_list([{"key": key, "value": setting.text(values[key]), "default": setting.text(setting.default),
+                 "holds": "from enqueue" if key in FIXED_SETTINGS else "at once", "meaning": setting.meaning}
+                for key, setting in SETTINGS.items()], SETTING_LIST, "")
 
 
 def cmd_config_get(store, args) -> None:
@@ -9792,9 +9886,10 @@ def examine_workers(store, fix: bool) -> list:
     for worker in store.workers.workers():
         if not store.workers.is_alive(worker):
             repaired = fix and rescue_in_time(store, worker)
+            note = note_text(dict(wait_report(read_lock(store.db.files.lock(worker.id))), state="dead"))
             found.append(("fixed" if repaired else "warn", "workers", "worker %d is dead%s%s" % (
                 worker.id, ", its job %d is not released yet" % worker.job if worker.job else "",
-                "".join("; " + wait for _, wait in waits([dict(wait_facts(read_lock(store.db.files.lock(worker.id))), id=worker.id)])))))
+                "; " + note if note else "")))
     listed = {worker.supervisor for worker in store.workers.workers()}
     for supervisor in store.workers.supervisors():
         if not OS.is_held(store.db.files.lock("s%d" % supervisor.id)):

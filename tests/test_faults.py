@@ -244,9 +244,9 @@ def test_a_setsid_child_that_cannot_be_found_is_waited_for_and_show_says_so(benc
     wait_until(lambda: bench.journal("child"), message="the child that has left its group")
     [worker] = bench.workers()
     kill(*bench.workers().values())
-    shown = wait_until(lambda: (lambda s: s if s["status"] else None)(bench.queue.json("show", job)), 10,
+    shown = wait_until(lambda: (lambda s: s if s["note"] else None)(bench.queue.json("show", job)), 10,
                        "show says what is waited for", 0.1)
-    assert shown["status"].startswith("died, and what its attempt left behind must end first") and shown["state"] == "processing"
+    assert shown["note"].startswith("died, and what its attempt left behind must end first") and shown["state"] == "processing"
     assert "worker %d died, and what" % worker in bench.queue.out("show", job)
     other = bench.enqueue("exit=0")
     bench.queue.wait_for(other, "completed")  # the others go on meanwhile
@@ -1285,7 +1285,7 @@ def test_two_pid_namespaces_on_one_volume_see_each_other_alive_and_signal_no_str
                and pid not in outside and not line.startswith("sh -c")]
     assert len(victims) == 2, (victims, queue.processes())
     kill(*victims)
-    shown = wait_until(lambda: (lambda s: s if s["status"] else None)(queue.json("show", other)), 10, "the outside waits for it", 0.1)
+    shown = wait_until(lambda: (lambda s: s if s["note"] else None)(queue.json("show", other)), 10, "the outside waits for it", 0.1)
     assert shown["state"] == "processing" and shown["attempt"] == 1, "it runs: nobody may take it"
     bench.go("go")
     queue.wait_for(job, "completed")

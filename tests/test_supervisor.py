@@ -345,7 +345,7 @@ def stuck(queue):
         pid = bench.worker_of(job)
         limited.append((pid, limit_process(pid, "RLIMIT_FSIZE", 2048)))
         go.touch()
-        wait_until(lambda: queue.json("show", job)["status"], message="the wait is noted")
+        wait_until(lambda: queue.json("show", job)["note"], message="the wait is noted")
         return job, pid
 
     yield make
@@ -358,9 +358,9 @@ def stuck(queue):
 def test_a_worker_that_cannot_record_an_end_says_so_everywhere(queue, stuck):
     job, pid = stuck()
     worker = only(queue.json("worker", "list"))
-    assert "job %d has ended (completed)" % job in worker["status"] and "can't write to the database" in worker["status"]
+    assert "job %d has ended (completed)" % job in worker["note"] and "can't write to the database" in worker["note"]
     assert worker["since"].endswith("Z")
-    assert "has ended (completed)" in queue.json("status")["workers"][0]["status"]
+    assert "has ended (completed)" in queue.json("status")["workers"][0]["note"]
     for words in (["status"], ["worker", "list"], ["explain", job], ["show", job]):
         text = queue.out(*words)
         assert "worker 1 can't write to the database yet that job %d has ended (completed): " % job in text or words[0] == "worker"
@@ -370,7 +370,7 @@ def test_a_worker_that_cannot_record_an_end_says_so_everywhere(queue, stuck):
     assert queue.out("logs", job) == "the output" and queue.out("logs", "-n", 1, job) == "the output"
     limit_process(pid, "RLIMIT_FSIZE", -1)
     queue.wait_for(job, "completed")
-    wait_until(lambda: only(queue.json("worker", "list"))["status"] is None, message="the wait is over")
+    wait_until(lambda: only(queue.json("worker", "list"))["note"] is None, message="the wait is over")
     assert queue.job(job).attempt == 1
 
 
@@ -447,7 +447,7 @@ def test_a_worker_that_ends_a_job_says_so(queue):
     queue.wait_for(job, "processing")
     wait_until(lambda: queue.out("logs", job) == "begun")
     queue.cli("cancel", "--no-wait", job)
-    wait_until(lambda: "ends job %d (cancelled)" % job in (queue.json("show", job)["status"] or ""), message="the wait")
+    wait_until(lambda: "ends job %d (cancelled)" % job in (queue.json("show", job)["note"] or ""), message="the wait")
     queue.cli("config", "set", "kill_grace", "0s")
     os.killpg(only(queue.json("show", job)["history"])["pid"], signal.SIGKILL)
     queue.wait_for(job, "cancelled")
@@ -464,10 +464,10 @@ def test_a_locked_database_is_told_by_those_who_wait_for_it(queue):
     other = sqlite3.connect(str(queue.db), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     hold.unlink()
-    wait_until(lambda: "locked" in (only(queue.json("worker", "list"))["status"] or ""), message="the worker's wait")
+    wait_until(lambda: "locked" in (only(queue.json("worker", "list"))["note"] or ""), message="the worker's wait")
     other.execute("ROLLBACK")
     queue.wait_for(job, "completed")
-    wait_until(lambda: only(queue.json("worker", "list"))["status"] is None, message="it goes on")
+    wait_until(lambda: only(queue.json("worker", "list"))["note"] is None, message="it goes on")
     other.close()
 
 

@@ -110,6 +110,7 @@ CREATE TABLE job(
   delay REAL,                                -- seconds from which run_at was reckoned, to correct it when the clock jumps
   command TEXT NOT NULL,                     -- a BLOB where it is not valid UTF-8
   name TEXT,
+  labels TEXT,                               -- between slashes, as in /nightly/web/
   cwd TEXT NOT NULL,
   env INTEGER NOT NULL,
   shell TEXT, stdin INTEGER, umask INTEGER,  -- stdin: what it reads, a row of env; NULL: sh, nothing, the worker's
@@ -143,7 +144,9 @@ CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5;
 CREATE INDEX job_pool ON job(pool) WHERE pool IS NOT NULL;
 CREATE INDEX job_running ON job(worker) WHERE state='processing';
 CREATE INDEX job_settled ON job(state) WHERE state IN ('completed','failed','dead','cancelled');
-CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL;
+CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL AND state IN ('pending','processing','failed');
+CREATE INDEX job_named ON job(name) WHERE name IS NOT NULL;
+CREATE INDEX job_label ON job(labels) WHERE labels IS NOT NULL;
 CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key IS NOT NULL;
 CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX job_big ON job(worker, slots) WHERE state='processing' AND slots>1;
@@ -288,11 +291,16 @@ MIGRATIONS = (
         "ALTER TABLE tally ADD COLUMN le7 INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE tally ADD COLUMN le8 INTEGER NOT NULL DEFAULT 0",
         "DROP TRIGGER job_moved", "job_moved", "mishap", "history_counted",
+        "ALTER TABLE job ADD COLUMN labels TEXT",
+        "DROP INDEX job_name",
+        "CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL AND state IN ('pending','processing','failed')",
+        "CREATE INDEX job_named ON job(name) WHERE name IS NOT NULL",
+        "CREATE INDEX job_label ON job(labels) WHERE labels IS NOT NULL",
     )),
 )
 
 JOB_COLUMNS = (
-    "id", "state", "gate", "queue", "priority", "run_at", "delay", "command", "name", "cwd", "env",
+    "id", "state", "gate", "queue", "priority", "run_at", "delay", "command", "name", "labels", "cwd", "env",
     "shell", "stdin", "umask", "attempt", "attempts", "crashes", "snoozes", "max_retries", "timeout", "backoff", "backoff_base",
     "backoff_max", "retry_on", "dead_on", "snooze_on", "snooze", "slots", "key", "unique_key",
     "expires_at", "held", "cause", "batch", "pool", "schedule", "hook", "worker", "cancel", "exit_code",
@@ -634,6 +642,16 @@ def parse_refs(raw, what: str) -> list:
     return [part for ref in refs for part in str(ref).split(",") if part]
 
 
+def parse_labels(raw, what: str):
+    """Return labels as they are stored, from a JSON value or the words of a command line; None if there are none."""
+    words = [parse_text(word, what) for given in (raw if isinstance(raw, (list, tuple)) else [raw])
+             for word in (given.split(",") if isinstance(given, str) else [given]) if word != ""]
+    for word in words:
+        if "/" in word:
+            raise UserError("%s can't hold a slash: %s" % (what, quoted(word)))
+    return slashed(dict.fromkeys(words))
+
+
 def parse_env(raw, what: str = "env") -> dict:
     """Return environment variables from JSON's {"K": "V"} or from words K=V."""
     if isinstance(raw, dict):
@@ -783,6 +801,7 @@ def parse_directory(path, what: str) -> str:
 # The parsers of job options.  The kind `setting` is not here: it uses the parser of the setting of that name.
 OPTION_PARSERS = {
     "name": parse_name, "text": parse_text, "duration": parse_duration, "when": parse_when, "codes": parse_codes, "refs": parse_refs,
+    "labels": parse_labels,
     "dir": parse_directory, "env": parse_env, "stdin": parse_stdin, "umask": parse_umask, "flag": parse_flag,
     "priority": within(-10**9, 10**9), "slots": within(1, 10**6), "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
 
@@ -801,12 +820,13 @@ class Option(namedtuple("Option", "name flags parse metavar column takers meanin
 
 # All options of a job, given as an option, a JSON key or a Python keyword.  `enqueue` takes all; `takers` names the other commands.
 JOB_OPTIONS = {option.name: option for option in map(Option.of, ("""\
-name         --id name     NAME     name         .             a unique name, usable wherever an id is (--id is the same)
-queue        .    name     NAME     queue        cron          the queue to put it in (default)
+name         --id name     NAME     name         edit          a name, usable wherever an id is; it is free again when the job has ended
+label        .    labels   LABEL    labels       edit,cron,run a label to find it by (may be repeated)
+queue        .    name     NAME     queue        edit,cron     the queue to put it in (default)
 priority     -p   priority N        priority     edit,cron     higher goes first (0)
 delay        .    duration DURATION .            edit,cron     not before so long from now
 at           .    when     TIME     .            edit,cron     not before this time, local unless it names a zone
-ttl          .    ttl      DURATION .            cron          cancel it if it has not started by then
+ttl          .    ttl      DURATION .            edit,cron     cancel it if it has not started by then
 max_retries  .    setting  N        max_retries  edit,cron,run runs after the first; 0: one run
 timeout      .    setting  DURATION timeout      edit,cron,run end an attempt that takes longer
 backoff      .    setting  KIND     backoff      edit,cron     exponential, linear or constant
@@ -817,18 +837,19 @@ dead_on      .    codes    CODES    dead_on      edit,cron     no retry after th
 snooze_on    .    codes    CODES    snooze_on    edit,cron     try again later after these, without charging the attempt
 snooze       .    duration DURATION snooze       edit,cron     how much later (30s)
 slots        .    slots    N        slots        edit,cron     slots of its pool that it takes up (1)
-key          .    text     KEY      key          cron          jobs of one key run one at a time, in order
-unique       .    text     KEY      unique_key   cron          while a job with this key is unfinished, give its id instead
+key          .    text     KEY      key          edit,cron     jobs of one key run one at a time, in order
+unique       .    text     KEY      unique_key   edit,cron     while a job with this key is unfinished, give its id instead
 for          .    duration DURATION .            cron          with --unique: and so long after its end
-after        .    refs     ID       .            cron          start when these have completed (repeat, or separate by commas)
-after_any    .    refs     ID       .            cron          start when these have ended, however
-after_batch  .    refs     BATCH    .            cron          start when all jobs of this batch have ended
+after        .    refs     ID       .            edit,cron     start when these have completed (repeat, or separate by commas)
+after_any    .    refs     ID       .            edit,cron     start when these have ended, however
+after_batch  .    refs     BATCH    .            edit,cron     start when all jobs of this batch have ended
 cwd          .    dir      DIR      cwd          edit,cron     directory to run in (this one)
-env          .    env      K=V      .            cron          one more environment variable (may be repeated)
+env          .    env      K=V      .            edit,cron     one more environment variable (may be repeated)
 shell        .    text     SHELL    shell        edit,cron,run what runs the command line: bash, pwsh, a path (%s)
-stdin        .    stdin    FILE     .            cron,run      what it reads, kept with it: a file of up to 1 MiB (-: standard input)
-umask        .    umask    MASK     umask        cron          the umask of its files, as in 027 (this one)
-hold         .    flag     .        held         cron          keep it until `release`""" % SHELL).split("\n"))}
+stdin        .    stdin    FILE     .            edit,cron,run what it reads, kept with it: a file of up to 1 MiB (-: standard input)
+umask        .    umask    MASK     umask        edit,cron     the umask of its files, as in 027 (this one)
+hold         .    flag     .        held         edit,cron     keep it until `release`""" % SHELL).split("\n"))}
+CLEARED = ("name", "label", "key", "unique", "ttl", "retry_on", "dead_on", "snooze_on", "snooze", "umask")  # `edit --key ''` takes it away
 NOT_TAKEN = {"edit": "`edit` can't change %s", "cron": "%s can't be given to every job of a schedule"}
 # Fields that other tools write; ignored.
 IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
@@ -847,13 +868,15 @@ def parse_job(raw: dict, common=(), taker="") -> ParsedJob:
         return raw
     job = ParsedJob()
     for key, value in raw.items():
-        name = {"id": "name", "p": "priority"}.get(key, str(key).replace("-", "_"))
+        name = {"id": "name", "p": "priority", "labels": "label"}.get(key, str(key).replace("-", "_"))
         if name in job:
             raise UserError("%s is given twice" % quoted(key))
         if name == "command":
             job[name] = value
         elif name in JOB_OPTIONS:
-            if value is not None:
+            if value == "" and taker == "edit" and name in CLEARED:
+                job[name] = None
+            elif value is not None:
                 job[name] = JOB_OPTIONS[name].parse(value, str(key))
                 if taker not in JOB_OPTIONS[name].takers:
                     raise UserError(NOT_TAKEN[taker] % quoted(key))
@@ -3472,6 +3495,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
         """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
         shown = {name: getattr(self, column) for name, column in SHOWN.items()}
         shown["error"] = error_text(self)
+        shown["labels"] = self.labels.strip("/").split("/") if self.labels else []
         shown["shell"] = self.shell or SHELL
         shown["stdin"] = self.stdin is not None
         shown["umask"] = None if self.umask is None else "%04o" % (int(self.umask) & 0o777)
@@ -3518,9 +3542,10 @@ def startable(reserved_for) -> str:
 
 
 # The result of a change to a job: one of these words, the job's state if that does not allow the change, or Refused.
-GONE, ASKED, CANCELLED_ALREADY, PENDING_ALREADY = "gone", "asked", "cancelled already", "pending already"
-# state: the job's own.  parent, parent_state: the parent whose end keeps it cancelled.  duplicate: the unfinished job with its unique key.
-Refused = namedtuple("Refused", "state parent parent_state duplicate")
+GONE, ASKED, CANCELLED_ALREADY, PENDING_ALREADY, DUE_NOW = "gone", "asked", "cancelled already", "pending already", "due now"
+# state: the job's own.  why: "parent" (whose end, `other_state`, keeps it cancelled), or what an unfinished job has in common with
+# it: "unique" (its key), "name", "schedule"; or "cycle".  other: the id of that job.
+Refused = namedtuple("Refused", "state why other other_state", defaults=(None,))
 
 
 def error_text(ended):
@@ -3532,8 +3557,11 @@ def orphan_text(parent: int, state: str) -> str:
     return "its parent, job %d, %s" % (parent, "died" if state == "dead" else "was cancelled")
 
 
-def duplicate_text(job: int) -> str:
-    return "job %d, which has the same unique key, is unfinished" % job
+def duplicate_text(why: str, job: int) -> str:
+    return {"unique": "job %d, which has the same unique key, is unfinished",
+            "name": "job %d, which is unfinished, has that name",
+            "schedule": "job %d of the same schedule, which does not overlap, is unfinished",
+            "cycle": "job %d would wait for itself"}[why] % job
 
 
 def searchable(text: str):
@@ -3705,6 +3733,9 @@ def need_shell(shell: str, env: bytes) -> None:
         raise UserError("there is no shell %s on the PATH: give the name of a program that is, or a full path" % quoted(shell))
 
 
+PARENT_OPTIONS = ("after", "after_any", "after_batch")
+
+
 def is_list(command) -> bool:
     return isinstance(command, list) or isinstance(command, tuple) and len(command) > 1
 
@@ -3738,18 +3769,16 @@ def job_columns(options: ParsedJob, base: bytes) -> tuple:
             columns.setdefault("shell", None)
     if "cwd" in columns:
         columns["cwd"] = encodable(columns["cwd"], "cwd")
-    if "env" in rest:
-        rest["env"] = OS.merge(base, rest["env"])
     if columns.get("shell") == SHELL:
         columns["shell"] = None
     elif columns.get("shell"):
-        need_shell(columns["shell"], rest.get("env", base))
+        need_shell(columns["shell"], OS.merge(base, rest.get("env", {})))
     return columns, rest
 
 
 def time_columns(options: dict, now: float) -> dict:
     """Return the columns of the time options; `ttl` and `delay` count from `now`."""
-    columns = {"expires_at": now + options["ttl"]} if "ttl" in options else {}
+    columns = {"expires_at": options["ttl"] and now + options["ttl"]} if "ttl" in options else {}
     if "delay" in options:
         columns.update(run_at=now + options["delay"], delay=options["delay"])
     if "at" in options:
@@ -3870,7 +3899,7 @@ class Plan:
                 self.duplicates.append((where, duplicate))
                 return duplicate
         columns = {**common, **columns, **time_columns(options, now)}
-        columns["env"] = self._env(options.get("env", self._base))
+        columns["env"] = self._env(OS.merge(self._base, options["env"]) if "env" in options else self._base)
         if "stdin" in options:
             columns["stdin"] = self._env(options["stdin"])
             self._uses[columns["stdin"]] += 1
@@ -3881,9 +3910,9 @@ class Plan:
             job_id = store.db.execute("INSERT INTO job(" + ", ".join(columns) + ") VALUES(:" + ", :".join(columns) + ")",
                                          columns).lastrowid
         except sqlite3.IntegrityError:
-            state = store.look.find(columns["name"]).state
-            raise UserError("%sthere is a job named %s already: %s" % (where, quoted(columns["name"]), (
-                "it is %s, and `%s rm` frees its name" % (state, PROGRAM) if state in FINAL else "choose another name"))) from None
+            other = store.look.find(columns["name"])
+            raise UserError("%sthere is a job named %s already: job %d is %s; choose another name, or wait for its end" % (
+                where, quoted(columns["name"]), other.id, other.state)) from None
         store.db.execute("UPDATE tally SET n=n+1, entered=entered+1 WHERE queue=? AND state='pending'", (name,))
         self._uses[columns["env"]] += 1
         self._new.append((item, job_id))
@@ -3893,38 +3922,14 @@ class Plan:
         """Store the dependencies and what keeps each job back: a second pass, when every name has its id."""
         store = self._store
         for (where, _, options), job_id in self._new:
-            for option, any_end in (("after", 0), ("after_any", 1), ("after_batch", 1)):
-                parents = [parent for ref in options.get(option, ()) for parent in self._parents(where, ref, option)]
-                store.db.connection.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
-                                      "ON CONFLICT(parent, child) DO UPDATE SET any=min(any, excluded.any)",
-                                      [(parent, job_id, any_end) for parent in parents])
+            try:
+                store.life.add_parents(job_id, store.look.parents_named(options, self.newest, self.batch))
+            except UserError as error:
+                raise UserError(where + str(error)) from None
         if any("after" in item[2] or "after_any" in item[2] for item, _ in self._new):
             self._refuse_cycles([job_id for _, job_id in self._new])
         for _, job_id in self._new:
-            self._release(store.look.row(job_id), now)
-
-    def _parents(self, where: str, ref: str, option: str) -> list:
-        """Return the ids of the parents that a reference stands for; a batch is a negative number."""
-        store = self._store
-        if option == "after_batch":
-            return [-self._parent_batch(where, ref)]
-        if ref == "last" and self.newest:
-            return [self.newest]
-        number = store.schedules.job_or_schedule(ref)
-        if number is not None:
-            return [number]
-        try:
-            return store.look.ids(ref)
-        except UserError:
-            raise UserError("%sno job %s to come after" % (where, quoted(ref))) from None
-
-    def _parent_batch(self, where: str, ref: str) -> int:
-        if ref == str(self.batch):
-            raise UserError("%sa job can't come after the batch that it is part of" % where)
-        try:
-            return self._store.queues.batch(ref, but=self.batch).id
-        except UserError as error:
-            raise UserError(where + str(error)) from None
+            store.life.settle(store.look.row(job_id), now)
 
     def _refuse_cycles(self, ids: list) -> None:
         """Refuse a cycle of dependencies, which a topological sort leaves over."""
@@ -3945,23 +3950,6 @@ class Plan:
         if stuck:
             job = self._store.look.row(stuck[0])
             raise UserError("job %s waits for itself, through what it comes after: break the cycle" % quoted(job.name or job.command))
-
-    def _release(self, job, now: float) -> None:
-        """Set the gate of a job just stored; cancel the job if a parent has failed already."""
-        store = self._store
-        if job is None or job.state != "pending":
-            return
-        failed = None
-        for parent, any_end in store.db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
-            state = store.life.state_of_parent(parent)
-            if state in FINAL and (any_end or state == "completed"):
-                store.db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
-            elif state in FINAL:
-                failed = (parent, state)
-        if failed:
-            store.life.end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
-        else:
-            store.life.regate(job, now)
 
     def _finish(self, stored: int) -> None:
         db = self._store.db.connection
@@ -4332,6 +4320,14 @@ class Queues(Part):
             return row[0]
         return self._db.execute("INSERT INTO env(hash, uses, data) VALUES(?, ?, ?)", (crc, uses, data)).lastrowid
 
+    def swap_env(self, old, change):
+        """Return the id of `change(data)` of an environment, or of an input, that one job less uses then; `old` is its id or None."""
+        row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (old,)).fetchone()
+        new = self.store_env(change(row[0] if row else b""), 1)
+        self._db.execute("UPDATE env SET uses=uses-1 WHERE id=?", (old,))
+        self._db.execute("DELETE FROM env WHERE id=? AND uses<=0", (old,))
+        return new
+
     def need(self, name: str) -> None:
         if self._db.execute("INSERT OR IGNORE INTO queue(name) VALUES(?)", (name,)).rowcount:
             self.open_tally(name)
@@ -4409,6 +4405,28 @@ class Life(Part):
             " AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_unique WHERE unique_key=:key"
             " AND state IN ('completed','dead','cancelled') AND finished_at>:since))",
             {"key": key, "since": now - window if window else None}).fetchone()[0]
+
+    def add_parents(self, job_id: int, parents: list) -> None:
+        """Let a job come after these (id, whether any end will do)."""
+        self._db.connection.executemany("INSERT INTO dep(parent, child, any) VALUES(?, ?, ?) "
+                                        "ON CONFLICT(parent, child) DO UPDATE SET any=min(any, excluded.any)",
+                                        [(parent, job_id, any_end) for parent, any_end in parents])
+
+    def settle(self, job, now: float) -> None:
+        """Set the gate of a job whose parents have just been stored; cancel the job if a parent has failed already."""
+        if job is None or job.state not in WAITING:
+            return
+        failed = None
+        for parent, any_end in self._db.execute("SELECT parent, any FROM dep WHERE child=? AND done=0", (job.id,)).fetchall():
+            state = self.state_of_parent(parent)
+            if state in FINAL and (any_end or state == "completed"):
+                self._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
+            elif state in FINAL:
+                failed = (parent, state)
+        if failed:
+            self.end(job, "cancel", now, cause=failed[0], error=orphan_text(*failed))
+        else:
+            self.regate(job, now)
 
     def _gate_of(self, job, now: float) -> int:
         if job.held:
@@ -4511,7 +4529,8 @@ class Life(Part):
         command = self._store.settings.value(key)
         if not command or job.hook in ("on_idle", key):
             return
-        facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or "", "QUEUECTL_COMMAND": job.command,
+        facts = {"QUEUECTL_EVENT": key, "QUEUECTL_JOB": job.id, "QUEUECTL_NAME": job.name or job.schedule or "",
+                 "QUEUECTL_SCHEDULE": job.schedule or "", "QUEUECTL_COMMAND": job.command,
                  "QUEUECTL_ERROR": ended and error_text(ended) or "",
                  "QUEUECTL_EXIT_CODE": "" if ended is None or ended.exit_code is None else ended.exit_code}
         data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
@@ -4557,7 +4576,7 @@ class Life(Part):
             job = revived.pop()
             duplicate = self._duplicate(job)
             if duplicate:
-                self._db.execute("UPDATE job SET error=? WHERE id=?", (duplicate_text(duplicate), job.id))
+                self._db.execute("UPDATE job SET error=? WHERE id=?", (duplicate_text(*duplicate), job.id))
                 continue
             failed = self._failed_parent(job)
             if failed:  # another parent keeps the child cancelled
@@ -4576,8 +4595,14 @@ class Life(Part):
         return True
 
     def _duplicate(self, job):
-        """Return the id of an unfinished job with the unique key of `job`, which has ended, or None."""
-        return None if job.unique_key is None else self.find_duplicate(job.unique_key, 0, 0)
+        """Return (why, id) of another unfinished job beside which `job`, which has ended, may not go on, or None."""
+        others = [("unique", self.find_duplicate(job.unique_key, 0, 0) if job.unique_key is not None else None)]
+        if job.name is not None:
+            others += [("name", other) for other, in self._db.execute(
+                "SELECT id FROM job INDEXED BY job_name WHERE name=? AND state IN ('pending','processing','failed')", (job.name,))]
+        if job.schedule is not None:
+            others += [("schedule", other) for other in self._store.schedules.beside(job.schedule)]
+        return next(((why, other) for why, other in others if other not in (None, job.id)), None)
 
     def _failed_parent(self, job):
         """Return (id, state) of a parent whose end keeps a job cancelled, or None."""
@@ -4617,17 +4642,21 @@ class Life(Part):
         return CANCELLED_ALREADY if job.state == "cancelled" else job.state
 
     def retry(self, ids) -> list:
-        """Retry jobs; return (id, result): `pending`, or why not: PENDING_ALREADY, its state, or Refused.
+        """Retry jobs; return (id, result): `pending`, DUE_NOW, or why not: PENDING_ALREADY, its state, or Refused.
 
-        Retries count from 0 again, and the history is kept.
+        Retries count from 0 again, and the history is kept.  A job that waits for its backoff is due now; its retries count on.
         """
         def change(job, now):
+            if job.state == "failed" or job.state == "pending" and job.attempt and job.run_at > now:
+                self._db.execute("UPDATE job SET run_at=?, delay=NULL WHERE id=?", (now, job.id))
+                self.regate(job._replace(run_at=now), now)
+                return DUE_NOW
             if self._revive(job, now):
                 return "pending"
             if job.state not in FINAL:
                 return PENDING_ALREADY if job.state == "pending" else job.state
             failed = self._failed_parent(job)
-            return Refused(job.state, *(failed or (None, None)), duplicate=None if failed else self._duplicate(job))
+            return Refused(job.state, "parent", *failed) if failed else Refused(job.state, *self._duplicate(job))
         return self._each_family(ids, change, "pending")
 
     def hold(self, ids, held: bool = True) -> list:
@@ -4646,15 +4675,51 @@ class Life(Part):
         `options` are those that `edit` takes, and `command`.
         """
         columns, options = job_columns(parse_job(options, taker="edit"), OS.environment())
+        parents = None
+        if any(key in options for key in PARENT_OPTIONS):
+            parents = self._store.look.parents_named(options, 0, None)
+        return self._each(ids, lambda job, now: self._edit_one(job, columns, options, parents, now))
 
-        def change(job, now):
-            if job.state not in WAITING:
-                return job.state
-            columns.update(time_columns(options, now))
+    def _edit_one(self, job, columns: dict, options: dict, parents, now: float):
+        if job.state not in WAITING:
+            return job.state
+        changed = {column: columns.get(column) for column in ("name", "unique_key")
+                   if columns.get(column) not in (None, getattr(job, column))}
+        duplicate = self._duplicate(job._replace(**{"name": None, "unique_key": None, "schedule": None, **changed}))
+        if duplicate:
+            return Refused(job.state, *duplicate)
+        if parents and self._leads_to(job.id, [parent for parent, _ in parents]):
+            return Refused(job.state, "cycle", job.id)
+        columns = {**columns, **time_columns(options, now)}
+        if "key" in columns and columns["key"] != job.key:
+            self._pass_key(job._replace(state="pending"), now)
+        if "queue" in columns:
+            self._store.queues.need(columns["queue"])
+        if "env" in options:
+            columns["env"] = self._store.queues.swap_env(job.env, lambda data: OS.merge(data, options["env"]))
+        if "stdin" in options:
+            columns["stdin"] = self._store.queues.swap_env(job.stdin, lambda data: options["stdin"])
+        if columns:
             self._db.execute("UPDATE job SET " + assignments(tuple(columns)) + " WHERE id=?", (*columns.values(), job.id))
-            self.regate(self._store.look.row(job.id), now)
-            return "edited"
-        return self._each(ids, change)
+        if parents is not None:
+            self._db.execute("DELETE FROM dep WHERE child=?", (job.id,))
+            self.add_parents(job.id, parents)
+        self.settle(self._store.look.row(job.id), now)
+        return "edited"
+
+    def _leads_to(self, job_id: int, parents: list) -> bool:
+        """Whether a job is among these parents, or comes before one of them."""
+        seen, left = set(), list(parents)
+        while left:
+            parent = left.pop()
+            if parent == job_id:
+                return True
+            if parent not in seen:
+                seen.add(parent)
+                left += [row[0] for row in self._db.execute(
+                    "SELECT parent FROM dep INDEXED BY dep_child WHERE child=:parent AND done=0 UNION ALL SELECT id FROM job "
+                    "INDEXED BY job_batch WHERE batch=-:parent AND state IN ('pending','processing','failed')", {"parent": parent})]
+        return False
 
 
 class Claims(Part):
@@ -5336,6 +5401,10 @@ class Schedules(Part):
             "SELECT id FROM job WHERE id=:last AND state IN ('pending','processing','failed') ORDER BY id",
             {"name": schedule.name, "last": schedule.last_job})]
 
+    def beside(self, name: str) -> list:
+        """Return the unfinished jobs of a schedule that lets no job begin beside them; [] of any other."""
+        return [job for schedule in self._all("WHERE name=? AND no_overlap=1", (name,)) for job in self._unfinished_of(schedule)]
+
     def job_or_schedule(self, ref: str):
         """Return the id of the job with this id or name, otherwise of the last job of the schedule with this name, or None."""
         job = self._store.look.find(ref)
@@ -5353,24 +5422,28 @@ class Look(Part):
         return Job.of(row) if row else None
 
     def find(self, ref):
-        """Return the job with this id or name, or None."""
+        """Return the job with this id, or of this name the unfinished one, else the newest; or None."""
         text = str(ref)
         if text.isascii() and text.isdigit():
             rows = self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (int(text),)) if len(text) < 19 else []
         else:
-            rows = [] if "\0" in text else self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE name=?", (searchable(text),))
+            rows = [] if "\0" in text else self._db.read(
+                "SELECT " + JOB_SELECT + " FROM job WHERE id=coalesce((SELECT id FROM job INDEXED BY job_name WHERE name=:name "
+                "AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_named WHERE name=:name))",
+                {"name": searchable(text)})
         return Job.of(rows[0]) if rows else None
 
     def ids_between(self, low: int, high: int) -> list:
         return [job for job, in self._db.read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
 
-    def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None) -> list:
+    def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None, label=None, schedule=None) -> list:
         """Return ids of the jobs that match every filter given, oldest first; `name` is a glob, `before` a limit to their end time."""
         rows = self._db.read(
             "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
             "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
-            "ORDER BY id", {"states": slashed(states), "queue": queue, "name": name,
-                            "batch": batch, "before": before})
+            "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) ORDER BY id",
+            {"states": slashed(states), "queue": queue, "name": name, "batch": batch, "before": before,
+             "label": label and slashed([label]), "schedule": schedule})
         wanted = None if ids is None else set(ids)
         return [job for job, in rows if wanted is None or job in wanted]
 
@@ -5392,23 +5465,69 @@ class Look(Part):
         return jobs[0]
 
     def job(self, ref):
-        """Return the job with this id or name; raise UserError if there is none."""
+        """Return the job with this id or name, else the latest job of the schedule with this name; raise UserError if there is none."""
         job = self.find(ref)
+        if job is None:
+            job = self.latest_of(str(ref))
         if job is None:
             raise UserError("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
         return job
 
-    def jobs(self, states=(), limit: int = 0, before=None, batch=None, queue=None, name=None, since=None, sort=None) -> list:
+    def latest_of(self, schedule: str):
+        """Return the latest job of a schedule, or None; of a schedule that was removed too."""
+        rows = self._db.read(
+            "SELECT " + JOB_SELECT + " FROM job WHERE id=coalesce((SELECT job.id FROM schedule JOIN job ON job.id=last_job "
+            "WHERE schedule.name=:name), (SELECT max(id) FROM job INDEXED BY job_schedule WHERE schedule=:name))",
+            {"name": searchable(schedule.replace("\0", " "))})
+        return Job.of(rows[0]) if rows else None
+
+    def labels(self) -> list:
+        """Return the labels that jobs have."""
+        return sorted({label for row in self._db.read("SELECT DISTINCT labels FROM job INDEXED BY job_label WHERE labels IS NOT NULL")
+                       for label in row[0].strip("/").split("/")})
+
+    def parents_named(self, options: dict, newest: int, batch) -> list:
+        """Return (id, whether any end will do) of the parents that the options `after`, `after_any` and `after_batch` name.
+
+        A batch is a negative number.  `newest`: the id that `last` stands for; `batch`: the one that is being stored, which no
+        job of it can come after.
+        """
+        found = []
+        for option in PARENT_OPTIONS:
+            for ref in options.get(option, ()):
+                if option != "after_batch":
+                    found += [(parent, int(option == "after_any")) for parent in self._parents_of(ref, newest)]
+                elif ref == str(batch):
+                    raise UserError("a job can't come after the batch that it is part of")
+                else:
+                    found.append((-self._store.queues.batch(ref, but=batch).id, 1))
+        return found
+
+    def _parents_of(self, ref: str, newest: int) -> list:
+        if ref == "last" and newest:
+            return [newest]
+        number = self._store.schedules.job_or_schedule(ref)
+        if number is not None:
+            return [number]
+        try:
+            return self.ids(ref)
+        except UserError:
+            raise UserError("no job %s to come after" % quoted(ref)) from None
+
+    def jobs(self, states=(), limit: int = 0, before=None, batch=None, queue=None, name=None, since=None, sort=None, label=None,
+             schedule=None) -> list:
         """Return the jobs that match every filter given, newest first, at most `limit` (0: 1,000), with ids below `before`.
 
         `name` is a glob, `since` the earliest time of creation, `sort` a column to order by instead.
         """
         states = list(states)
         values = {"limit": limit or 1000, "before": 2**62 if before is None else before, "batch": batch, "queue": queue,
-                  "name": name, "since": since, "states": slashed(states),
+                  "name": name, "since": since, "states": slashed(states), "label": label and slashed([label]), "schedule": schedule,
                   "one": states[0] if len(states) == 1 else None}
         # For each of these filters one index is worth using; the other filters apply to the rows that it finds.
         where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
+                 "INDEXED BY job_schedule WHERE schedule=:schedule" if schedule is not None else
+                 "INDEXED BY job_label WHERE labels IS NOT NULL" if label is not None else
                  "INDEXED BY job_running WHERE state='processing'" if states == ["processing"] else
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
                  if len(states) == 1 and states[0] != "pending" else "WHERE 1")
@@ -5416,6 +5535,7 @@ class Look(Part):
         return [Job.of(row) for row in self._db.read(
             "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
             "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:since IS NULL OR created_at>=:since) "
+            "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) "
             "ORDER BY " + order + " LIMIT :limit", values)]
 
     def parents(self, ids: list) -> dict:
@@ -5627,7 +5747,7 @@ class Keep(Part):
         parsers = {
             "job": dict({option.column: option.parse for option in JOB_OPTIONS.values() if option.column}, held=within(0, 1),
                         attempt=within(0, 10**9), attempts=within(0, 10**9), crashes=within(0, 10**9), snoozes=within(0, 10**9),
-                        umask=within(0, 0o777),
+                        umask=within(0, 0o777), labels=lambda raw, what: parse_labels(str(raw).strip("/").split("/"), what),
                         cwd=lambda raw, what: isinstance(raw, bytes) or parse_directory(raw, what),
                         command=lambda raw, what: Plan([{"command": os.fsdecode(raw) if isinstance(raw, bytes) else raw}])),
             "queue": {"name": parse_name, "max_running": within(0, 10**6), "rate": parse_rate, "every": within(1e-6, LARGEST, False)},
@@ -7713,7 +7833,7 @@ def print_trouble(event: str, **facts) -> None:
 
 STILL_RUNNING = "still running"
 RESULTS = {  # command: its participle, and per good result how the line that reports it begins
-    "retry": ("retried", {"pending": "Back to pending:"}), "remove": ("removed", {"removed": "Removed"}),
+    "retry": ("retried", {"pending": "Back to pending:", DUE_NOW: "Due now:"}), "remove": ("removed", {"removed": "Removed"}),
     "cancel": ("cancelled", {"cancelled": "Cancelled", ASKED: "Asked for the end of"}), "edit": ("edited", {"edited": "Edited"}),
     "hold": ("held", {"held": "Held"}), "release": ("released", {"released": "Released"})}
 
@@ -7728,10 +7848,10 @@ def result_text(verb: str, job_id: int, result) -> str:
     if not isinstance(result, Refused):
         why = {GONE: "it has been removed", CANCELLED_ALREADY: "it was cancelled already",
                PENDING_ALREADY: "it is pending already"}.get(result) or "it is %s" % result
-    elif result.parent is None:
-        why = duplicate_text(result.duplicate)
+    elif result.why != "parent":
+        why = duplicate_text(result.why, result.other)
     else:
-        why = "%s; retry job %d first" % (orphan_text(result.parent, result.parent_state), result.parent)
+        why = "%s; retry job %d first" % (orphan_text(result.other, result.other_state), result.other)
     return "job %d was not %s: %s" % (job_id, past, why)
 
 
@@ -8754,7 +8874,7 @@ def list_once(args) -> None:
     columns = USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command")
     if args.columns is not None:
         columns = [parse_choice(column.strip(), "--columns", tuple(COLUMNS)) for column in args.columns.split(",")]
-    filters = {"queue": args.queue, "name": args.name,
+    filters = {"queue": args.queue, "name": args.name, "label": args.label, "schedule": args.schedule,
                "sort": SORTS.get(args.sort),
                "since": time.time() - args.since if args.since is not None else None}
     with open_queue(args) as store:
@@ -8827,6 +8947,7 @@ def cmd_show(store, args) -> None:
         return out_json(dict(job.to_dict(), **{key: as_json(value) for key, value in report.items() if key != "job"}))
     facts = job.to_dict()
     facts.update((key, local(getattr(job, key))) for key in facts if key.endswith("_at") and facts[key])
+    facts["labels"] = ", ".join(facts["labels"]) or None
     for key, value in facts.items():
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
@@ -9279,13 +9400,13 @@ def ids_named(store, refs) -> list:
 def select_ids(store, args, states, before=None) -> list:
     """Return the ids of the jobs that a command should act on; a filter or --all selects only jobs in `states`."""
     wanted = usable_states(args, states)
-    filtered = bool(args.state or args.queue or args.name or args.batch or before)
+    filtered = bool(args.state or args.queue or args.name or args.batch or args.label or args.schedule or before)
     if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
         raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
     ids = ids_named(store, args.ids) if args.ids else None
     if filtered or ids is None:
         batch = store.queues.batch(args.batch).id if args.batch else None
-        ids = store.look.select(wanted, args.queue, args.name, batch, ids, before)
+        ids = store.look.select(wanted, args.queue, args.name, batch, ids, before, args.label, args.schedule)
     return ids
 
 
@@ -9331,7 +9452,7 @@ def cmd_dlq_retry(args) -> int:
 
 
 def cmd_retry(args) -> int:
-    return act(args, FINAL, "retry", lambda store, ids: store.life.retry(ids))
+    return act(args, FINAL + ("failed",), "retry", lambda store, ids: store.life.retry(ids))
 
 
 def cmd_dlq_purge(args) -> int:
@@ -9346,6 +9467,7 @@ def cmd_rm(args) -> int:
 # -- edit --
 
 def cmd_edit(args) -> int:
+    args.queue, args.name, args.label = args.in_queue, args.named, args.labelled
     options = job_options(args)
     if args.command is not None:
         options["command"] = shell_command(args.command)
@@ -10140,17 +10262,19 @@ def write_program(path: str, text: str) -> None:
 
 
 # The options of all commands but those of a job (see JOB_OPTIONS), one per line: set, flags, metavar, kind, default, meaning.
-# The set is one that several commands take, or the name of one command, with a hyphen in place of a blank.  Words without
-# `--` are positional.  metavar: `.` for a flag; with * any number of values, with + at least one.  kind: of OPTION_KINDS or
+# The set is one that several commands take, or the name of one command, with a hyphen in place of a blank, or several of these.
+# Words without `--` are positional.  metavar: `.` for a flag; with * any number of values, with + at least one.  kind: of OPTION_KINDS or
 # OPTION_PARSERS, or a range of whole numbers.  default: for a flag, the option that it sets.
 OPTIONS = """\
 job-id         id             ID        .        .     id or name of a job, or `last`
 ids            ids            ID*       .        .     ids, names, ranges such as 5-8, or `last`
 ids            --all          .         .        .     every job that this command accepts
-filters        --state        S*        .        .     jobs in this state (may be repeated): %(states)s
+filters,edit   --state        S*        .        .     jobs in this state (may be repeated): %(states)s
 filters        --queue        NAME      .        .     jobs of this queue
 filters        --name         GLOB      .        .     jobs whose name matches, as in 'nightly-*'
-filters        --batch        B         .        .     jobs of this batch, or `last`
+filters        --label        LABEL     .        .     jobs with this label
+filters,edit   --schedule     SCHEDULE  .        .     jobs that this schedule has enqueued
+filters,edit   --batch        B         .        .     jobs of this batch, or `last`
 limit          --limit        N         0-%(most)d %(rows)d at most N rows, newest first; 0: all (%(rows)d)
 queues         names          NAME*     .        .     names of queues
 queues         --all          .         .        .     all queues
@@ -10194,6 +10318,9 @@ events         -f,--follow    .         .        .     continue with new events 
 events         --after        SEQ       0-%(most)d . only events with a higher number (all; with -f: only new events)
 top            --once         .         .        .     draw one screen and end
 rm             --older-than   DURATION  duration .     jobs that ended longer ago than this
+edit           --in-queue     NAME      .        .     jobs of this queue (--queue, --name and --label are changes here)
+edit           --named        GLOB      .        .     jobs whose name matches, as in 'nightly-*'
+edit           --labelled     LABEL     .        .     jobs with this label
 edit           --command      COMMAND   .        .     the shell command to run
 wait           --timeout      DURATION  duration .     give up after this (exit 124); --all, --queue, --state: jobs unfinished now
 cancel         --no-wait      .         .        .     only ask running jobs to end
@@ -10267,7 +10394,7 @@ COMMAND_GROUPS = (
         command("cancel", cmd_cancel, "ids filters dry", "cancel jobs, running ones too", "cancel 12 15-18"),
         command("hold", cmd_hold, "ids filters dry", "keep waiting jobs back", "hold 12"),
         command("release", cmd_release, "ids filters dry", "let held jobs go", "release 12"),
-        command("edit", cmd_edit, "ids filters dry job", "change waiting jobs", "edit 12 --priority 5"),
+        command("edit", cmd_edit, "ids dry job", "change waiting jobs", "edit 12 --priority 5"),
         command("retry", cmd_retry, "ids filters dry", "run finished jobs again", "retry 12"),
         command("rm", cmd_rm, "ids filters dry", "remove finished jobs and their logs", "rm 12"),
         command("prune", cmd_rm, "ids filters rm dry", "the same, meant for filters", "prune --older-than 7d --state completed"),
@@ -10419,13 +10546,14 @@ def add_options(parser, found) -> None:
     """Add the options that a command takes: its lines of OPTIONS, then options of jobs."""
     for line in OPTIONS.split("\n"):
         words = line.split(None, 5)
-        if words[0] in found.takes:
+        if not set(found.takes).isdisjoint(words[0].split(",")):
             add_option(parser, *words[1:])
     if "job" in found.takes:
         for name, option in JOB_OPTIONS.items():
             if found.words[0] == "enqueue" or found.words[0] in option.takers:
                 how = ({"action": "store_true", "default": None} if option.metavar is None else
-                       {"action": "append" if option.parse in (parse_refs, parse_env) else "store", "metavar": option.metavar})
+                       {"action": "append" if option.parse in (parse_refs, parse_env, parse_labels) else "store",
+                        "metavar": option.metavar})
                 parser.add_argument(*option.flags, dest="job_" + name, help=option.meaning, **how)
 
 
@@ -10472,9 +10600,11 @@ def value_choices(args, found, actions, last: str) -> list:
             return [job.id for job in jobs] + [job.name for job in jobs if job.name]
         if place.metavar in ("B", "BATCH"):
             return [row.id for row in store.queues.batches()]
-        if place.dest in ("queue", "job_queue") or found.words[0] == "queue":
+        if place.metavar == "LABEL":
+            return store.look.labels()
+        if place.dest in ("queue", "in_queue", "job_queue") or found.words[0] == "queue":
             return [row.name for row in store.queues.list()]
-        return [row.name for row in store.schedules.list()] if found.words[0] == "cron" else []
+        return [row.name for row in store.schedules.list()] if found.words[0] == "cron" or place.metavar == "SCHEDULE" else []
 
 
 def complete(args) -> None:

@@ -7390,9 +7390,13 @@ def throughput(rows, now: float) -> dict:
 
 def command_name(command) -> str:
     """Return the program of a shell command, as far as its first word tells."""
-    words = (text_of(command) if isinstance(command, bytes) else command).split()
-    words = [word for word in words if "=" not in word] or words
-    return plain(os.path.basename(words[0].strip("'\"()"))) if words else ""
+    text = text_of(command) if isinstance(command, bytes) else command
+    words = text.split()
+    if "'" in text or '"' in text:  # a path in quotes may hold blanks
+        import re
+        words = re.findall(r"""(?:'[^']*'|"[^"]*"|\S)+""", text)
+    word = next((word for word in words if "=" not in word), "".join(words[:1]))
+    return plain(os.path.basename(word.replace("'", "").replace('"', "").strip("()")))
 
 
 def group_stats(rows, key) -> dict:

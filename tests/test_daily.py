@@ -706,6 +706,13 @@ def test_stats_count_attempts_rates_retries_and_durations_by_queue_and_program(q
     assert facts["commands"][program]["retries"] == 1
 
 
+def test_stats_know_the_program_of_a_command_whose_path_has_blanks():
+    import queuectl
+    for command, program in (("'/opt/my tools/tool' -x", "tool"), ("A='b c' make -C site", "make"), ("(cd site && make)", "cd"),
+                             ("'/opt/it'\"'\"'s/tool' 'a b'", "tool"), (b"/bin/\xff x", "\\xff"), ("A=b", "A=b"), ("'", ""), (" ", "")):
+        assert queuectl.command_name(command) == program, command
+
+
 def test_stats_tell_how_long_jobs_waited_for_their_first_run(queue):
     with api(queue) as store:
         store.enqueue("exit 0", delay=0.5)  # from the time it is due, not from the time it was stored

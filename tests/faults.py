@@ -7,6 +7,7 @@ overlap: two attempts of one job at the same time.  `check` compares the journal
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -152,7 +153,7 @@ class Bench:
 
     def line(self, *steps):
         """A test job as one line of a bulk file."""
-        return " ".join("'%s'" % word for word in self.words(*steps))
+        return " ".join(map(shlex.quote, self.words(*steps)))
 
     def enqueue(self, *steps, options=(), **more):
         return self.queue.enqueue(*options, *self.words(*steps), **more)

@@ -216,31 +216,50 @@ def words_of_commands():
 
 @pytest.mark.parametrize("words", words_of_commands(), ids=" ".join)
 def test_the_help_of_a_command_has_purpose_options_and_an_example(queue, words):
-    text = queue.out(*words, "--help")
+    text = queue.out(*words, "--help") + "\n"
     lines = text.splitlines()
-    assert lines[0].lower().startswith("usage: queuectl " + " ".join(words))
+    assert re.match("usage: queuectl " + " ".join(words) + r"( |$)", lines[0])
     purpose = next(block for block in text.split("\n\n")[1:] if block.strip())
     assert len(purpose.strip().splitlines()) == 1, purpose
     assert "--help" in text
     assert re.search(r"(?im)^examples?:", text)
-    assert re.search(r"queuectl(\.py)? .*%s" % " ".join(words), text.split("xample", 1)[1])
+    assert re.search(r"queuectl(\.py)? .*%s\b" % " ".join(words), text.split("xample", 1)[1])
     assert max(map(len, lines)) <= 100
+    assert queue.out("help", *words) + "\n" == text
     assert not queue.db.exists()
 
 
-def test_the_help_of_the_program_names_every_command(queue):
-    text = queue.out("--help")
-    for words in words_of_commands():
-        assert re.search(r"\b%s\b" % words[0], text), words
+def listed_commands(text):
+    """The full words of each command in a help text, in its order: they stand in a column of 14 characters."""
+    return [line[2:16].rstrip() for line in text.splitlines() if line.startswith("  ")]
 
 
-def test_the_readme_shows_every_command():
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("no README yet")
-    text = readme.read_text("utf-8")
-    for words in words_of_commands():
-        assert re.search(r"(queuectl(\.py)? +|`)" + " +".join(words) + r"\b", text), " ".join(words)
+def test_the_help_of_the_program_lists_every_command_by_its_full_words_and_no_other(queue):
+    wanted = [" ".join(words) for words in words_of_commands()]
+    assert len(set(wanted)) == len(wanted) > 40
+    for word in ("--help", "-h", "help"):
+        assert listed_commands(queue.out(word)) == wanted
+    assert listed_commands("usage: x\n\nlook\n  cron           things\n  worker restart things\n") == ["cron", "worker restart"]
+
+
+README = (ROOT / "README.md").read_text("utf-8") if (ROOT / "README.md").exists() else ""
+
+
+def shown_in(text, words):
+    """Whether a text shows a command by its full words, as code."""
+    return bool(re.search(r"(queuectl(\.py)? +|`)" + " +".join(map(re.escape, words)) + r"(?![\w-])", text))
+
+
+@pytest.mark.skipif(not README, reason="no README.md")
+@pytest.mark.parametrize("words", words_of_commands(), ids=" ".join)
+def test_the_readme_shows_every_command_by_its_full_words(words):
+    assert shown_in(README, words)
+
+
+def test_a_command_that_a_text_does_not_show_is_found():
+    assert not shown_in("`cron add nightly`, `worker restarts`, the cron list", ("cron", "list"))
+    assert not shown_in("`worker restarts`, `worker re-start`", ("worker", "restart"))
+    assert shown_in("queuectl.py  worker restart", ("worker", "restart"))
 
 
 def pythons():

@@ -42,7 +42,7 @@ from collections import namedtuple
 from functools import lru_cache, partial
 from math import hypot
 from operator import itemgetter
-from stat import S_ISDIR, S_ISREG, S_ISVTX
+from stat import S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK, S_ISVTX
 
 __version__ = "1.0.0"
 
@@ -821,16 +821,16 @@ class Option(namedtuple("Option", "name flags parse metavar column takers meanin
 # All options of a job, given as an option, a JSON key or a Python keyword.  `enqueue` takes all; `takers` names the other commands.
 JOB_OPTIONS = {option.name: option for option in map(Option.of, ("""\
 name         --id name     NAME     name         edit          a name, usable wherever an id is; it is free again when the job has ended
-label        .    labels   LABEL    labels       edit,cron,run a label to find it by (may be repeated)
+label        .    labels   LABEL    labels       edit,cron     a label to find it by (may be repeated)
 queue        .    name     NAME     queue        edit,cron     the queue to put it in (default)
 priority     -p   priority N        priority     edit,cron     higher goes first (0)
 delay        .    duration DURATION .            edit,cron     not before so long from now
 at           .    when     TIME     .            edit,cron     not before this time, local unless it names a zone
 ttl          .    ttl      DURATION .            edit,cron     cancel it if it has not started by then
-max_retries  .    setting  N        max_retries  edit,cron,run runs after the first; 0: one run
-timeout      .    setting  DURATION timeout      edit,cron,run end an attempt that takes longer
+max_retries  .    setting  N        max_retries  edit,cron     runs after the first; 0: one run
+timeout      .    setting  DURATION timeout      edit,cron     end an attempt that takes longer
 backoff      .    setting  KIND     backoff      edit,cron     exponential, linear or constant
-backoff_base .    setting  SECONDS  backoff_base edit,cron,run base of the delay before a retry
+backoff_base .    setting  SECONDS  backoff_base edit,cron     base of the delay before a retry
 backoff_max  .    setting  DURATION backoff_max  edit,cron     longest delay before a retry
 retry_on     .    codes    CODES    retry_on     edit,cron     retry only after these exit codes, as in 1,75,128-159
 dead_on      .    codes    CODES    dead_on      edit,cron     no retry after these exit codes
@@ -845,8 +845,8 @@ after_any    .    refs     ID       .            edit,cron     start when these 
 after_batch  .    refs     BATCH    .            edit,cron     start when all jobs of this batch have ended
 cwd          .    dir      DIR      cwd          edit,cron     directory to run in (this one)
 env          .    env      K=V      .            edit,cron     one more environment variable (may be repeated)
-shell        .    text     SHELL    shell        edit,cron,run what runs the command line: bash, pwsh, a path (%s)
-stdin        .    stdin    FILE     .            edit,cron,run what it reads, kept with it: a file of up to 1 MiB (-: standard input)
+shell        .    text     SHELL    shell        edit,cron     what runs the command line: bash, pwsh, a path (%s)
+stdin        .    stdin    FILE     .            edit,cron     what it reads, kept with it: a file of up to 1 MiB (-: standard input)
 umask        .    umask    MASK     umask        edit,cron     the umask of its files, as in 027 (this one)
 hold         .    flag     .        held         edit,cron     keep it until `release`""" % SHELL).split("\n"))}
 CLEARED = ("name", "label", "key", "unique", "ttl", "retry_on", "dead_on", "snooze_on", "snooze", "umask")  # `edit --key ''` takes it away
@@ -961,6 +961,146 @@ def parse_items(text: str):
         elif line and line[0] != "#":
             yield number, line
         pos, number = end + 1, number + lines
+
+
+# -- templates: a command per value, as in GNU parallel --
+
+SOURCES = (":::", ":::+", "::::", "::::+")
+PLACE = r"(\{#\}|\{(?:[1-9][0-9]{0,5})?(?://|/\.|/|\.)?\})"
+Place = namedtuple("Place", "position change quotes")  # position 0: all values, -1: the command's number; quotes: those open around it
+
+
+def split_sources(words: list) -> tuple:
+    """Return (the words of the command, [(marker, values)]) from words such as `gzip {} ::: a b`."""
+    at = next((i for i, word in enumerate(words) if word in SOURCES), len(words))
+    sources = []
+    for word in words[at:]:
+        if word in SOURCES:
+            sources.append((word, []))
+        else:
+            sources[-1][1].append(word)
+    return words[:at], sources
+
+
+def combined(groups: list):
+    """Yield each combination of values as a tuple, the last group's changing first.  The sources of one group are linked."""
+    for values in zip(*groups[0]):
+        if len(groups) == 1:
+            yield values
+        else:
+            for rest in combined(groups[1:]):
+                yield values + rest
+
+
+def in_groups(values, most: int):
+    """Yield tuples of `most` values; the last one may be shorter."""
+    from itertools import islice
+    values = iter(values)
+    group = tuple(islice(values, most))
+    while group:
+        yield group
+        group = tuple(islice(values, most))
+
+
+def changed(value: str, change: str) -> str:
+    """Return a value without its extension (.), its base name (/), that without its extension (/.), or its directory (//)."""
+    path = value if os.sep == "/" else value.replace(os.sep, "/")
+    at = path.rfind("/") + 1
+    if change == "//":
+        if at == len(path):  # a slash at the end
+            at = (path.rstrip("/") or "/").rfind("/") + 1
+        return value[:len(path[:at].rstrip("/"))] or value[:min(at, 1)] or "."
+    dot = path.rfind(".", at) if "." in change else -1
+    return value[at if "/" in change else 0:dot if 0 <= dot < len(path) - 1 else None]
+
+
+def read_quotes(text: str, quotes: list) -> None:
+    """Bring `quotes`, the quotes and parentheses that are open, to the end of a part of a POSIX shell's line."""
+    import re
+    for token in re.findall(r"(?s)\\.|\$\(|[\"'()`]", text):
+        last = quotes[-1]
+        if last == "'" or token == last != "(":
+            if token[-1] == last:
+                quotes.pop()
+        elif token in ("$(", "`") or last != '"' and token in ("(", '"', "'"):
+            quotes.append(token[-1])
+        elif token == ")" and last == "(":
+            quotes.pop()
+
+
+def quote_within(quotes: str, text: str) -> str:
+    """Return a value as a POSIX shell reads it unchanged where these quotes are open."""
+    import re
+    if quotes[-1:] == "'":
+        text = text.replace("'", "'\"'\"'")
+    elif quotes[-1:] == '"':
+        text = re.sub(r'([\\"$`])', r"\\\1", text)
+    else:
+        text = quote_for_sh([text])
+    return re.sub(r"([\\$`])", r"\\\1", text) if "`" in quotes else text
+
+
+class Template:
+    """A command with places for values.
+
+    `words` are an argument list, or one line for a shell; if there are none, each value is a command.  `quote(text)`
+    quotes a value for a shell that is not a POSIX shell.
+    """
+
+    def __init__(self, words: list, quote=None):
+        import re
+        self._quote = quote
+        self._is_line = len(words) < 2
+        if self._is_line and quote is not None:  # other shells know no quotes that a value could not end
+            words = [re.sub("([\"'])" + PLACE + "\\1", r"\2", word) for word in words]
+        self._words = [re.split(PLACE, word) for word in words]
+        self.has_places = any(len(parts) > 1 for parts in self._words)
+        if not self.has_places and words:
+            if self._is_line:
+                self._words[0][0] += " "
+            self._words[len(words) - self._is_line:] = [(self._words[0] if self._is_line else [""]) + ["{}", ""]]
+        quotes = [""]
+        for parts in self._words:
+            for i, part in enumerate(parts):
+                if i % 2:
+                    position = part[1:-1].rstrip("/.")
+                    parts[i] = Place(-1 if position == "#" else int(position or 0), part[1 + len(position):-1], "".join(quotes))
+                elif self._is_line:
+                    self._open_quotes(part, quotes)
+        self.last = max([place.position for parts in self._words for place in parts[1::2]], default=0)
+
+    def _open_quotes(self, part: str, quotes: list) -> None:
+        if self._quote is None:
+            read_quotes(part, quotes)
+        elif part.count('"') % 2:
+            quotes[:] = [""] if quotes[-1] else ["", '"']
+
+    def command(self, values: tuple, number: int):
+        """Return the command for these values: a line, or a list of words."""
+        if not self._words:
+            return " ".join(values)
+        words = []
+        for parts in self._words:
+            words.append("")
+            for part in parts:
+                if isinstance(part, str):
+                    words[-1] += part
+                    continue
+                texts = [str(number)] if part.position < 0 else [
+                    changed(value, part.change) for value in (values[part.position - 1:part.position] if part.position else values)]
+                if self._is_line:
+                    words[-1] += " ".join(self._quoted(text, part.quotes) for text in texts)
+                elif texts:
+                    words[-1] += texts[0]
+                    words += texts[1:]
+        return words[0] if self._is_line else words
+
+    def _quoted(self, text: str, quotes: str) -> str:
+        if self._quote is None:
+            return quote_within(quotes, text)
+        if quotes:
+            raise UserError("only sh can take a value within longer quotes: let the quotes hold a place such as {} alone, or nothing")
+        return self._quote(text)
 
 
 # -- cron: five-field schedules and their next run --
@@ -2214,6 +2354,13 @@ class Posix(PosixOwners):
         except (OSError, ValueError):
             return True  # not a file of the system
 
+    def has_input(self, seconds: float) -> bool:
+        """Wait so long, or until a pipe on standard input has data or has ended; return whether it has data."""
+        import fcntl
+        import select
+        import termios
+        return bool(select.select([0], [], [], seconds)[0]) and any(fcntl.ioctl(0, termios.FIONREAD, bytes(4)))
+
     def has_hung_up(self, error, fd: int) -> bool:
         """Whether a write failed because the terminal is gone: EIO from a character device."""
         return error.errno == 5 and os.fstat(fd).st_mode & 0o170000 == 0o020000
@@ -3120,6 +3267,18 @@ class Windows(System):
     def blocks(self, stream) -> bool:
         return True
 
+    def has_input(self, seconds: float) -> bool:
+        """Wait so long, or until a pipe on standard input has data or has ended; return whether it has data."""
+        import _winapi
+        import msvcrt
+        limit = time.monotonic() + seconds
+        try:
+            while not _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)[0] and time.monotonic() < limit:
+                time.sleep(0.005)
+            return _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)[0] > 0
+        except OSError:
+            return False  # the pipe has ended
+
     def has_hung_up(self, error, fd: int) -> bool:
         """Whether a write failed because nobody reads any more: the C library says EINVAL."""
         return error.errno == 22
@@ -3517,6 +3676,7 @@ WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born p
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
+Stored = namedtuple("Stored", "ids batch newest duplicates")  # ids: as ranges; newest: the last job before; duplicates: see Plan
 Event = namedtuple("Event", "seq at job event state attempt worker exit_code signal error started_at duration")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error")
 
@@ -3740,14 +3900,30 @@ def is_list(command) -> bool:
     return isinstance(command, list) or isinstance(command, tuple) and len(command) > 1
 
 
+def quote_for_powershell(words) -> str:
+    return "& " + " ".join("'%s'" % word.replace("'", "''") for word in words)
+
+
+def quoter(shell):
+    """Return the function that makes of an argument list a line for a shell (None: the default)."""
+    if shell in (None, SHELL):
+        return OS.quote
+    return quote_for_powershell if is_powershell(shell.split()[0]) else quote_for_sh
+
+
+def template(words: list, shell) -> Template:
+    """Return the Template of an argument list, or of one line for this shell."""
+    quote = quoter(shell)
+    if quote(["'"]) == quote_for_sh(["'"]):
+        return Template(words)
+    head = len(quote(["x"])) + 1
+    return Template(words, lambda text: quote(["x", text])[head:])
+
+
 def command_line(command, shell) -> str:
     """Return the line that a shell (None: the default) runs for a command, which is a string or a list of strings."""
     if isinstance(command, (list, tuple)) and command and all(isinstance(word, str) for word in command):
-        quote = OS.quote if shell in (None, SHELL) else quote_for_sh
-        if shell and is_powershell(shell.split()[0]):
-            def quote(words):
-                return "& " + " ".join("'%s'" % word.replace("'", "''") for word in words)
-        command = quote(command) if is_list(command) else command[0]
+        command = quoter(shell)(command) if is_list(command) else command[0]
     if not isinstance(command, str) or not command.strip():
         raise UserError("a command must be a string, or a list of strings, that is not empty")
     return command
@@ -3776,6 +3952,15 @@ def job_columns(options: ParsedJob, base: bytes) -> tuple:
     return columns, rest
 
 
+def add_to_ranges(ranges: list, ids) -> None:
+    """Add ids, in order, to a list of ranges."""
+    for job_id in ids:
+        if ranges and job_id == ranges[-1].stop:
+            ranges[-1] = range(ranges[-1].start, job_id + 1)
+        else:
+            ranges.append(range(job_id, job_id + 1))
+
+
 def time_columns(options: dict, now: float) -> dict:
     """Return the columns of the time options; `ttl` and `delay` count from `now`."""
     columns = {"expires_at": options["ttl"] and now + options["ttl"]} if "ttl" in options else {}
@@ -3789,15 +3974,16 @@ def time_columns(options: dict, now: float) -> dict:
 class Plan:
     """Jobs to be stored.  Everything that can be validated before the lock is taken is validated here.
 
-    `options` apply to all items; an item's own options override them.
+    `options` apply to all items; an item's own options override them.  `fixed` are columns that take the place of settings.
     """
 
-    def __init__(self, items, options=(), taker="", schedule=None, hook=None, cwd=None, base=None):
+    def __init__(self, items, options=(), taker="", schedule=None, hook=None, cwd=None, base=None, fixed=()):
         self.given = items
         self._options = parse_job(dict(options), taker=taker)
         if self._options.get("queue") == "default":
             del self._options["queue"]
         self._taker = taker
+        self._fixed = fixed
         self._schedule = schedule
         self._hook = hook
         self._cwd = cwd
@@ -3824,8 +4010,8 @@ class Plan:
         if not self.items:
             raise UserError("there is no job to enqueue: give a command")
 
-    def store(self, store, now: float, label=None, reserved_for=None, progress=None) -> list:
-        """Write the jobs within a transaction of `queue`, a Store; return their ids.  See Store.enqueue_many."""
+    def store(self, store, now: float, label=None, reserved_for=None, progress=None, batch=None) -> list:
+        """Write the jobs within a transaction of `store`, into `batch` or a new one; return their ids.  See Store.enqueue_many."""
         self._store = store
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
@@ -3834,12 +4020,14 @@ class Plan:
         self.newest = store.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
         store.keep.refuse_counters()
         store.queues.need("default")
-        if label is not None:
+        self.batch = batch
+        if label is not None and batch is None:
             self.batch = store.db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
                                             (label, now)).lastrowid
         defaults = store.settings.values()
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
         common.update(shell=None if defaults["shell"] == SHELL else defaults["shell"], umask=self._umask)
+        common.update(self._fixed)
         common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=reserved_for, schedule=self._schedule,
                       hook=self._hook, run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
         ids, stored, start = [], 0, 0
@@ -5952,6 +6140,19 @@ class Store:
         plan = items if isinstance(items, Plan) else Plan(items)
         with self.db.undo, Transaction(self.db) as now:
             return plan.store(self, now, label, reserved_for, progress)
+
+    def enqueue_parts(self, plans, label, reserved_for=None, progress=None):
+        """Store the jobs of several plans as one batch, all or none, and return what was Stored.  Memory does not grow with the jobs."""
+        stored = None
+        with self.db.undo, Transaction(self.db) as now:
+            for plan in plans:
+                ids = plan.store(self, now, label, reserved_for, None, stored and stored.batch)
+                stored = stored or Stored([], plan.batch, plan.newest, [])
+                add_to_ranges(stored.ids, ids)
+                stored.duplicates.extend(plan.duplicates)
+                if progress is not None:
+                    progress(ids[-1] - stored.newest)
+        return stored
 
 
 class Queue:
@@ -8330,17 +8531,17 @@ def job_options(args) -> dict:
 
 
 def cmd_enqueue(args) -> None:
-    options = job_options(args)
+    plans = plans_of(args, job_options(args))
+    first = next(plans, None)  # a bad job is refused before a database is created
+    if first is None or args.dry_run:
+        return None if args.dry_run else talk("nothing to enqueue")
     if args.file is not None:
-        if args.rest:
-            raise UserError("give a command or --file, not both")
-        return enqueue_file(args, options)
-    if not args.rest:
-        raise UserError("no command was given: %s enqueue echo hello" % invoked())
-    plan = Plan([job_of_words(args.rest, options)])  # a bad job is refused before a database is created
+        return enqueue_file(args, first)
+    if args.values:
+        return enqueue_values(args, first, plans)
     with open_queue(args) as store:
-        [job] = store.enqueue_many(plan)
-        if plan.duplicates:
+        [job] = store.enqueue_many(first)
+        if first.duplicates:
             talk("job %d with this unique key is there already" % job)
         if args.quiet or not is_terminal(sys.stdout):
             out(str(job))
@@ -8349,11 +8550,169 @@ def cmd_enqueue(args) -> None:
             warn_if_stuck(store, job)
 
 
+def plans_of(args, options: dict, fixed=()):
+    """Yield Plans for the jobs that a command line describes.
+
+    Set `args.values`: whether they are made of values, and `args.reads_stdin`: whether standard input was of use.
+    With --dry-run print their commands and yield nothing.
+    """
+    args.values, args.reads_stdin = False, "-" in (args.file, args.job_stdin)
+    if args.file is not None:
+        if args.rest:
+            raise UserError("give a command or --file, not both")
+        items = read_items(args.file)
+        if not items and not fixed:
+            raise UserError("%s holds no job: a command a line is needed, or JSON objects" % quoted(args.file))
+    else:
+        items = commands_of(args, options)
+        if items is not None:
+            args.values = True
+        elif args.rest:
+            items = [job_of_words(args.rest, options)]
+            options = {}
+        else:
+            raise UserError("no command was given: %s %s echo hello" % (invoked(), "run" if fixed else "enqueue"))
+    if args.dry_run:
+        for item in items:
+            print_command(item, options)
+    elif args.values:
+        for some in in_groups(items, PART):
+            yield Plan(some, options, fixed=fixed)
+    elif items:
+        yield Plan(items, options, fixed=fixed)
+
+
+def print_command(item, options: dict) -> None:
+    item = item[1] if isinstance(item, tuple) else item
+    job = parse_job(dict(item if isinstance(item, dict) else {"command": item}), parse_job(dict(options)))
+    line = command_line(job["command"], job.get("shell"))
+    if is_terminal(sys.stdout):
+        out(plain(line))
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(raw(line + "\n"))
+
+
+PART = 5000  # jobs made of values that are stored in one step
+
+
+def commands_of(args, options: dict):
+    """Return an iterator of the commands that a template and its values make; None if the words are one command."""
+    words, sources = split_sources(args.rest)
+    if len(words) == 2 and words[1] == "-" and Template(words[:1]).has_places:
+        sources.insert(0, ("::::", [words.pop()]))
+    end = b"\0" if args.null else b"\n"
+    groups = [[FileValues(path, end)] for path in args.arg_file or ()]
+    for marker, values in sources:
+        if marker[:4] == "::::" and not values or marker[-1] == "+" and not groups:
+            raise UserError("%s needs %s" % (marker, "values before it, which it is linked to" if values else "a file of values"))
+        new = [FileValues(path, end) for path in values] if marker[:4] == "::::" else [values]
+        if marker[-1] == "+":
+            groups[-1].extend(new)
+        else:
+            groups.extend([source] for source in new)
+    made = template(words, options.get("shell") or default_shell(args)) if groups or len(words) else None
+    if not groups and made is not None and (made.has_places or args.null or args.max_args) and reads_stdin(options):
+        groups = [[FileValues("-", end)]]
+    if args.null and not any(isinstance(source, FileValues) for group in groups for source in group):
+        raise UserError("-0 says how values end in a file or pipe, and there is none: give -a FILE, or - for standard input")
+    if not groups:
+        if args.max_args:
+            raise UserError("-n takes values, and there are none: give them after :::, or -a FILE")
+        return None
+    args.reads_stdin = settle_stdin(args, [source for group in groups for source in group])
+    count = sum(map(len, groups))
+    if args.max_args and count > 1:
+        raise UserError("-n takes one list of values")
+    if made.last > (args.max_args or count):
+        raise UserError("{%d} names a value that there is not: each command gets %d" % (made.last, args.max_args or count))
+    return made_commands(made, groups, args.max_args)
+
+
+def made_commands(made: Template, groups: list, most):
+    values = in_groups(groups[0][0], most) if most else combined(groups)
+    for number, some in enumerate(values, 1):
+        yield made.command(some, number)
+
+
+def default_shell(args):
+    """Return the setting `shell` of the queue, if there is one."""
+    if not os.path.exists(find_database(args.db)):
+        return None
+    with open_queue(args) as store:
+        return store.settings.value("shell")
+
+
+def reads_stdin(options: dict) -> bool:
+    """Whether standard input is a pipe or a file from which a template may take its values."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return False  # it is closed
+    return "stdin" not in options and (S_ISFIFO(mode) or S_ISREG(mode) or S_ISSOCK(mode))
+
+
+def settle_stdin(args, sources: list) -> bool:
+    """Return whether a source of values is standard input."""
+    used = sum(isinstance(source, FileValues) and source.path == "-" for source in sources)
+    if used > 1 or used and args.job_stdin == "-":
+        raise UserError("standard input can be read once only: give one of its two uses a file by name")
+    return used > 0
+
+
+class FileValues:
+    """The values in a file or pipe, which end with `end`.  They can be read again and again, and memory stays flat."""
+
+    def __init__(self, path: str, end: bytes):
+        self.path = path
+        self._end = end
+        try:
+            self._file = None if path == "-" else open(path, "rb")
+            if self._file is None or not S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                self._keep()
+        except (OSError, ValueError) as error:
+            raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
+
+    def _keep(self) -> None:
+        """Copy to a file of our own what can be read only once."""
+        import tempfile
+        source, self._file = self._file, tempfile.TemporaryFile()
+        while True:
+            part = source.read(2**18) if source is not None else read_stdin(2**18)
+            if not part:
+                return
+            self._file.write(part)
+
+    def __iter__(self):
+        self._file.seek(0)
+        rest = part = b"start"
+        rest = b""
+        while part:
+            part = self._file.read(2**16)
+            *values, rest = (rest + part).split(self._end)
+            yield from map(self._text, values)
+        if rest:
+            yield self._text(rest)
+
+    def _text(self, value: bytes) -> str:
+        if os.sep != "/" and value[-1:] == b"\r" and self._end == b"\n":
+            value = value[:-1]
+        try:
+            if b"\0" not in value:
+                return text_of(value)
+        except UnicodeError:
+            raise UserError("%s holds a value that is not UTF-8: %s" % (quoted(self.path), quoted(value))) from None
+        raise UserError("%s holds a NUL character: give -0 if its values end with one" % quoted(self.path))
+
+
 def job_of_words(words: list, options: dict) -> dict:
     """Return the job that a command line describes: words, one shell string, or one JSON object."""
     text = words[0].strip(BLANK)
     if len(words) > 1 and text[:1] == "{" and begins_json(text):
         raise UserError("a JSON object must be one argument: put it into single quotes, or into a file for `enqueue --file`")
+    if len(words) > 1 and " " in words[0] and not OS.find_program(words[0], OS.job_environment(OS.environment(), {})):
+        raise UserError("no program is called %s: one argument is a shell line; %s" % (quoted(words[0]), (
+            "options stand before it" if words[1][:1] == "-" else "several are each a job, and values, after `:::`")))
     if len(words) > 1 or not begins_json(text):
         return dict(options, command=words[0] if len(words) == 1 else list(words))
     value, end = parse_json(text)
@@ -8415,21 +8774,35 @@ def warn_if_stuck(store, job_id: int) -> None:
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
-def enqueue_file(args, options: dict) -> None:
-    items = read_items(args.file)
-    plan = Plan(items, options)
+def enqueue_file(args, plan) -> None:
     with open_queue(args) as store:
-        progress = Progress(len(items))
+        progress = Progress(len(plan.items))
         ids = store.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
         progress.clear()
-        if args.quiet or not is_terminal(sys.stdout):
-            sys.stdout.write("".join("%d\n" % job for job in ids))
-        elif len(plan.duplicates) < len(ids):
-            first = min(job for job in ids if job > plan.newest)
-            verdict("Enqueued %s, %d to %d (batch %d)" % (plural(len(ids) - len(plan.duplicates), "job"), first, max(ids), plan.batch))
-            warn_if_stuck(store, max(ids))
-        if plan.duplicates:
-            talk("%s there already, by their unique key" % plural(len(plan.duplicates), "job"))
+        print_stored(args, store, Stored([ids], plan.batch, plan.newest, plan.duplicates))
+
+
+def enqueue_values(args, first, plans) -> None:
+    from itertools import chain
+    with open_queue(args) as store:
+        print_stored(args, store, store.enqueue_parts(chain([first], plans), words_label(args.rest)))
+
+
+def print_stored(args, store, stored) -> None:
+    total, new = sum(map(len, stored.ids)), [job for ids in stored.ids for job in (min(ids), max(ids)) if job > stored.newest]
+    if args.quiet or not is_terminal(sys.stdout):
+        for ids in stored.ids:
+            sys.stdout.writelines("%d\n" % job for job in ids)
+    elif new:
+        verdict("Enqueued %s, %d to %d (batch %d)" % (plural(total - len(stored.duplicates), "job"), min(new), max(new), stored.batch))
+        warn_if_stuck(store, max(new))
+    if stored.duplicates:
+        talk("%s there already, by their unique key" % plural(len(stored.duplicates), "job"))
+
+
+def words_label(words: list) -> str:
+    """Return the label of a batch that is made of values: its template."""
+    return plain(" ".join(split_sources(words)[0]))[:100] or "values"
 
 
 def batch_label(path: str) -> str:
@@ -8469,26 +8842,38 @@ def read_text(path: str) -> str:
 
 def read_items(path: str) -> list:
     """Return (place, command or dict) of each job in a bulk file; the whole file is parsed first."""
-    items = list(parse_items(read_text(path)))
-    if not items:
-        raise UserError("%s holds no job: a command a line is needed, or JSON objects" % quoted(path))
-    return items
+    text = read_text(path)
+    if text.startswith("#!"):
+        raise UserError("%s is a script: each of its lines would run by itself; give its path as the command" % quoted(path))
+    return list(parse_items(text))
 
 
 # -- run --
 
 def cmd_run(args) -> int:
-    if (args.file is None) == (not args.rest):
-        raise UserError("give a command, or --file FILE with one a line (-: standard input)")
-    options = job_options(args)
-    items = read_items(args.file) if args.file is not None else [job_of_words(args.rest, {})]
+    plans = plans_of(args, job_options(args), {"max_retries": 0})
+    first = next(plans, None)  # bad jobs are refused before anything starts
+    if first is None:
+        return None if args.dry_run else talk("nothing to run")
+    if not args.reads_stdin:
+        refuse_unread_input()
     if args.junit:
         check_writable(args.junit)
-    plan = Plan(items, options)  # bad jobs are refused before anything starts
     database = find_database(args.db)
     refuse_foreign_wal(database)
     warn_root(database)
-    return Run(database, plan, batch_label(args.file or "run"), args.count or OS.cores(), args.junit).work()
+    label = batch_label(args.file) if args.file is not None else words_label(args.rest) if args.values else "run"
+    return Run(database, first, plans, label, args.count or OS.cores(), args.junit).work()
+
+
+def refuse_unread_input() -> None:
+    try:
+        if not S_ISFIFO(os.fstat(0).st_mode) or not OS.has_input(0.05):
+            return
+    except OSError:
+        return  # it is closed
+    raise UserError("nothing reads the data on standard input: write {} where its lines belong, --file - if they are commands, "
+                    "--stdin - if the job reads it, or < /dev/null if it is not meant")
 
 
 def check_writable(path: str) -> None:
@@ -8501,23 +8886,25 @@ def check_writable(path: str) -> None:
 class Run:
     """A one-shot run: its jobs, a foreground supervisor that takes no other jobs, progress, a summary."""
 
-    def __init__(self, database: str, plan, label: str, count: int, junit_path):
+    def __init__(self, database: str, first, plans, label: str, count: int, junit_path):
+        from itertools import chain
         self._junit = junit_path
         self._begun = time.monotonic()
         self._look_at = self._begun + 1.0
         self._stalled = self._explained = None  # why nothing ran at the last look, and which reason was last printed
-        self._progress = Progress(len(plan.items), lines=True)
-        self._supervisor = Supervisor(database, "run", min(count, len(plan.items)), {"drain": True}, print_trouble, worker_argv(database))
+        self._supervisor = Supervisor(database, "run", min(count, len(first.items)), {"drain": True}, print_trouble, worker_argv(database))
         try:
             with Store(database) as store:
-                ids = store.enqueue_many(plan, label=label, reserved_for=self._supervisor.id)
-                self._total, self._batch, self._duplicates = len(ids), plan.batch, plan.duplicates  # the total counts duplicates too
-                self._within, self._awaited = begin_wait(store, [job for job in ids if job > plan.newest])
+                stored = store.enqueue_parts(chain([first], plans), label, self._supervisor.id)
+                self._total, self._batch, self._duplicates = sum(map(len, stored.ids)), stored.batch, stored.duplicates
+                new = (job for job in chain(*stored.ids) if job > stored.newest)
+                self._within, self._awaited = begin_wait(store, list(new) if this_job(store) else [])
         except BaseException:
             self._supervisor.close()
             raise
 
     def work(self) -> int:
+        self._progress = Progress(self._total, lines=True)
         try:
             self._supervisor.start()
             self._supervisor.run(self._show)
@@ -10286,6 +10673,10 @@ schedules      names          NAME+     .        .     names of schedules
 setting        key            KEY       setting  .     name of a setting, as in `config list`
 run            --count        N         1-%(workers)d . parallel jobs (default: the available cores)
 run            --file         FILE      .        .     read jobs from FILE (-: standard input), as `enqueue --file` does
+values         -a,--arg-file  FILE*     .        .     values, one per line, as after :::: (-: standard input)
+values         -0,--null      .         .        .     values in files end with NUL, as `find -print0` writes them
+values         -n,--max-args  N         1-%(most)d . put N values into one command
+values         --dry-run      .         .        .     only print the commands
 run            --junit        FILE      .        .     write the results as JUnit XML to FILE
 enqueue        --file         FILE      .        .     read jobs from FILE (-: standard input): one command per line, or JSON objects
 enqueue        -q,--quiet     .         .        .     print only the id, on a terminal too
@@ -10374,9 +10765,9 @@ def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False
 
 COMMAND_GROUPS = (
     ("run jobs", (
-        command("run", cmd_run, "job", "enqueue jobs, work them here and now, exit 0 if all completed",
+        command("run", cmd_run, "values job", "enqueue jobs, work them here and now, exit 0 if all completed",
                 "run --count 4 --file commands.txt", True),
-        command("enqueue", cmd_enqueue, "job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
+        command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
         command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4"),
         command("worker stop", cmd_worker_stop, "", "stop all workers and wait until they are gone", "worker stop"),
     )),
@@ -10554,7 +10945,7 @@ def add_options(parser, found) -> None:
             add_option(parser, *words[1:])
     if "job" in found.takes:
         for name, option in JOB_OPTIONS.items():
-            if found.words[0] == "enqueue" or found.words[0] in option.takers:
+            if found.words[0] in ("enqueue", "run") or found.words[0] in option.takers:
                 how = ({"action": "store_true", "default": None} if option.metavar is None else
                        {"action": "append" if option.parse in (parse_refs, parse_env, parse_labels) else "store",
                         "metavar": option.metavar})

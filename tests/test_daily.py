@@ -693,7 +693,7 @@ def test_list_watch_draws_the_list_again_until_it_is_interrupted(queue, screens)
 def test_stats_count_attempts_rates_retries_and_durations_by_queue_and_program(queue):
     flaky = queue.script("import os, sys; sys.exit(os.environ['QUEUECTL_ATTEMPT'] == '1')")
     lines = ["exit 0"] * 19 + [json.dumps({"command": "exit 3", "max_retries": 0}),
-                               json.dumps({"command": flaky, "queue": "mail", "backoff_base": 0.1})]
+                               json.dumps({"command": flaky, "queue": "mail", "backoff_base": 0.1, "max_retries": 1})]
     queue.cli("run", "--count", 2, "--file", "-", stdin="\n".join(lines), check=False)
     change(queue, "UPDATE history SET duration=job*0.5 WHERE job<21")
     facts = queue.json("stats")
@@ -761,7 +761,7 @@ def events(text):
 def test_events_are_the_changes_of_state_in_order_without_a_row_more_per_job(queue):
     code = "import os, sys; sys.exit(os.environ['QUEUECTL_ATTEMPT'] == '1')"
     queue.cli("run", "--file", "-", "--count", 1, stdin="\n".join([
-        "exit 0", "exit 0", json.dumps({"command": queue.script(code), "backoff_base": 0.1}), json.dumps({"command": "exit 4", "max_retries": 0})]),
+        "exit 0", "exit 0", json.dumps({"command": queue.script(code), "backoff_base": 0.1, "max_retries": 1}), "exit 4"]),
         check=False)
     with api(queue) as store:
         store.life.retry([4])

@@ -51,9 +51,19 @@ def test_run_uses_the_cores_that_it_may_use(queue):
     assert queue.sql("SELECT count(DISTINCT worker) FROM history") == [(cores,)]
 
 
+def test_run_does_once_what_it_is_told_unless_it_is_told_to_retry(queue):
+    queue.cli("config", "set", "max_retries", 2)
+    queue.cli("config", "set", "backoff_base", "0")
+    lines = ["exit 3", json.dumps({"command": "exit 4", "max_retries": 1})]
+    assert queue.cli("run", "exit 2", check=False).returncode == 1
+    assert queue.cli("run", "--file", "-", stdin="\n".join(lines), check=False).returncode == 1
+    assert queue.cli("run", "--max-retries", 3, "exit 5", check=False).returncode == 1
+    assert queue.sql("SELECT exit_code, attempts FROM job ORDER BY id") == [(2, 1), (3, 1), (4, 2), (5, 4)]
+
+
 def test_run_waits_for_retries(queue):
     code = "import os, sys; sys.exit(os.environ['QUEUECTL_ATTEMPT'] == '1')"
-    queue.cli("run", "--backoff-base", 0.2, *queue.script(code))
+    queue.cli("run", "--max-retries", 1, "--backoff-base", 0.2, *queue.script(code))
     assert [a["outcome"] for a in queue.json("show", 1)["history"]] == ["failed", "completed"]
 
 
@@ -308,7 +318,7 @@ def test_a_thousand_real_commands_give_what_they_give_without_the_queue(queue):
 def test_a_real_load_in_which_one_in_ten_fails_twice(queue):
     load = Load(queue, 1500, failing=10)
     queue.cli("config", "set", "backoff_base", "0.5")
-    queue.cli("run", "--count", 4, "--file", load.file, timeout=110)
+    queue.cli("run", "--max-retries", 3, "--count", 4, "--file", load.file, timeout=110)
     load.check()
     assert load.times_run() == [3 if number % 10 == 0 else 1 for number in range(1500)]
     assert queue.json("status")["jobs"]["completed"] == 1500

@@ -1,0 +1,222 @@
+"""Templates: a command per value, as GNU parallel makes them, for run and enqueue; and input that nothing uses."""
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import SCRIPT, WINDOWS, posix_only
+
+# What a value may hold: whatever a shell, a template or an option parser could take for something else.
+ODD = ["a b", "'", '"', "a'b\"c", "$HOME", "`id`", "\\", "a\\nb", "*", "-n", "--", "{}", "{.}", "{#}", "!x", "#", ";", "&", "|", "~", "(x)", "é✓",
+       "a.tar.gz", ".bashrc", "/", "//a", "a/", "a/b.c/", "./x.y", "a.b/c", "x.", "%PATH%", "^", "=", "a=b", " lead", "trail ", "\t"]
+
+
+def print_arguments(queue):
+    """Arguments of a job that prints its own as JSON."""
+    return queue.script("import json, sys; print(json.dumps([ascii(word) for word in sys.argv[1:]]))")
+
+
+def printed(queue, jobs):
+    return [[eval(word) for word in json.loads(queue.out("logs", job))] for job in jobs]
+
+
+# ---- values reach the program unchanged -----------------------------------------------------------------
+
+@pytest.mark.parametrize("command", ["run", "enqueue"])
+def test_values_reach_the_program_unchanged_whatever_they_hold(queue, command):
+    values = [value for value in ODD if value not in ("é✓",)]
+    queue.cli(command, *print_arguments(queue), "x{}y", "{}", ":::", *values)
+    if command == "enqueue":
+        queue.cli("worker", "start", "--foreground", "--drain", "--count", 4)
+    assert printed(queue, range(1, len(values) + 1)) == [["x%sy" % value, value] for value in values]
+
+
+def test_a_line_for_a_shell_gets_its_values_unchanged(queue):
+    line = queue.script("import json, sys; print(json.dumps([ascii(word) for word in sys.argv[1:]]))")
+    text = subprocess.list2cmdline(line) if WINDOWS else shlex.join(line)
+    queue.cli("run", text + " {} && exit 0", ":::", *ODD)
+    assert printed(queue, range(1, len(ODD) + 1)) == [[value] for value in ODD]
+
+
+@posix_only("the quotes of sh")
+@pytest.mark.parametrize("line, expected", [('printf %s "<{}>"', "<%s>"), ("printf %s '<{}>'", "<%s>"), ('printf %s "$(printf %s {})"', "%s"),
+                                            ('printf %s "\\"{}$(printf "%s" "{}")"', '"%s%s'), ("(printf %s {})", "%s")])
+def test_quotes_of_the_line_around_a_value_keep_it_as_it_is(queue, line, expected):
+    values = ["a b", "'\"", "$HOME`id`", "a\\nb\\", "-n", "{}!#;&|(x)", "é✓", "two\nlines"]
+    queue.cli("run", line, ":::", *values)
+    got = [queue.cli("logs", job).stdout for job in range(1, len(values) + 1)]
+    assert got == [expected.replace("%s", value) for value in values]
+
+
+@posix_only("bytes that are not text")
+def test_values_between_nuls_may_hold_newlines_and_any_bytes(queue):
+    values = [b"a\nb", b"\xff\xfe", b"caf\xe9", b" ", b"-0"]
+    queue.cli("run", "-0", "printf", "%s", stdin=b"\0".join(values) + b"\0", binary=True)
+    assert [queue.cli("logs", job, binary=True).stdout for job in range(1, 6)] == values
+    dry = queue.cli("run", "--dry-run", "-0", "printf", "%s", stdin=b"\xff\0", binary=True)
+    assert dry.stdout == b"printf %s '\xff'\n"
+
+
+# ---- where values come from ------------------------------------------------------------------------------
+
+def dry(queue, *args, **options):
+    return queue.cli("run", "--dry-run", *args, **options).stdout.splitlines()
+
+
+def test_values_come_from_files_a_pipe_or_a_dash(queue):
+    (queue.dir / "list").write_text("1\n2")
+    expected = ["echo 1", "echo 2"]
+    for args in (["echo {}", "::::", "list"], ["-a", "list", "echo"], ["echo", "{}", "::::", "list"]):
+        assert dry(queue, *args) == expected
+    for args in (["echo {}"], ["echo {}", "-"], ["echo", "::::", "-"], ["-a", "-", "echo"], ["echo", "{}"]):
+        assert dry(queue, *args, stdin="1\n2\n") == expected, args
+    assert not queue.db.exists()
+
+
+def test_several_sources_are_combined_and_linked(queue):
+    (queue.dir / "list").write_text("x\ny\n")
+    assert dry(queue, "echo {1} {2}", ":::", "a", "b", "::::", "list") == ["echo a x", "echo a y", "echo b x", "echo b y"]
+    assert dry(queue, "echo", ":::", "a", "b", ":::+", "1", "2", "3") == ["echo a 1", "echo b 2"]
+    assert dry(queue, "-a", "list", "echo {2}-{1}-{#}", ":::", "1", "2") == ["echo 1-x-1", "echo 2-x-2", "echo 1-y-3", "echo 2-y-4"]
+    assert dry(queue, "-n", 2, "echo", ":::", "a", "b", "c") == ["echo a b", "echo c"]
+    assert dry(queue, "-n", 2, "mv {1} {2}.old", ":::", "a", "b") == ["mv a b.old"]
+
+
+def test_without_a_command_each_value_is_one(queue):
+    done = queue.cli("run", ":::", "exit 0", "exit 3", check=False)
+    assert done.returncode == 1
+    assert queue.sql("SELECT command, exit_code FROM job ORDER BY id") == [("exit 0", 0), ("exit 3", 3)]
+
+
+def test_enqueue_prints_the_id_of_each_job_made_of_a_value(queue):
+    assert queue.out("enqueue", "--priority", 3, "echo {}", ":::", "a", "b").split() == ["1", "2"]
+    assert [(job["command"], job["priority"], job["batch"]) for job in queue.json("list")] == [("echo b", 3, 1), ("echo a", 3, 1)]
+    assert queue.json("batch", "list")[0]["label"] == "echo {}"
+
+
+def test_values_of_one_command_line_are_stored_all_or_none(queue):
+    queue.enqueue("--name", "x", "exit 0")
+    for args in (["--name", "y", "echo"], ["echo"]):
+        stdin = None if args[0] == "--name" else "a\n" * 6000 + "b\0c\n"
+        values = [":::", "a", "b"] if stdin is None else ["::::", "-"]
+        done = queue.cli("enqueue", *args, *values, stdin=stdin, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert len(queue.json("list")) == 1
+
+
+@pytest.mark.slow
+@posix_only("the memory of a process")
+def test_a_million_values_take_no_more_memory_than_a_thousand(queue):
+    code = ("import resource, sys; sys.path.insert(0, %r); import queuectl; status = queuectl.main(sys.argv[1:]); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)" % str(SCRIPT.parent))
+
+    def peak(count):
+        (queue.dir / "values").write_text("".join("value %d\n" % n for n in range(count)))
+        done = queue.run([sys.executable, "-c", code, "--db", str(queue.db), "enqueue", "-a", "values", "true {}"], timeout=300)
+        assert done.stdout.count("\n") == count
+        return int(done.stderr)
+
+    assert peak(10 ** 6) < peak(20000) * 1.2
+
+
+# ---- GNU parallel is the oracle ---------------------------------------------------------------------------
+
+PLACES = ["{}", "{.}", "{/}", "{//}", "{/.}", "{#}"]
+
+
+def random_value(rng):
+    if rng.random() < 0.3:
+        return rng.choice(ODD)
+    return "".join(rng.choice("ab./ '\"\\$-é*{}#\t") for _ in range(rng.randint(0, 9)))
+
+
+def random_template(rng, sources):
+    """Some words with places; with several sources, places of single ones too."""
+    places = PLACES + ["{%d%s}" % (n, change) for n in range(1, sources + 1) for change in ("", ".", "/", "//", "/.")] * (sources > 1)
+    return " ".join("".join(rng.choice([rng.choice(places), rng.choice(["a", "x-", "=", "_"])]) for _ in range(rng.randint(1, 3)))
+                    for _ in range(rng.randint(1, 4)))
+
+
+def check_against_parallel(queue, seed, templates=20):
+    """Random templates, all in one process of each program, over random lists of values."""
+    rng = random.Random(seed)
+    sources, options = [], []
+    for n in range(rng.choice([1, 1, 2, 3])):
+        marker = ":::+" if n and rng.random() < 0.3 else ":::"
+        sources += [marker] + [random_value(rng) for _ in range(rng.randint(1, 4))]
+    count = sum(word in (":::", ":::+") for word in sources)
+    if count == 1 and rng.random() < 0.3:
+        options = ["-n", str(rng.randint(1, 3))]
+    template = " @ ".join(random_template(rng, count) for _ in range(templates)) if seed % 10 else "echo @ plain @"
+    expected = queue.run(["parallel", "--dry-run", "-k", *options, "echo " + template + " %%", *sources]).stdout
+    got = queue.cli("run", "--dry-run", *options, "echo " + template + " %%", *sources).stdout
+    assert shlex.split(got) == shlex.split(expected), (template, sources, options)
+    words = queue.cli("run", "--dry-run", *options, *("echo " + template + " %%").split(" "), *sources).stdout
+    assert shlex.split(words) == shlex.split(expected), (template, sources, options)
+
+
+needs_parallel = pytest.mark.skipif(not WINDOWS and not shutil.which("parallel"), reason="needs GNU parallel")
+
+
+@posix_only("GNU parallel")
+@needs_parallel
+@pytest.mark.parametrize("seed", range(4))
+def test_templates_give_the_command_lines_of_gnu_parallel(queue, seed):
+    check_against_parallel(queue, seed)
+
+
+@pytest.mark.slow
+@posix_only("GNU parallel")
+@needs_parallel
+def test_two_thousand_templates_give_the_command_lines_of_gnu_parallel(queue):
+    for seed in range(4, 104):
+        check_against_parallel(queue, seed)
+
+
+# ---- input that is not used -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("args, stdin, told", [
+    (["exit 0"], "x\n", "nothing reads the data on standard input"),
+    (["echo {}", ":::", "a"], "x\n", "nothing reads the data on standard input"),
+    (["sleep 3", "sleep 0.1"], None, "one argument is a shell line; several are each a job, and values, after `:::`"),
+    (["gzip {}", "x"], None, "no program is called 'gzip {}'"),
+    (["exit 1", "--max-retries", "0"], None, "options stand before it"),
+    (["--file", "script"], None, "each of its lines would run by itself"),
+    (["-0", "echo", ":::", "a"], None, "-0 says how values end"),
+    (["-n", "2", "echo"], None, "-n takes values"),
+    (["-n", "2", "echo", ":::", "a", ":::", "b"], None, "one list"),
+    (["echo {3}", ":::", "a", ":::", "b"], None, "{3} names a value that there is not"),
+    (["echo", "::::"], None, ":::: needs a file"),
+    (["echo", ":::+", "a"], None, ":::+ needs values before it"),
+    (["echo", "::::", "missing"], None, "can't read 'missing'"),
+    (["-a", "-", "--stdin", "-", "cat {}"], "x\n", "standard input can be read once only"),
+    (["-a", "-", "echo", "::::", "-"], "x\n", "standard input can be read once only"),
+    (["echo {}"], "a\0b\n", "give -0"),
+    (["--file", "script", "echo {}", ":::", "a"], None, "not both")])
+def test_input_that_is_not_used_is_an_error_that_stores_nothing(queue, args, stdin, told):
+    (queue.dir / "script").write_text("#!/bin/sh\necho a\n")
+    done = queue.cli("run", *args, stdin=stdin, check=False)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not queue.db.exists()
+
+
+@pytest.mark.parametrize("args, stdin", [(["echo {}"], ""), (["echo", "-", "{}", "::::", "empty"], None), (["--file", "empty"], None), (["echo", ":::"], None)])
+def test_an_empty_list_is_no_work(queue, args, stdin):
+    (queue.dir / "empty").write_text("")
+    done = queue.cli("run", *args, stdin=stdin)
+    assert (done.stdout, done.stderr) == ("", "nothing to run\n")
+    assert not queue.db.exists()
+
+
+@posix_only("a program with a space in its name")
+def test_a_program_with_a_space_in_its_name_still_runs(queue):
+    program = queue.dir / "my program"
+    program.write_text("#!/bin/sh\nprintf %s \"$1\"")
+    program.chmod(0o755)
+    queue.cli("run", program, "a b")
+    assert queue.cli("logs", 1).stdout == "a b"

@@ -3632,7 +3632,7 @@ def checked(table: str, columns: str, row):
 SHOWN = {name: name for name in ("id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
                                  "exit_code", "signal", "error", "duration", "batch", "schedule", "hook", "worker", "stdin", "held",
                                  "created_at", "run_at", "started_at", "finished_at", "expires_at")}
-SHOWN.update({option.name: option.column for option in JOB_OPTIONS.values() if option.column not in (None, "held")})
+SHOWN.update({option.name: option.column for option in JOB_OPTIONS.values() if option.column not in (None, "held", "labels")})
 
 
 class Job(namedtuple("Job", JOB_COLUMNS)):

@@ -15,13 +15,14 @@ The file reads from top to bottom.  Each section calls only sections above it:
   Errors                 what the user did wrong, what the machine refused
   Small helpers          text, numbers, durations, exit codes, cron times, paths
   Platform differences   locks, processes, wake-up and paths of each system
-  Store                  all SQL: Database, one class per subject, and Queue, the Python API
+  Store                  all SQL: Database, and one class per subject
   Runner                 one attempt: its process, output, timeout and end
   Worker                 the loop: claim, run, record
   Supervisor             starts, wakes, replaces and stops workers; rescues jobs and cleans up
   Reports                what is shown, as plain data
   Views                  tables, colours, progress, JSON
   Metrics                numbers for Prometheus, a dashboard, alert rules
+  Python API             Queue, for programs that import this file
   Commands               one function per command, and the table of commands
   Parser                 argparse for the given command only
   Main                   the one place that turns errors into a line and an exit status
@@ -317,11 +318,19 @@ MOST_WORKERS = 10000         # per `worker start`
 # What the user did wrong, and what the machine refused.  Only `main` turns errors into text.
 # This section calls nothing.
 
-class UserError(Exception):
+class Error(Exception):
+    """The base of every error that Queue, the Python API, raises."""
+
+
+class UserError(Error):
     """The user's mistake, in one line that says what to do instead."""
 
 
-class QueueGone(Exception):
+class TimedOut(Error):
+    """The jobs that Queue.wait waits for have not all ended in time."""
+
+
+class QueueGone(Error):
     """The database file was deleted or replaced while it was in use."""
 
 
@@ -329,7 +338,7 @@ class OutputLost(Exception):
     """stdout accepts no more data, and the command's only purpose is to print."""
 
 
-class WrongValue(sqlite3.DatabaseError):
+class WrongValue(Error, sqlite3.DatabaseError):
     """A row holds a value that queuectl never writes: another program wrote it."""
 
 
@@ -6155,60 +6164,6 @@ class Store:
         return stored
 
 
-class Queue:
-    """A queue in one database file, for Python programs; safe to use from any number of processes.
-
-    A method that changes something returns when the change is on the disk.  UserError says what the caller did wrong.
-    """
-
-    def __init__(self, path=None):
-        self._store = Store(path)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def close(self) -> None:
-        self._store.close()
-
-    def enqueue(self, command, **options) -> int:
-        """Store one job and return its id, or with `unique` the id of the duplicate that is there already.
-
-        `command` is a shell string or a list of arguments; the options are those of JOB_OPTIONS.
-        """
-        return self._store.enqueue(command, **options)
-
-    def enqueue_many(self, jobs) -> list:
-        """Store many jobs, all or none; return their ids in order.  A job is a command, or a dict of options with a `command`."""
-        return self._store.enqueue_many(jobs)
-
-    def job(self, ref):
-        """Return the job with this id or name, or raise UserError."""
-        return self._store.look.job(ref)
-
-    def jobs(self, states=(), limit: int = 0) -> list:
-        """Return jobs in these states (default: all), newest first, at most `limit` (0: 1,000)."""
-        return self._store.look.jobs(states, limit)
-
-    def history(self, job_id: int) -> list:
-        """Return every attempt of a job ever begun, oldest first; the one that runs has no end and the outcome `running`."""
-        return self._store.look.history(job_id)
-
-    def counts(self, queue=None) -> dict:
-        """Return how many jobs are in each state."""
-        return self._store.queues.counts(queue)
-
-    def cancel(self, ids) -> list:
-        """Cancel jobs; return (id, result): `cancelled`, `asked` (its worker ends it at once), `cancelled already`, or its state."""
-        return self._store.life.cancel(ids)
-
-    def retry(self, ids) -> list:
-        """Run finished jobs again; return (id, result): `pending`, `pending already`, or the state of a job that was left as it is."""
-        return [(job_id, result.state if isinstance(result, Refused) else result) for job_id, result in self._store.life.retry(ids)]
-
-
 # == Runner ============================================================================
 # Runs the attempts of one worker, one after another: output file, process, timeout, and the end of what is left.
 # Calls Platform differences and small helpers; knows nothing of SQL or the command line.
@@ -8498,6 +8453,305 @@ def dashboard() -> dict:
     return {"title": PROGRAM, "uid": PROGRAM, "tags": [PROGRAM], "schemaVersion": 36, "refresh": "30s", "panels": panels,
             "time": {"from": "now-6h", "to": "now"}, "__requires": [], "__inputs": [
                 {"name": "DS_PROMETHEUS", "label": "Prometheus", "type": "datasource", "pluginId": "prometheus"}]}
+
+
+# == Python API ========================================================================
+# Queue, for programs that import this file.
+# Calls Views, Reports, Store.
+
+class Guard:
+    """What every call of a Queue goes through: an open queue, its own thread and process, and an Error for whatever goes wrong."""
+
+    def __init__(self, path):
+        from _thread import get_ident
+        self._ident = get_ident
+        self._owner = (get_ident(), os.getpid())
+        self._store = None
+        self.path = path
+
+    def open(self) -> None:
+        try:
+            refuse_foreign_wal(find_database(self.path))
+            self._store = Store(self.path)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def close(self) -> None:
+        if self._store is not None:
+            with self as store:
+                self._store = None
+                store.close()
+
+    def __enter__(self):
+        if self._store is None:
+            raise Error("this Queue is closed: open another one")
+        if self._owner != (self._ident(), os.getpid()):
+            raise Error("a Queue belongs to the thread and process that opened it: open another one here")
+        return self._store
+
+    def __exit__(self, kind, error, _) -> None:
+        if isinstance(error, (sqlite3.Error, OSError, MemoryError, UnicodeEncodeError)):
+            raise Error(explain_error(error, self.path)) from error
+
+
+def aware(seconds):
+    """Return Unix seconds as an aware datetime in UTC; None for None and for a time that has no such form."""
+    from datetime import datetime, timezone
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def from_python(value):
+    """Return an option, or a command, as text and numbers: paths, times, jobs and lists of these are values in Python."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+        return text_of(value) if isinstance(value, bytes) else value
+    if isinstance(value, JobInfo):
+        return value.id
+    if isinstance(value, dict):
+        return {key: from_python(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [from_python(item) for item in value]
+    name = type(value).__name__
+    return value.isoformat() if name == "datetime" else value.total_seconds() if name == "timedelta" else value
+
+
+class JobInfo:
+    """A job as it was when it was read.  Its attributes are the fields of `--json`; times are aware datetimes."""
+
+    id: int
+    name: "str | None"
+    labels: "list[str]"
+    state: str
+    queue: str
+    priority: int
+    command: str
+    cwd: str
+    attempt: int
+    attempts: int
+    crashes: int
+    snoozes: int
+    exit_code: "int | None"
+    signal: "int | None"
+    error: "str | None"
+    duration: "float | None"
+    batch: "int | None"
+    schedule: "str | None"
+    hook: "str | None"
+    worker: "int | None"
+    held: bool
+    stdin: bool
+    created_at: "datetime"
+    run_at: "datetime"
+    started_at: "datetime | None"
+    finished_at: "datetime | None"
+    expires_at: "datetime | None"
+    max_retries: int
+    timeout: "float | None"
+    backoff: str
+    backoff_base: float
+    backoff_max: float
+    retry_on: "str | None"
+    dead_on: "str | None"
+    snooze_on: "str | None"
+    snooze: "float | None"
+    slots: int
+    key: "str | None"
+    unique: "str | None"
+    shell: str
+    umask: "str | None"
+
+    def __init__(self, job):
+        self._shown = job.to_dict()
+        self.__dict__.update(self._shown)
+        for name in ("created_at", "run_at", "started_at", "finished_at", "expires_at"):
+            setattr(self, name, aware(getattr(job, name)))
+
+    def __repr__(self) -> str:
+        return "<job %d, %s: %s>" % (self.id, self.state, plain(self.command))
+
+    def to_dict(self) -> dict:
+        """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
+        return dict(self._shown)
+
+
+class Queue:
+    """A queue in one database file, for Python programs.
+
+        with queuectl.Queue("/srv/jobs.db") as queue:
+            job = queue.enqueue(["convert", "a b.png", "out.jpg"], max_retries=5, timeout="2m")
+            print(queue.wait(job, timeout=60).state, queue.output(job))
+
+    `path` is the database; without it, QUEUECTL_DB or the user's own queue.  Any number of processes may use one database.
+    A Queue belongs to the thread that opened it.  A method that changes something returns when the change is on the disk.
+    Every error is a queuectl.Error: UserError says what the caller did wrong, any other what the machine refused.
+    Workers run the jobs: `queuectl worker start`, or `run`.
+    """
+
+    def __init__(self, path: "str | os.PathLike | None" = None):
+        self._guard = Guard(from_python(path))
+        self._guard.open()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Close the database.  Another call does nothing."""
+        self._guard.close()
+
+    def enqueue(self, command: "str | list", *, name: "str | None" = None, label: "str | list[str] | None" = None,
+                queue: "str | None" = None, priority: "int | None" = None, delay: "float | str | timedelta | None" = None,
+                at: "str | datetime | None" = None, ttl: "float | str | timedelta | None" = None, max_retries: "int | None" = None,
+                timeout: "float | str | timedelta | None" = None, backoff: "str | None" = None, backoff_base: "float | None" = None,
+                backoff_max: "float | str | timedelta | None" = None, retry_on: "int | str | None" = None,
+                dead_on: "int | str | None" = None, snooze_on: "int | str | None" = None,
+                snooze: "float | str | timedelta | None" = None, slots: "int | None" = None, key: "str | None" = None,
+                unique: "str | None" = None, for_: "float | str | timedelta | None" = None, after: "int | str | list | None" = None,
+                after_any: "int | str | list | None" = None, after_batch: "int | str | list | None" = None,
+                cwd: "str | os.PathLike | None" = None, env: "dict[str, str] | None" = None, shell: "str | None" = None,
+                stdin: "str | bytes | None" = None, umask: "str | None" = None, hold: "bool | None" = None) -> int:
+        """Store one job and return its id, or with `unique` the id of the duplicate that is there already.
+
+        `command` is a shell string or a list of arguments.  The options are those of `queuectl enqueue`, with _ for -; a
+        duration may be a timedelta, a time a datetime, a directory a Path.  `for` is a word of Python: use `for_`.
+        """
+        given = {name.rstrip("_"): value for name, value in locals().items() if value is not None and name != "self"}
+        with self._guard as store:
+            return store.enqueue(**from_python(given))
+
+    def enqueue_many(self, jobs) -> "list[int]":
+        """Store many jobs, all or none; return their ids in order.
+
+        `jobs` is any iterable.  A job is a command as `enqueue` takes it, or a dict with a `command` and options of `enqueue`.
+        """
+        if isinstance(jobs, (str, bytes, dict)):
+            raise UserError("several jobs must be a list of commands, not %s: use `enqueue` for one" % quoted(jobs))
+        with self._guard as store:
+            return store.enqueue_many([job if job.__class__ is str else from_python(job) for job in jobs])
+
+    def run(self, commands, count: "int | None" = None) -> "list[JobInfo]":
+        """Run jobs now, `count` at a time (default: the available cores), as `queuectl run` does; return them when all have ended.
+
+        `commands` is what `enqueue_many` takes.  The jobs run in workers of their own, and their output is kept: see `output`.
+        """
+        import json
+        if isinstance(commands, (str, bytes, dict)):
+            raise UserError("several jobs must be a list of commands, not %s" % quoted(commands))
+        jobs = [job if isinstance(job, dict) else {"command": job} for job in map(from_python, commands)]
+        if not jobs:
+            return []
+        with self._guard as store:
+            return [JobInfo(job) for job in jobs_of_run(store, "\n".join(map(json.dumps, jobs)), count)]
+
+    def job(self, ref) -> JobInfo:
+        """Return the job with this id or name, or raise UserError."""
+        with self._guard as store:
+            return JobInfo(store.look.job(from_python(ref)))
+
+    def jobs(self, states=(), limit: int = 0) -> "list[JobInfo]":
+        """Return jobs in these states (default: all), newest first, at most `limit` (0: 1,000)."""
+        if isinstance(states, (str, bytes)):
+            raise UserError('states must be a list such as ["pending"], not %s' % quoted(states))
+        states = [parse_choice(state, "a state", STATES) for state in states]
+        with self._guard as store:
+            return [JobInfo(job) for job in store.look.jobs(states, parse_number(limit, "limit", 0, 10**12, whole=True))]
+
+    def history(self, ref) -> list:
+        """Return every attempt of a job ever begun, oldest first; the one that runs has no end and the outcome `running`."""
+        with self._guard as store:
+            return [attempt._replace(started_at=aware(attempt.started_at), finished_at=aware(attempt.finished_at),
+                                     error=error_text(attempt)) for attempt in store.look.history(store.look.job(from_python(ref)).id)]
+
+    def counts(self, queue: "str | None" = None) -> "dict[str, int]":
+        """Return how many jobs are in each state."""
+        with self._guard as store:
+            return store.queues.counts(queue)
+
+    def output(self, ref, attempt: "int | None" = None) -> str:
+        """Return what a job has printed so far in an attempt (default: the latest); "" if it printed nothing.
+
+        Bytes that are not valid UTF-8 become U+FFFD.
+        """
+        with self._guard as store:
+            job = store.look.job(from_python(ref))
+            attempt = job.attempt if attempt is None else parse_number(attempt, "attempt", 1, max(1, job.attempt), whole=True)
+            try:
+                with open(output_of(store, job, attempt), "rb", opener=no_link) as file:
+                    return file.read().decode("utf-8", "replace")
+            except FileNotFoundError:
+                return ""
+
+    def wait(self, ids, timeout: "float | str | None" = None):
+        """Wait until jobs have ended; return them, or raise TimedOut after `timeout`.
+
+        `ids` is an id or name, which gives one job, or several, which give a list.
+        """
+        limit = None if timeout is None else time.monotonic() + parse_duration(from_python(timeout), "timeout")
+        with self._guard as store:
+            left, seen = self._ids(store, ids), None
+            found = dict.fromkeys(left)
+            while left:
+                changes = store.db.changes()
+                if changes != seen:
+                    seen = changes
+                    found.update((job_id, store.look.job(job_id)) for job_id in left)
+                    left = [job_id for job_id in left if found[job_id].state not in FINAL]
+                elif limit is not None and time.monotonic() >= limit:
+                    raise TimedOut("%s still unfinished after %s: %s" % (plural(len(left), "job"), timeout, ", ".join(map(str, left[:5]))))
+                else:
+                    time.sleep(0.01)
+        jobs = [JobInfo(job) for job in found.values()]
+        return jobs[0] if self._is_one(ids) else jobs
+
+    def cancel(self, ids) -> "list[tuple[int, str]]":
+        """Cancel jobs; return (id, result): `cancelled`, `asked` (its worker ends it at once), `cancelled already`, or its state."""
+        with self._guard as store:
+            return store.life.cancel(self._ids(store, ids))
+
+    def retry(self, ids) -> "list[tuple[int, str]]":
+        """Run finished jobs again; return (id, result).
+
+        The result is `pending`; `due now` for a job that waited for its backoff; `pending already`; or the state of a job that
+        was left as it is.
+        """
+        with self._guard as store:
+            return [(job_id, result.state if isinstance(result, Refused) else result)
+                    for job_id, result in store.life.retry(self._ids(store, ids))]
+
+    def _is_one(self, ids) -> bool:
+        return isinstance(ids, (int, str, JobInfo))
+
+    def _ids(self, store, ids) -> list:
+        """Return the ids of jobs that the caller named, one or several, by id or name; a number that no job has stays."""
+        found = []
+        for ref in map(from_python, [ids] if self._is_one(ids) else ids):
+            found.append(ref if isinstance(ref, int) and not isinstance(ref, bool) else store.look.job(ref).id)
+        return found
+
+
+def jobs_of_run(store, text: str, count) -> list:
+    """Return the jobs that a `run` of these lines has worked, in order."""
+    import subprocess
+    import tempfile
+    fd, path = tempfile.mkstemp(prefix="python-")
+    words = [] if count is None else ["--count", str(parse_number(count, "count", 1, MOST_WORKERS, whole=True))]
+    try:
+        with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
+        done = subprocess.run([sys.executable, "-IS", os.path.abspath(__file__), "--db", store.db.path, "run", *words, "--file", path],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    finally:
+        remove(path)
+    if done.returncode not in (0, 1):
+        raise UserError(done.stderr.decode("utf-8", "replace").strip().rpartition("error: ")[2] or "`run` was interrupted")
+    batch = next(row.id for row in store.queues.batches(0) if row.label == os.path.basename(path))
+    return [store.look.job(job_id) for job_id in store.look.select(batch=batch)]
 
 
 # == Commands ==========================================================================

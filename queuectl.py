@@ -2059,6 +2059,11 @@ class Posix(PosixOwners):
                 continue
         return rows
 
+    def has_stopped(self, group: int) -> bool:
+        """Whether no process of a group runs any more; True if nothing tells."""
+        lines = map(str.split, self._output_of("ps", "-A", "-o", "pgid=", "-o", "stat=").splitlines())
+        return not any(words[0] == str(group) and words[1][0] not in "TZ" for words in lines if len(words) == 2)
+
     def holders(self, path: str) -> list:
         """Return the pids of this user's processes that may hold the lock of `path`: here, those that can write to it."""
         pid, found = 0, set()
@@ -2459,6 +2464,18 @@ class Linux(Posix):
                     rows.append(ProcessEntry(int(name), int(words[2]), int(words[19]) / tick))
         return rows
 
+    def has_stopped(self, group: int) -> bool:
+        for process in self.processes():
+            folder = "/proc/%d/task" % process.pid
+            try:
+                for name in os.listdir(folder) if process.group == group else ():
+                    with open("%s/%s/stat" % (folder, name), "rb") as file:  # each thread: the state of a process is its first one's
+                        if file.read().rpartition(b")")[2].split()[0] not in b"TtZX":
+                            return False
+            except OSError:
+                continue
+        return True
+
     def has_marks(self, pid: int, marks):
         try:
             with open("/proc/%d/environ" % pid, "rb") as file:
@@ -2547,8 +2564,12 @@ class PosixProcess:
         return self._signal("SIGKILL")
 
     def suspend(self) -> None:
-        """Stop the whole group for a moment."""
+        """Stop the whole group for a moment, and wait for it: a write that has begun goes on to its end."""
+        limit, pause = time.monotonic() + 2.0, 0.001
         self._signal("SIGSTOP")
+        while not OS.has_stopped(self.pid) and time.monotonic() < limit:
+            time.sleep(pause)
+            pause *= 2
 
     def resume(self) -> None:
         self._signal("SIGCONT")

@@ -506,6 +506,16 @@ def test_a_long_log_keeps_head_and_tail_and_says_exactly_how_much_was_dropped(qu
     assert call(queue, "logs", 1, "-n", 1)[1] == line % 29999
 
 
+@posix_only("a stop that waits for the end of a write")
+def test_what_is_dropped_is_counted_though_the_job_is_stopped_in_the_middle_of_a_write(queue):
+    queue.cli("config", "set", "log_limit", "64KiB")
+    work_off(queue, {"command": queue.script("import os\npart = (b'x' * 99 + b'\\n') * 80000\nfor _ in range(20):\n"
+                                             "    left = part\n    while left: left = left[os.write(1, left):]")})
+    kept = queue.cli("logs", 1).stdout
+    head, dropped, tail = re.fullmatch(r"(?s)(.*)\n\[queuectl: (\d+) bytes of output dropped here[^\n]*\]\n(.*)", kept).groups()
+    assert len(head) + int(dropped) + len(tail) == 20 * 80000 * 100
+
+
 @pytest.mark.slow
 def test_logs_f_of_a_job_that_floods_its_output_says_what_is_missing_and_ends_with_its_end(queue):
     queue.cli("config", "set", "log_limit", "64KiB")

@@ -156,7 +156,8 @@ CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL;
 CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
   seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
-  outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, error TEXT);
+  outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, error TEXT,
+  output INTEGER);                           -- bytes that the attempt wrote; NULL: not known
 CREATE INDEX history_job ON history(job);
 CREATE TABLE env(                            -- environments, and what jobs read
   id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
@@ -293,6 +294,7 @@ MIGRATIONS = (
         "ALTER TABLE tally ADD COLUMN le8 INTEGER NOT NULL DEFAULT 0",
         "DROP TRIGGER job_moved", "job_moved", "mishap", "history_counted",
         "ALTER TABLE job ADD COLUMN labels TEXT",
+        "ALTER TABLE history ADD COLUMN output INTEGER",
         "DROP INDEX job_name",
         "CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL AND state IN ('pending','processing','failed')",
         "CREATE INDEX job_named ON job(name) WHERE name IS NOT NULL",
@@ -733,6 +735,29 @@ def parse_umask(raw, what: str) -> int:
     return int(text, 8)
 
 
+def parse_patterns(raw, what: str) -> str:
+    """Return patterns of names, as in `PATH HOME LC_*`, separated by single blanks; `none` keeps nothing."""
+    words = parse_text(raw, what).split()
+    if not words or any("=" in word for word in words):
+        raise UserError("%s must be names of environment variables, as in 'PATH HOME LC_*', not %s" % (what, quoted(raw)))
+    return " ".join(words)
+
+
+def kept(env: bytes, patterns: str) -> bytes:
+    """Return the entries of an environment (K=V between NULs) whose names match one of the patterns."""
+    if patterns == "*":
+        return env
+    from fnmatch import fnmatch
+    names = patterns.split()
+    return b"\0".join(entry for entry in env.split(b"\0")
+                      if any(fnmatch(entry[:entry.find(b"=", 1)].decode("utf-8", "replace"), name) for name in names))
+
+
+# What --clean-env keeps: what programs need to find each other, their user, language and files for a while.
+CLEAN_ENV = ("PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TMPDIR TEMP TMP SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT "
+             "USERPROFILE APPDATA LOCALAPPDATA PROGRAMDATA PROGRAMFILES*")
+
+
 def quote_for_sh(words) -> str:
     """Return the line with which a POSIX shell runs exactly this argument list."""
     return " ".join(word if word and not word.strip(PLAIN) else "'" + word.replace("'", "'\"'\"'") + "'" for word in words)
@@ -776,11 +801,12 @@ SETTINGS = {
     "on_dead": Setting("", parse_command, str, "command to enqueue when a job has died"),
     "on_idle": Setting("", parse_command, str, "command to enqueue when nothing is left to do"),
     "shell": Setting(SHELL, parse_text, str, "what runs the command lines that are enqueued from now on: bash, pwsh, ..."),
+    "env_keep": Setting("*", parse_patterns, str, "which environment variables a job keeps, as in 'PATH HOME LC_*' (* is all)"),
     "sync": Setting("normal", one_of("normal", "full"), str,
                     "`full`: workers sync each result to the disk too"),
 }
 # A job copies these when it is enqueued.  The others are read at each use, so a change reaches running workers.
-FIXED_SETTINGS = ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell")
+FIXED_SETTINGS = ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell", "env_keep")
 
 
 def setting_key(raw) -> str:
@@ -854,6 +880,7 @@ after_any    .    refs     ID       .            edit,cron     start when these 
 after_batch  .    refs     BATCH    .            edit,cron     start when all jobs of this batch have ended
 cwd          .    dir      DIR      cwd          edit,cron     directory to run in (this one)
 env          .    env      K=V      .            edit,cron     one more environment variable (may be repeated)
+clean_env    .    flag     .        .            edit,cron,run keep only PATH, HOME, LANG and the like of the environment
 shell        .    text     SHELL    shell        edit,cron     what runs the command line: bash, pwsh, a path (%s)
 stdin        .    stdin    FILE     .            edit,cron     what it reads, kept with it: a file of up to 1 MiB (-: standard input)
 umask        .    umask    MASK     umask        edit,cron     the umask of its files, as in 027 (this one)
@@ -1480,6 +1507,21 @@ class Files:
                 move(path, log)
         except FileNotFoundError:
             pass  # moved already, before a crash
+
+    def copy_logs(self, target) -> None:
+        """Copy all logs to the directory of another database, whose Files `target` has."""
+        if os.path.lexists(target.root):
+            raise UserError("%s exists: give another name" % plain(target.root))
+        target.make()
+        for folder, _, names in os.walk(self.logs):
+            there = os.path.join(target.logs, os.path.relpath(folder, self.logs))
+            make_directory(there)
+            for name in names:
+                try:
+                    with open(os.path.join(folder, name), "rb", opener=no_link) as source, create(os.path.join(there, name)) as copy:
+                        copy_bytes(source, copy, 2 ** 50)
+                except FileNotFoundError:
+                    pass  # its job has just been removed
 
     def remove_logs(self, jobs) -> None:
         """Remove the logs of these jobs, and each directory that is then empty."""
@@ -3700,7 +3742,7 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
 
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
-Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration signal", defaults=(None,))
+Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration signal output", defaults=(None, None))
 SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
 WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place job")
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
@@ -3708,7 +3750,8 @@ Ended = namedtuple("Ended", "at outcome duration queue command state waited")  #
 Batch = namedtuple("Batch", "id label total unfinished created_at")
 Stored = namedtuple("Stored", "ids batch newest duplicates")  # ids: as ranges; newest: the last job before; duplicates: see Plan
 Event = namedtuple("Event", "seq at job event state attempt worker exit_code signal error started_at duration")
-Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error")
+Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error output",
+                     defaults=(None,))
 
 
 WAIT_FOR_LOCK = "waits for the database, which another program has locked"
@@ -3991,6 +4034,12 @@ def add_to_ranges(ranges: list, ids) -> None:
             ranges.append(range(job_id, job_id + 1))
 
 
+def job_env(base: bytes, options: dict) -> bytes:
+    """Return the environment of a job with these options, from the one of whoever enqueues it."""
+    base = kept(base, CLEAN_ENV) if options.get("clean_env") else base
+    return OS.merge(base, options["env"]) if "env" in options else base
+
+
 def time_columns(options: dict, now: float) -> dict:
     """Return the columns of the time options; `ttl` and `delay` count from `now`."""
     columns = {"expires_at": options["ttl"] and now + options["ttl"]} if "ttl" in options else {}
@@ -4018,6 +4067,7 @@ class Plan:
         self._hook = hook
         self._cwd = cwd
         self.batch = None
+        self._ours = base is None  # whether the jobs get the environment of this process
         self._base = OS.environment() if base is None else base
         self._umask = OS.umask() if base is None else None
         self.items = []        # a command, or (where, columns, options)
@@ -4058,6 +4108,8 @@ class Plan:
         common = {key: defaults[key] for key in ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max")}
         common.update(shell=None if defaults["shell"] == SHELL else defaults["shell"], umask=self._umask)
         common.update(self._fixed)
+        if self._ours:
+            self._base = kept(self._base, defaults["env_keep"])
         common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=reserved_for, schedule=self._schedule,
                       hook=self._hook, run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
         ids, stored, start = [], 0, 0
@@ -4117,7 +4169,7 @@ class Plan:
                 self.duplicates.append((where, duplicate))
                 return duplicate
         columns = {**common, **columns, **time_columns(options, now)}
-        columns["env"] = self._env(OS.merge(self._base, options["env"]) if "env" in options else self._base)
+        columns["env"] = self._env(job_env(self._base, options))
         if "stdin" in options:
             columns["stdin"] = self._env(options["stdin"])
             self._uses[columns["stdin"]] += 1
@@ -4913,8 +4965,8 @@ class Life(Part):
             self._pass_key(job._replace(state="pending"), now)
         if "queue" in columns:
             self._store.queues.need(columns["queue"])
-        if "env" in options:
-            columns["env"] = self._store.queues.swap_env(job.env, lambda data: OS.merge(data, options["env"]))
+        if "env" in options or "clean_env" in options:
+            columns["env"] = self._store.queues.swap_env(job.env, lambda data: job_env(data, options))
         if "stdin" in options:
             columns["stdin"] = self._store.queues.swap_env(job.stdin, lambda data: options["stdin"])
         if columns:
@@ -4992,9 +5044,9 @@ class Claims(Part):
         if state:
             self._db.execute(
                 "INSERT INTO history(job, attempt, worker, pid, started_at, finished_at, duration, outcome, exit_code, signal, error, "
-                "state) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "state, output) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
-                 outcome.exit_code, outcome.signal, end["error"], state))
+                 outcome.exit_code, outcome.signal, end["error"], state, outcome.output))
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
                 self._db.hint(job.slots)  # others may have waited for its slots or its place in the queue's limit
         return state
@@ -5493,7 +5545,8 @@ class Schedules(Part):
         return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": misfire, "created_at": now,
                 "no_overlap": OVERLAPS.index(parse_choice(overlap or ("skip" if no_overlap else "allow"), "overlap", OVERLAPS)),
                 "next_at": now + every if every else next_run(parse_cron(spec), now, tz, rule), "boot": OS.boot(),
-                "options": json.dumps(options), "cwd": encodable(given(os.getcwd()), "this directory")}
+                "options": json.dumps(options), "env": job_env(OS.environment(), {"clean_env": parsed.get("clean_env")}),
+                "cwd": encodable(given(os.getcwd()), "this directory")}
 
     def add_all(self, rows: list, replace: bool = False) -> list:
         """Store rows of `plan`, all or none; return the times of their first runs.
@@ -5507,7 +5560,7 @@ class Schedules(Part):
                 if before and not replace:
                     raise UserError("there is a schedule %s already: give --replace, or remove it with `%s cron rm`" % (
                         quoted(row["name"]), PROGRAM))
-                row["env"] = self._store.queues.store_env(OS.environment(), 1)
+                row["env"] = self._store.queues.store_env(kept(row["env"], self._store.settings.value("env_keep")), 1)
                 if before:
                     if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:
                         row["next_at"] = before[3]
@@ -5516,6 +5569,30 @@ class Schedules(Part):
                 self._db.execute("INSERT INTO schedule(" + ", ".join(row) + ") VALUES(" + ", ".join(":" + key for key in row) + ")", row)
             self._db.hint()
         return [row["next_at"] for row in rows]
+
+    def edit(self, name: str, options: dict, spec=None, every=None, tz=None, misfire=None, overlap="") -> None:
+        """Change a schedule: its times, or options of its job and `command`; what is not given stays, and "" takes an option away."""
+        schedule = self.get(name)
+        job = dict(stored_job(schedule.options))
+        for key, value in options.items():
+            if key == "env":
+                value = {**parse_env(job.get("env", {})), **parse_env(value)}
+            job.pop({"at": "delay", "delay": "at"}.get(key), None)
+            job[key] = value
+        job = {key: value for key, value in job.items() if value not in ("", [""])}
+        if spec is None and every is None:
+            spec, every = schedule.spec, schedule.every
+        row = self.plan(name, spec, every, job, tz or schedule.tz, misfire or schedule.misfire,
+                        overlap=overlap or OVERLAPS[schedule.no_overlap])
+        if (row["spec"], row["every"], row["tz"]) == (schedule.spec, schedule.every, schedule.tz) and (schedule.next_at or NEVER) < NEVER:
+            del row["next_at"]
+        for column in ("name", "created_at", "boot", "cwd", "env"):
+            del row[column]
+        with self._db.undo, Transaction(self._db):
+            if options.get("clean_env"):
+                row["env"] = self._store.queues.swap_env(schedule.env, lambda data: kept(data, CLEAN_ENV))
+            self._set(schedule, error=None, **row)
+            self._db.hint()
 
     def settle_zones(self) -> None:
         """Give schedules of an earlier release the zone that they were added in: their environment's, or otherwise this machine's."""
@@ -5845,6 +5922,17 @@ class Look(Part):
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
 
 
+NO_ENV = b"\0"  # in an export without environments; whoever imports it gives the jobs the own one
+
+
+def without_env(options) -> str:
+    """Return the options of a schedule's job, JSON, without the environment variables among them."""
+    import json
+    job = stored_job(options)
+    job.pop("env", None)
+    return json.dumps(job)
+
+
 class Keep(Part):
     """Retention, removal, export and import, backup, check and repair."""
 
@@ -5902,17 +5990,24 @@ class Keep(Part):
             results += [(job, "removed" if states[job] in FINAL else states[job]) for job in some if job in states]
         return results
 
-    def export(self):
-        """Yield every row of every table that makes up the queue, as (table, row as a dict), from one snapshot."""
+    def export(self, env: bool = True):
+        """Yield every row of every table that makes up the queue, as (table, row as a dict), from one snapshot.
+
+        Without `env`, leave out the environments of jobs, and the variables that schedules were given.
+        """
         with self._db.undo, self._db.undo:  # twice, as with Transaction: an interrupt may come in place of one __exit__
             self._db.patiently(lambda: self._db.execute("BEGIN"))
-            count = 0
+            count, inputs = 0, {row[0] for row in self._db.execute("SELECT DISTINCT stdin FROM job WHERE stdin IS NOT NULL")}
             for table in self.TABLES:
                 cursor = self._db.execute("SELECT * FROM " + table)
                 names = next(zip(*cursor.description))
-                for row in cursor:
+                for row in map(lambda row: dict(zip(names, row)), cursor):
                     count += 1
-                    yield table, dict(zip(names, row))
+                    if not env and table == "env" and row["id"] not in inputs:
+                        row["data"] = NO_ENV
+                    elif not env and table == "schedule":
+                        row["options"] = without_env(row["options"])
+                    yield table, row
             yield "end", {"rows": count}  # without this row the file was cut short
 
     def restore(self, rows) -> int:
@@ -5934,6 +6029,8 @@ class Keep(Part):
                 self._store.queues.open_tally(name)  # also for a queue that came with the rows
             self._db.execute("UPDATE job SET pool=NULL, gate=CASE gate WHEN 5 THEN 0 ELSE gate END WHERE pool IS NOT NULL")
             self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, attempts=max(0, attempts-1) WHERE state='processing'")
+            self._db.execute("UPDATE env SET data=? WHERE data=?", (kept(
+                OS.environment(), self._store.settings.value("env_keep")), NO_ENV))
             self._store.queues.recount()
             self._db.hint(1)
             return self._db.execute("SELECT count(*) FROM job").fetchone()[0]
@@ -5980,8 +6077,8 @@ class Keep(Part):
         if table == "config":
             parse_setting(setting_key(row.get("key")), row.get("value"))
 
-    def backup(self, path: str) -> None:
-        """Make a consistent copy of the database while it is in use; `path` must not exist."""
+    def backup(self, path: str, logs: bool = False) -> None:
+        """Make a consistent copy of the database while it is in use, and with `logs` one of the logs; `path` must not exist."""
         part = path + ".part"
         try:
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -5999,6 +6096,8 @@ class Keep(Part):
                 mine.db.mark()  # if the copy is put back beside a -wal of the original, that is recognised as foreign
             if os.path.exists(path):
                 raise UserError("%s exists: give another name" % plain(path))
+            if logs:  # after the database: each attempt that it knows has its log by now
+                self._db.files.copy_logs(Files(path))
             os.replace(part, path)
         finally:
             remove(part)
@@ -6227,6 +6326,7 @@ class Runner:
         self._path = files.output(worker)
         self._scheduling = OS.defer_to_jobs()
         self._dropped = 0
+        self._written = None     # how many bytes the last attempt wrote
         self._strays = set()     # signals that may have reached the last process before it had a session of its own
         self.kept = True         # whether the last output is where its log should be
 
@@ -6254,7 +6354,7 @@ class Runner:
                                    "released": "stopped by a shutdown"}[ending]
         elif signal in self._strays:
             kind, signal, error = "released", None, "a signal to the workers reached it as it started"
-        return Outcome(job, kind, exit_code, error, process.pid, started, duration, signal)
+        return Outcome(job, kind, exit_code, error, process.pid, started, duration, signal, self._written)
 
     # -- start --
 
@@ -6442,6 +6542,7 @@ class Runner:
     def _try_to_keep(self, job, spare: bool) -> None:
         if self._output is not None:
             size = self._limit_output()
+            self._written = size + self._dropped
             if self._dropped:
                 self._join_tail()
             os.close(self._output)
@@ -7422,6 +7523,11 @@ def history_report(store, job) -> list:
 def running(store, job, attempt: int) -> bool:
     """Whether an attempt still writes; if its end can't be recorded yet, it already has its log."""
     return job.state == "processing" and job.attempt == attempt and not os.path.exists(store.db.files.log(job.id, attempt))
+
+
+def wrote(store, job, attempt: int) -> bool:
+    """Whether the history says that an attempt wrote something: then a log that is missing was not copied with the queue."""
+    return any(found.attempt == attempt and found.output for found in store.look.history(job.id))
 
 
 def output_of(store, job, attempt: int) -> str:
@@ -8635,7 +8741,8 @@ class Queue:
                 snooze: "float | str | timedelta | None" = None, slots: "int | None" = None, key: "str | None" = None,
                 unique: "str | None" = None, for_: "float | str | timedelta | None" = None, after: "int | str | list | None" = None,
                 after_any: "int | str | list | None" = None, after_batch: "int | str | list | None" = None,
-                cwd: "str | os.PathLike | None" = None, env: "dict[str, str] | None" = None, shell: "str | None" = None,
+                cwd: "str | os.PathLike | None" = None, env: "dict[str, str] | None" = None,
+                clean_env: "bool | None" = None, shell: "str | None" = None,
                 stdin: "str | bytes | None" = None, umask: "str | None" = None, hold: "bool | None" = None) -> int:
         """Store one job and return its id, or with `unique` the id of the duplicate that is there already.
 
@@ -9648,7 +9755,8 @@ def cmd_logs(args) -> None:
             if job.attempt == 0:
                 talk("job %d has not run yet" % job.id)
             elif job.state != "processing" and not os.path.exists(store.db.files.log(job.id, first)):
-                talk("job %d wrote nothing in attempt %d" % (job.id, first))
+                talk(("job %d, attempt %d: its log was not copied, or is removed" if wrote(store, job, first) else
+                      "job %d wrote nothing in attempt %d") % (job.id, first))
         write = output_writer(len(ids) > 1)
         while readers:
             readers = [reader for reader in readers if reader.read(write, args.follow)]
@@ -10348,6 +10456,21 @@ def cmd_cron_add(args) -> None:
         verdict("S" + next_text(store.schedules.get(name))[1:])
 
 
+def cmd_cron_edit(args) -> None:
+    refuse_both(args, "cron", "every")
+    options = job_options(args)
+    if args.command is not None:
+        options["command"] = shell_command(args.command)
+    times = {"spec": args.cron, "every": args.every, "tz": args.tz, "misfire": args.misfire, "overlap": args.overlap}
+    if not options and not any(times.values()):
+        raise UserError("nothing to change: give an option such as --cron, --command or --timeout")
+    if args.cron is not None:
+        parse_cron(args.cron)
+    with open_queue(args) as store:
+        store.schedules.edit(args.name, options, **times)
+        verdict("S" + next_text(store.schedules.get(args.name))[1:])
+
+
 def next_text(schedule) -> str:
     """Return the line for a user who has added or resumed a schedule: when it runs next."""
     if schedule.paused:
@@ -10583,8 +10706,9 @@ def cmd_backup(args) -> None:
     if os.path.exists(path):
         raise UserError("%s exists: give another name" % plain(path))
     with open_queue(args) as store:
-        store.keep.backup(path)
-    verdict("Copied the queue to %s (logs are not in it)" % plain(path))
+        store.keep.backup(path, args.logs)
+    verdict("Copied the queue to %s (%s)" % (plain(path), "its logs are in %s.d" % plain(path) if args.logs else
+                                             "without the logs of its jobs: --logs copies them too"))
 
 
 def cmd_doctor(args) -> int:
@@ -10727,7 +10851,7 @@ def cmd_export(args) -> None:
     if args.output is not None:
         return export_to(args, args.output)
     with open_queue(args) as queue, tempfile.TemporaryFile("w+") as file:
-        write_rows(queue, file)  # into a file first: a slow reader must not keep the transaction open
+        write_rows(queue, file, not args.no_env)  # into a file first: a slow reader must not keep the transaction open
         file.seek(0)
         for line in file:
             sys.stdout.write(line)
@@ -10741,16 +10865,16 @@ def export_to(args, path: str) -> None:
         raise UserError("%s exists: give another name" % plain(path)) from None
     try:
         with open(fd, "w") as file, open_queue(args) as queue:
-            write_rows(queue, file)
+            write_rows(queue, file, not args.no_env)
     except BaseException:
         remove(path)
         raise
     verdict("Exported the queue to %s" % plain(path))
 
 
-def write_rows(store, file) -> None:
+def write_rows(store, file, env: bool) -> None:
     import json
-    for table, row in store.keep.export():
+    for table, row in store.keep.export(env):
         row = {key: {"hex": value.hex()} if isinstance(value, bytes) else value for key, value in row.items()}
         file.write(json.dumps({"table": table, "row": row}) + "\n")
 
@@ -10999,19 +11123,26 @@ queue-limit    limit          N         .        .     jobs that run at once, ov
 queue-rate     name           NAME      .        .     name of a queue
 queue-rate     rate           N/UNIT    .        .     starts per s, m, h or d, evenly spaced, as in 10/m; none: no limit
 batch-show     id             B         .        .     number of a batch, or `last`
-cron-add       --every        DURATION  interval .     time between two runs, instead of a cron line
-cron-add       --tz           ZONE      .        .     time zone of the cron line, such as Europe/Berlin or UTC (the local one)
+cron-edit      name           NAME      .        .     name of a schedule
+cron-edit      --cron         LINE      .        .     when it runs, as in '30 2 * * *'
+cron-edit      --command      COMMAND   .        .     the shell command to run
+cron-add,cron-edit --every    DURATION  interval .     time between two runs, instead of a cron line
+cron-add,cron-edit --tz       ZONE      .        .     time zone of the cron line, such as Europe/Berlin or UTC (the local one)
 cron-add       --misfire      RULE      misfire  once  what becomes of a time missed while nothing ran: once or skip (once)
 cron-add       --overlap      OVERLAP   overlap  allow while a job of it is unfinished: skip, queue, replace it, or allow both (allow)
-cron-add       --no-overlap   .         .        overlap=skip the same as --overlap skip
+cron-edit      --misfire      RULE      misfire  .     what becomes of a time missed while nothing ran: once or skip
+cron-edit      --overlap      OVERLAP   overlap  .     while a job of it is unfinished: skip, queue, replace or allow
+cron-add,cron-edit --no-overlap  .         .        overlap=skip the same as --overlap skip
 cron-add       --replace      .         .        .     replace a schedule of this name
 cron-load      file           FILE      .        .     a crontab (-: standard input)
 cron-load      --replace      .         .        .     replace schedules of the same names
 cron-list      --crontab      .         .        .     print a crontab; what a crontab can't express becomes a comment
 config-set     value          VALUE     .        .     the new value
 backup         file           FILE      .        .     path of the copy; must not exist
+backup         --logs         .         .        .     copy the logs too, into FILE.d
 doctor         --fix          .         .        .     repair what can be repaired
 export         --output       FILE      .        .     write to FILE, which only you can read; it must not exist
+export         --no-env       .         .        .     leave out the environments of the jobs; whoever imports it gives them the own one
 import         file           FILE      .        .     the output of `export` (-: standard input)
 completion     shell          SHELL     .        .     bash, zsh, fish or powershell
 service        kind           SERVICE   .        .     systemd (of this user), systemd-system, launchd or windows
@@ -11091,6 +11222,8 @@ COMMAND_GROUPS = (
         command("batch show", cmd_batch_show, "json", "show the progress of a batch", "batch show 3", shows=True),
         command("cron add", cmd_cron_add, "job", "enqueue a job again and again, by a cron line or an interval",
                 "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
+        command("cron edit", cmd_cron_edit, "job", "change a schedule: its times, its command, options of its jobs",
+                "cron edit nightly --cron '0 3 * * *' --timeout 1h"),
         command("cron list", cmd_cron_list, "json", "show the schedules, with their next run", "cron list",
                 shows=True),
         command("cron load", cmd_cron_load, "", "make schedules of a crontab", "cron load crontab.txt"),

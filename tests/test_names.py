@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import SCRIPT, WINDOWS, posix_only
+from conftest import SCRIPT, posix_only
 from life import bury, claim, finish
 
 queuectl = pytest.importorskip("queuectl") if SCRIPT.exists() else None

@@ -88,6 +88,7 @@ LOOK_S = 1.0                 # how often a supervisor checks for lost hints
 MISSING_S = 10.0             # how long a worker's lock file may be missing, if nothing else tells whether the worker lives
 GIVE_UP_S = 2.0              # how long a worker told to end now retries to record its job's outcome
 END_NOW_S = 8.0              # a worker told to end now is killed this long after kill_grace
+SPARE_S = 4.0                # how long a job that stopped its own worker may go on; kill_grace and the record of its end follow
 MISFIRE_S = 60.0             # a schedule that fires later than this has misfired
 NEVER = 10.0**11              # next_at of a schedule without a next time: @reboot, or a broken one
 MISFIRES = ("once", "skip")   # what becomes of a time that a schedule missed
@@ -2051,6 +2052,11 @@ class Posix(PosixOwners):
         os.close(fd)
         return None
 
+    def drop(self, path: str, fd: int) -> None:
+        """Remove the lock file of a descriptor, then release the lock: whoever opened the file before sees that it is lost."""
+        remove(path)
+        os.close(fd)
+
     def is_lost(self, path: str, fd: int) -> bool:
         """Whether a path no longer leads to the locked file of a descriptor."""
         try:
@@ -3140,6 +3146,11 @@ class Windows(System):
             return self._open(path, 1, 3)  # OPEN_EXISTING
         except BlockingIOError:
             return None
+
+    def drop(self, path: str, fd: int) -> None:
+        """Release a lock, then remove its file: nobody can delete an open file."""
+        os.close(fd)
+        remove(path)
 
     def is_lost(self, path: str, fd: int) -> bool:
         """Return False: nobody can delete an open file."""
@@ -5417,16 +5428,20 @@ class Workers(Part):
                 self._store.claims.record(worker, outcome, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
 
+    def stray_files(self) -> list:
+        """Return the paths of files that belong to workers and supervisors that are not listed, and that none holds."""
+        listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
+        folder = self._db.files.workers
+        paths = [os.path.join(folder, name) for name in (sorted(os.listdir(folder)) if os.path.isdir(folder) else ())
+                 if name.split(".")[0].lstrip("s").isdigit() and name.split(".")[0] not in listed]
+        return [path for path in paths if not OS.is_held(path)]
+
     def sweep(self) -> None:
         """Release jobs and remove files of workers and supervisors that are not listed: a killed rescuer left them."""
         with self._db.undo, Transaction(self._db) as now:  # nobody registers meanwhile
             self.release_unlisted("crashed", "worker died", now)
-            listed = {name for name, in self._db.execute("SELECT CAST(id AS TEXT) FROM worker UNION ALL SELECT 's'||id FROM supervisor")}
-            for name in os.listdir(self._db.files.workers):
-                path = os.path.join(self._db.files.workers, name)
-                number = name.split(".")[0]
-                if number.lstrip("s").isdigit() and number not in listed and not OS.is_held(path):
-                    remove(path)
+            for path in self.stray_files():
+                remove(path)
 
     def begin_wait(self, job: int, ids: list) -> set:
         """Record that a running job waits for others; return those that can't end before it, which it must not wait for."""
@@ -6327,6 +6342,7 @@ class Runner:
         self._scheduling = OS.defer_to_jobs()
         self._dropped = 0
         self._written = None     # how many bytes the last attempt wrote
+        self._spared_at = 0.0    # when the worker was told to end now
         self._strays = set()     # signals that may have reached the last process before it had a session of its own
         self.kept = True         # whether the last output is where its log should be
 
@@ -6473,8 +6489,10 @@ class Runner:
         asked = self._asked(job) if look or now_asked or self._signals.orphaned() else 0  # nobody signals an orphan
         if asked == CANCEL:
             return "cancelled"
-        if now_asked and asked != SPARE:
-            return "released"
+        if now_asked:
+            self._spared_at = self._spared_at or now
+            if asked != SPARE or now >= self._spared_at + SPARE_S:
+                return "released"
         return "timeout" if now >= deadline else None
 
     def _clear(self, process) -> None:
@@ -6716,9 +6734,10 @@ class Worker:
         except (sqlite3.Error, OSError, QueueGone):
             pass  # the lock becomes free, so the next supervisor removes the row
         self._store.close()
-        os.close(self._lock)
         if gone:
-            remove(self._lock_path)  # Windows can't remove an open file
+            OS.drop(self._lock_path, self._lock)
+        else:
+            os.close(self._lock)
 
     def _stopping(self) -> bool:
         return bool(self._signals.stopping) or self._signals.orphaned()
@@ -6891,48 +6910,71 @@ def work(spec, signals, log) -> None:
         log("trouble", why=internal_error(error))
 
 
-def rescue(store, worker, log) -> bool:
-    """Release the job of a dead worker once nothing is left of the attempt.
+# A process that acquires a worker's lock knows that the worker is dead, and one that finds the lock of its attempt's output
+# free knows that nothing of the attempt lives.  Supervisors, `worker stop` and `doctor` release the dead by the next four functions.
 
-    The worker's lock tells whether the worker is dead; the lock of the attempt's output tells whether any of its
-    processes lives.  Return False if either is still held: try again later.
+def dead_supervisors(store) -> set:
+    """Return the ids of the supervisors that are listed, but dead.  Ask this before for workers: a worker registers with a listed one."""
+    return {supervisor.id for supervisor in store.workers.supervisors() if not OS.is_held(store.db.files.lock("s%d" % supervisor.id))}
+
+
+def release_dead(store, supervisors: set, workers: list, release) -> list:
+    """Call `release(worker)` for each of these workers; return those for which it is false: alive, or not to be released yet.
+
+    Remove those of these dead supervisors that have none of them.
     """
+    left = [worker for worker in workers if not release(worker)]
+    for supervisor in sorted(supervisors - {worker.supervisor for worker in left}):
+        store.workers.remove_supervisor(supervisor)
+    return left
+
+
+def rescue(store, worker, log=lambda event, **facts: None) -> bool:
+    """Release a dead worker and its job once nothing is left of the attempt; return False if either still lives: try again later."""
     files = store.workers.files_of(worker)
-    lock = take_from_dead(store, worker, files.lock(worker.id))
+    path = files.lock(worker.id)
+    done, made = False, not os.path.exists(path)
+    lock = take_from_dead(store, worker, path)
     if lock is None:
         return False
-    released = False
     try:
         job = store.claims.job_of_worker(worker.id)
-        if job is None:
-            store.workers.release_dead(worker.id, None)
-            released = True
-            remove(files.output(worker.id))
-            return True
-        content = read_lock(files.lock(worker.id))
-        group = content.group if content and (content.job, content.attempt) == (job.id, job.attempt) else 0
-        outcome = recorded_end(content, job)
-        if outcome is None:
-            left = end_attempt(store, files, worker, job, content, group)
-            if left is not None:
-                write_status(lock, "died, and what its attempt left behind must end first%s" % (
-                    ": process %s" % ", ".join(map(str, left)) if left else ""))
-                return False
-            duration = max(0.0, time.time() - job.started_at)
-            outcome = Outcome(job, "crashed", None, "worker died", group or None, job.started_at, duration)
-        files.keep(worker.id, job.id, job.attempt)
+        outcome = last_outcome(store, files, worker, job, lock) if job is not None else None
+        if job is not None and outcome is None:
+            made = False  # what is waited for stands in the file
+            return False
+        if outcome is not None:
+            files.keep(worker.id, job.id, job.attempt)
         store.workers.release_dead(worker.id, outcome)
-        released = True
+        done = True
         remove(files.output(worker.id))
-        if outcome.kind == "crashed":
-            log("crashed", job=job, worker=worker.id)
-        else:
-            log("recorded", job=job, worker=worker.id, why=error_text(outcome))
+        if outcome is not None:
+            crashed = outcome.kind == "crashed"
+            log("crashed" if crashed else "recorded", job=job, worker=worker.id, why=None if crashed else error_text(outcome))
         return True
     finally:
-        os.close(lock)
-        if released:
-            remove(files.lock(worker.id))  # Windows can't remove an open file
+        if done or made:  # a file made here must not outlive a failure: if others have released the worker, nobody comes for it
+            OS.drop(path, lock)
+        else:
+            os.close(lock)
+
+
+def last_outcome(store, files, worker, job, lock: int):
+    """Return the Outcome of a dead worker's job: what the worker wrote into its lock file, or a crash.
+
+    Return None while something of the attempt lives; then the lock file says so.
+    """
+    content = read_lock(files.lock(worker.id))
+    outcome = recorded_end(content, job)
+    if outcome is not None:
+        return outcome
+    group = content.group if content and (content.job, content.attempt) == (job.id, job.attempt) else 0
+    left = end_attempt(store, files, worker, job, content, group)
+    if left is not None:
+        write_status(lock, "died, and what its attempt left behind must end first%s" % (
+            ": process %s" % ", ".join(map(str, left)) if left else ""))
+        return None
+    return Outcome(job, "crashed", None, "worker died", group or None, job.started_at, max(0.0, time.time() - job.started_at))
 
 
 def take_from_dead(store, worker, path: str):
@@ -6953,9 +6995,13 @@ def take_from_dead(store, worker, path: str):
         return None
     make_directory(os.path.dirname(path))
     try:
-        return OS.hold(path)
+        lock = OS.hold(path)
     except BlockingIOError:
         return None  # another process is about to release it
+    if OS.is_lost(path, lock):
+        os.close(lock)  # another process has just released it
+        return None
+    return lock
 
 
 def end_attempt(store, files, worker, job, content, group: int):
@@ -7403,13 +7449,11 @@ class Supervisor:
         At least once per second the locks tell who is dead.  So nobody is forgotten because an earlier try failed,
         or because the supervisor that should have done it is suspended.
         """
-        lock, pids = self.store.db.files.lock, self._workers.pids()
-        listed = {supervisor.id for supervisor in self.store.workers.supervisors()}
-        living = {number for number in listed if number == self.id or OS.is_held(lock("s%d" % number))}
-        left = [worker for worker in self.store.workers.workers() if not self._try(rescue, self.store, worker, self._log)]
+        pids = self._workers.pids()
+        dead = dead_supervisors(self.store) - {self.id}  # our own lock file may have been deleted just now
+        left = release_dead(self.store, dead, self.store.workers.workers(),
+                            lambda worker: self._try(rescue, self.store, worker, self._log))
         self._dead = {worker.id for worker in left if worker.supervisor == self.id and worker.pid not in pids}
-        for supervisor in listed - living - {worker.supervisor for worker in left}:
-            self.store.workers.remove_supervisor(supervisor)
         self._rescue_at = time.monotonic() + (0.25 if self._dead else LOOK_S)
 
     def close(self) -> None:
@@ -7422,8 +7466,7 @@ class Supervisor:
             self._wait(1.0)
         if self._store is not None:
             self._store.close()
-        os.close(self._lock)
-        remove(Files(self.database).lock("s%d" % self.id))  # again: Windows can't remove an open file
+        OS.drop(Files(self.database).lock("s%d" % self.id), self._lock)
         self._log("ended")
 
     def _leave(self) -> bool:
@@ -9563,18 +9606,14 @@ def print_why_not_stopped(store, wanted: set, how: int) -> None:
 
 def wanted_left(store, wanted: set, how: int) -> bool:
     """Whether any of these supervisors is left.  Stop the workers of a dead one and release their jobs."""
-    left = [s for s in store.workers.supervisors() if s.id in wanted]
-    for supervisor in left:
-        if not OS.is_held(store.db.files.lock("s%d" % supervisor.id)):
-            orphans = [worker for worker in store.workers.workers() if worker.supervisor == supervisor.id]
-            for worker in orphans:
-                alive = OS.is_held(store.db.files.lock(worker.id)) or (  # else the row may be a copy's, or name any process
-                    worker.place and store.workers.is_at_home(worker) and store.workers.is_alive(worker))
-                if not rescue(store, worker, lambda event, **facts: None) and alive and worker.machine == OS.machine() != "":
-                    OS.signal_worker(worker.pid, "now" if how == IMMEDIATE else "stop")
-            if not orphans:
-                store.workers.remove_supervisor(supervisor.id)
-    return bool(left)
+    dead = wanted & dead_supervisors(store)
+    workers = [worker for worker in store.workers.workers() if worker.supervisor in dead]
+    for worker in release_dead(store, dead, workers, partial(rescue, store)):
+        alive = OS.is_held(store.db.files.lock(worker.id)) or (  # else the row may be a copy's, or name any process
+            worker.place and store.workers.is_at_home(worker) and store.workers.is_alive(worker))
+        if alive and worker.machine == OS.machine() != "":
+            OS.signal_worker(worker.pid, "now" if how == IMMEDIATE else "stop")
+    return any(supervisor.id in wanted for supervisor in store.workers.supervisors())
 
 
 def cmd_worker_scale(store, args) -> None:
@@ -10786,7 +10825,7 @@ def examine_schedules(store, _fix: bool) -> list:
 def rescue_in_time(store, worker) -> bool:
     """Rescue a worker's job, but first wait until it is known whether the worker is dead; return whether it was rescued."""
     limit = time.monotonic() + MISSING_S + 2
-    while not rescue(store, worker, lambda event, **facts: None):
+    while not rescue(store, worker):
         if store.workers.is_alive(worker) is not None or time.monotonic() > limit:
             return False
         time.sleep(0.1)
@@ -10794,30 +10833,22 @@ def rescue_in_time(store, worker) -> bool:
 
 
 def examine_workers(store, fix: bool) -> list:
-    found = []
-    for worker in store.workers.workers():
-        if not store.workers.is_alive(worker):
-            repaired = fix and rescue_in_time(store, worker)
-            note = note_text(dict(wait_report(read_lock(store.db.files.lock(worker.id))), state="dead"))
-            found.append(("fixed" if repaired else "warn", "workers", "worker %d is dead%s%s" % (
-                worker.id, ", its job %d is not released yet" % worker.job if worker.job else "",
-                "; " + note if note else "")))
-    listed = {worker.supervisor for worker in store.workers.workers()}
-    for supervisor in store.workers.supervisors():
-        if not OS.is_held(store.db.files.lock("s%d" % supervisor.id)):
-            if fix and supervisor.id not in listed:
-                store.workers.remove_supervisor(supervisor.id)
-            found.append(("fixed" if fix and supervisor.id not in listed else "warn", "workers",
-                          "supervisor %d is dead: the next `worker start` releases what it left" % supervisor.id))
+    supervisors, workers, strays = dead_supervisors(store), store.workers.workers(), store.workers.stray_files()
+    dead = [worker for worker in workers if not store.workers.is_alive(worker)]
+    if fix:
+        release_dead(store, supervisors, workers, partial(rescue_in_time, store))
+        store.workers.sweep()
+    left, found = {worker.id for worker in store.workers.workers()}, []
+    for worker in dead:
+        note = note_text(dict(wait_report(read_lock(store.db.files.lock(worker.id))), state="dead"))
+        found.append(("warn" if worker.id in left else "fixed", "workers", "worker %d is dead%s%s" % (
+            worker.id, ", its job %d is not released yet" % worker.job if worker.job else "", "; " + note if note else "")))
+    left = {supervisor.id for supervisor in store.workers.supervisors()}
+    found += [("warn" if number in left else "fixed", "workers",
+               "supervisor %d is dead: the next `worker start` releases what it left" % number) for number in sorted(supervisors)]
     for number, since in store.workers.unanswered().items():
         found.append(("warn", "workers", "supervisor %d has not answered since %s: is its process stopped?" % (number, local(since))))
-    known = {str(w.id) for w in store.workers.workers()} | {"s%d" % s.id for s in store.workers.supervisors()}
-    for name in sorted(os.listdir(store.db.files.workers) if os.path.isdir(store.db.files.workers) else ()):
-        path = os.path.join(store.db.files.workers, name)
-        if name.split(".")[0] not in known and not OS.is_held(path):
-            if fix:
-                remove(path)
-            found.append(("fixed" if fix else "warn", "workers", "%s belongs to no worker" % path))
+    found += [("warn" if os.path.lexists(path) else "fixed", "workers", "%s belongs to no worker" % path) for path in strays]
     return found or [("ok", "workers", "%d at work, no stale lock" % len(store.workers.workers()))]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from conftest import not_on_fallbacks, remove_stale_clocks, wait_until
+from conftest import SCRIPT, not_on_fallbacks, remove_stale_clocks, wait_until
 from faults import Bench, Tmpfs, alive, check, database_faults, kill, limit_process, process_state, within
 
 CI = bool(os.environ.get("CI"))
@@ -484,11 +484,12 @@ def test_retention_killed_in_the_middle_is_done_by_the_next(bench, point):
 @pytest.mark.parametrize("seconds", [2.5, pytest.param(10, marks=pytest.mark.slow)])
 def test_nobody_takes_the_job_of_a_worker_that_is_stopped_and_it_is_recorded_once(bench, seconds):
     bench.queue.start(1)
-    job = bench.enqueue("sleep=%g" % (seconds / 2), "exit=0")
+    job = bench.enqueue("until=go", "exit=0")
     wait_until(lambda: bench.started(job), message="the job runs")
     bench.queue.start(1)  # another supervisor, with an idle worker
     worker = bench.worker_of(job)
     kill(worker, number=signal.SIGSTOP)
+    bench.go("go")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         now = bench.queue.job(job)
@@ -1686,3 +1687,25 @@ def test_a_network_file_system_is_refused(bench):
         path.unlink() if path.is_file() else shutil.rmtree(path)
     one_error_line(bench.patched(patch, "enqueue", "exit 0"), "network file system")
     assert not bench.queue.db.exists()
+
+
+def test_a_rescue_that_fails_leaves_no_lock_of_a_worker_that_another_has_released(tmp_path):
+    """It goes by a list that was read before, and makes the worker's lock file again to look; nobody else would come for that file."""
+    import queuectl
+    code = ("import sys; sys.path.insert(0, %r); import queuectl; store = queuectl.Store(%r); "
+            "print(store.workers.add_worker(store.workers.add_supervisor('start', 1, 'x', 1, None)[0])[0])" % (
+                str(SCRIPT.parent), str(tmp_path / "q.db")))
+    number = int(subprocess.run([sys.executable, "-IS", "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+    with queuectl.Store(str(tmp_path / "q.db")) as store:
+        [worker] = store.workers.workers()
+        lock = Path(store.db.files.lock(number))
+        store.workers.remove_worker(number)  # as another rescuer, and the worker itself, do
+        lock.unlink()
+        store.db.patience = 0.05
+        other = sqlite3.connect(str(tmp_path / "q.db"), isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError):
+            queuectl.rescue(store, worker)
+        assert not lock.exists()
+        other.close()
+        assert queuectl.rescue(store, worker) and not lock.exists()

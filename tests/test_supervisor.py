@@ -563,6 +563,18 @@ def test_a_job_may_stop_its_own_workers_and_ends_once(queue, options):
     assert queue.job(job).attempt == 1
 
 
+def test_a_job_that_stops_its_own_workers_now_and_goes_on_is_given_back_and_not_charged(queue):
+    queue.cli("config", "set", "kill_grace", "0.2s")
+    queue.start(1)
+    stop = queue.script("import subprocess, sys, time\nsubprocess.run(['sh', '-c', sys.argv[1]], check=True)\ntime.sleep(60)",
+                        shlex.join(queue.command("worker", "stop", "--now")))
+    job = queue.enqueue("--max-retries", 0, *stop)
+    wait_until(lambda: queue.job(job).attempt == 1 and queue.json("worker", "list") == [], timeout=30, message="the workers end")
+    assert [attempt["outcome"] for attempt in queue.json("show", job)["history"]] == ["released"]
+    found = queue.job(job)
+    assert (found.state, found.attempts, found.crashes) == ("pending", 0, 0)
+
+
 def test_a_job_of_another_queue_stops_workers_and_waits(queue, tmp_path):
     other = tmp_path / "other.db"
     queue.start(1)

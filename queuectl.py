@@ -81,6 +81,7 @@ SCHEMA_VERSION = 2
 APPLICATION_ID = 0x71756575  # "queu": marks a SQLite database as a queue
 CLAIM_LIMIT = 100            # the most jobs that one claim promotes or sets aside
 AT_ONCE = 500                # the most jobs that one transaction of a command changes: others wait for it some 20 ms
+FOLLOWUPS = 200              # the most children that one transaction tells of their parent's end or retry
 TIDY_S = 0.1                 # how long a supervisor removes old jobs before it looks after the rest, for three times as long
 TIDY_IDLE_S = 30.0           # how often it looks for old jobs if none is known to come of age
 PATIENCE_S = 30.0            # how long a command waits for a locked database
@@ -167,6 +168,9 @@ CREATE TABLE dep(                            -- child waits for parent; a negati
   parent INTEGER NOT NULL, child INTEGER NOT NULL, any INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(parent, child)) WITHOUT ROWID;
 CREATE INDEX dep_child ON dep(child, done);
+CREATE TABLE followup(                       -- parents whose end or retry some children do not know of yet, in this order
+  seq INTEGER PRIMARY KEY, parent INTEGER NOT NULL, state TEXT NOT NULL, -- state: the parent's then; pending after a retry
+  child INTEGER NOT NULL, last INTEGER NOT NULL);  -- children up to this one know; those after the last came later
 CREATE TABLE keylock(key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE waiting(                        -- a job that runs a command that waits for another job's end
   target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY(target, job)) WITHOUT ROWID;
@@ -279,6 +283,7 @@ MIGRATIONS = (
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
         "CREATE TABLE waiting(target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, "
         "PRIMARY KEY(target, job)) WITHOUT ROWID",
+        "followup",
         "DROP INDEX job_own",
         "CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5",
         "DROP INDEX job_unique",
@@ -312,7 +317,7 @@ JOB_COLUMNS = (
 JOB_SELECT = ", ".join("job." + column for column in JOB_COLUMNS)
 BACKOFFS = ("exponential", "linear", "constant")
 # The columns that hold one of a fixed set of words.
-WORDS = {"job.state": STATES, "job.backoff": BACKOFFS, "schedule.misfire": MISFIRES}
+WORDS = {"job.state": STATES, "followup.state": STATES, "job.backoff": BACKOFFS, "schedule.misfire": MISFIRES}
 LARGEST = 2 ** 53            # the largest number accepted in a row; real times, ids and counts stay far below it
 MOST_WORKERS = 10000         # per `worker start`
 
@@ -4672,12 +4677,13 @@ class Queues(Part):
         return Batch._make(rows[0])
 
 
+# What a retry resets in a job.
+AS_NEW = dict(dict.fromkeys(("attempts", "crashes", "snoozes", "cancel"), 0),
+              **dict.fromkeys(("delay", "exit_code", "signal", "error", "finished_at", "duration", "cause")))
+
+
 class Life(Part):
     """The life of a job: gates, the events that move it (TRANSITIONS), what follows from them, and what users ask for."""
-
-    def __init__(self, store):
-        super().__init__(store)
-        self._moved = None   # during _each_family: the ids of the jobs that it has moved
 
     def find_duplicate(self, key: str, window: float, now: float):
         """Return the id of a job with this unique key that is unfinished or ended within `window` seconds, or None."""
@@ -4724,7 +4730,7 @@ class Life(Part):
         """Write what keeps a waiting job back now, after something about it has changed."""
         gate = self._gate_of(job, now)
         if gate not in (READY, RESERVED, KEYED):
-            self._pass_key(job, now)
+            self.pass_key(job, now)
         if gate != job.gate:
             self._db.execute("UPDATE job SET gate=? WHERE id=?", (gate, job.id))
             self._db.hint(1 if gate in (READY, RESERVED) else 0)
@@ -4733,7 +4739,7 @@ class Life(Part):
         self._db.execute("INSERT OR IGNORE INTO keylock(key, job) VALUES(?, ?)", (job.key, job.id))
         return self._db.execute("SELECT job FROM keylock WHERE key=?", (job.key,)).fetchone()[0] == job.id
 
-    def _pass_key(self, job, now: float) -> None:
+    def pass_key(self, job, now: float) -> None:
         """Give the key that `job` holds to the next job that waits for it.  A job keeps its key through its retries."""
         if job.key is None or job.state == "failed":
             return
@@ -4779,11 +4785,33 @@ class Life(Part):
         moved = self._db.execute(
             "UPDATE job SET " + assignments(tuple(changes)) + " WHERE id=? AND state=? AND attempt=? AND worker IS ?",
             (*changes.values(), job.id, job.state, job.attempt, job.worker)).rowcount
-        if moved and self._moved is not None:
-            self._moved.add(job.id)
         return state if moved else None
 
-    def _add_history(self, job, outcome: str, state: str, now: float, error=None) -> None:
+    def _move_all(self, rows: list, event: str, now: float, **changes) -> None:
+        """Apply an event of a user to many jobs, given as rows of _alone: as `move` and all that follows, in a few statements."""
+        batches = {}
+        for before in {row[1] for row in rows}:
+            ids, state = [row[0] for row in rows if row[1] == before], TRANSITIONS[event][before]
+            changes.update(state=state)
+            self._db.execute("UPDATE job SET " + assignments(tuple(changes)) + " WHERE state=? AND id IN " + marks(ids),
+                             (*changes.values(), before, *ids))
+            self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) "
+                             "SELECT id, ?, state, ?, error FROM job WHERE id IN " + marks(ids), (event, now, *ids))
+        for _, state, batch, _ in rows:
+            if batch is not None:
+                batches[batch] = batches.get(batch, 0) + (1 if state in FINAL else -1)
+        for batch, change in batches.items():
+            self._store.followups.count_batch(batch, change)
+
+    def _alone(self, ids: list, states) -> list:
+        """Return (id, state, batch, may be retried) of the jobs in these states whose change concerns no other: no key, no relatives."""
+        retried = "held=0 AND name IS NULL AND schedule IS NULL"  # otherwise other jobs, or the user's hold, have a say
+        return [row for row in self._db.rows(
+            "job", "id, state, batch, " + retried, "job WHERE key IS NULL AND unique_key IS NULL AND "
+            "NOT EXISTS(SELECT 1 FROM dep WHERE parent=job.id AND done=0) AND "
+            "NOT EXISTS(SELECT 1 FROM dep WHERE child=job.id AND done=0) AND id IN " + marks(ids), ids) if row[1] in states]
+
+    def add_history(self, job, outcome: str, state: str, now: float, error=None) -> None:
         """Record in the history a change that no attempt made."""
         self._db.execute("INSERT INTO history(job, outcome, state, finished_at, error) VALUES(?, ?, ?, ?, ?)",
                          (job.id, outcome, state, now, error))
@@ -4795,9 +4823,9 @@ class Life(Part):
         if state is None:
             return None
         if job.state != "processing":
-            self._add_history(job, event, state, now, changes.get("error"))
+            self.add_history(job, event, state, now, changes.get("error"))
         if job.state not in FINAL:
-            self._ended([(job, state)], now)
+            self._store.followups.settle(job, state, now)
         if event == "bury":
             self.notify("on_dead", job, now, job._replace(**{name: changes.get(name) for name in ("exit_code", "signal", "error")}))
         return state
@@ -4820,62 +4848,20 @@ class Life(Part):
                     hook=key, cwd=job.cwd, base=data[0] if data else b"")
         plan.store(self._store, now, reserved_for=job.pool)
 
-    def _ended(self, ended: list, now: float) -> None:
-        """Free or cancel the jobs that waited for these (job, state); a list, because a chain of parents may be long."""
-        while ended:
-            job, state = ended.pop()
-            if job.key is not None:
-                self._pass_key(job._replace(state=state), now)
-            self._release_children(job.id, state, now, ended)
-            if job.batch is not None:
-                self._db.execute("UPDATE batch SET unfinished=unfinished-1 WHERE id=?", (job.batch,))
-                [left] = self._db.execute("SELECT unfinished FROM batch WHERE id=?", (job.batch,)).fetchone()
-                if left <= 0:
-                    self._release_children(-job.batch, "completed", now, ended)
-                    self._db.hint()
-
-    def _release_children(self, parent: int, state: str, now: float, ended: list) -> None:
-        for child, any_end in self._db.execute("SELECT child, any FROM dep WHERE parent=? AND done=0", (parent,)).fetchall():
-            if state == "completed" or any_end:
-                self._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, child))
-            job = self._store.look.row(child)
-            if job is None or job.state not in WAITING:
-                continue
-            if state == "completed" or any_end:
-                self.regate(job, now)
-            elif self.move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None,
-                            error=orphan_text(parent, state)):
-                self._add_history(job, "cancel", "cancelled", now, orphan_text(parent, state))
-                ended.append((job, "cancelled"))
-
-    def _revive(self, job, now: float) -> bool:
-        """Retry a job, and the children that its failure cancelled, except jobs with an unfinished duplicate (`unique`)."""
-        if job.state not in TRANSITIONS["retry"] or self._failed_parent(job) or self._duplicate(job):
+    def revive(self, job, now: float) -> bool:
+        """Retry a job, and note the children that its failure cancelled; return False if a parent or a duplicate prevents it."""
+        if job.state not in TRANSITIONS["retry"] or self.failed_parent(job) or self.duplicate(job):
             return False
-        revived = [job]
-        while revived:
-            job = revived.pop()
-            duplicate = self._duplicate(job)
-            if duplicate:
-                self._db.execute("UPDATE job SET error=? WHERE id=?", (duplicate_text(*duplicate), job.id))
-                continue
-            failed = self._failed_parent(job)
-            if failed:  # another parent keeps the child cancelled
-                self._db.execute("UPDATE job SET cause=?, error=? WHERE id=?", (failed[0], orphan_text(*failed), job.id))
-                continue
-            if not self.move(job, "retry", gate=HELD, attempts=0, crashes=0, snoozes=0, run_at=now, delay=None,
-                              exit_code=None, signal=None, error=None, finished_at=None, duration=None, cause=None, cancel=0):
-                return False
-            self._add_history(job, "retry", "pending", now)
-            if job.batch is not None:
-                self._db.execute("UPDATE batch SET unfinished=unfinished+1 WHERE id=?", (job.batch,))
-            self.regate(self._store.look.row(job.id), now)
-            rows = self._db.execute("SELECT " + JOB_SELECT + " FROM dep JOIN job ON job.id=dep.child "
-                                    "WHERE dep.parent=? AND job.cause=? AND job.state='cancelled'", (job.id, job.id)).fetchall()
-            revived.extend(Job.of(row) for row in rows)
+        if not self.move(job, "retry", gate=HELD, run_at=now, **AS_NEW):
+            return False
+        self.add_history(job, "retry", "pending", now)
+        if job.batch is not None:
+            self._store.followups.count_batch(job.batch, 1)
+        self.regate(job._replace(state="pending", gate=HELD, run_at=now), now)
+        self._store.followups.note(job.id, "pending")
         return True
 
-    def _duplicate(self, job):
+    def duplicate(self, job):
         """Return (why, id) of another unfinished job beside which `job`, which has ended, may not go on, or None."""
         others = [("unique", self.find_duplicate(job.unique_key, 0, 0) if job.unique_key is not None else None)]
         if job.name is not None:
@@ -4885,33 +4871,51 @@ class Life(Part):
             others += [("schedule", other) for other in self._store.schedules.beside(job.schedule)]
         return next(((why, other) for why, other in others if other not in (None, job.id)), None)
 
-    def _failed_parent(self, job):
+    def failed_parent(self, job):
         """Return (id, state) of a parent whose end keeps a job cancelled, or None."""
         return self._db.execute("SELECT parent, state FROM dep JOIN job ON job.id=dep.parent WHERE child=? AND done=0 AND any=0 "
                                 "AND state IN ('dead','cancelled') LIMIT 1", (job.id,)).fetchone()
 
-    def _each(self, ids, action) -> list:
-        """Return (id, result) of `action(job, now)` for each job, with 500 jobs per transaction."""
-        results, ids = [], list(ids)
-        for start in range(0, len(ids), AT_ONCE):
-            with self._db.undo, Transaction(self._db) as now:
-                for job_id in ids[start:start + AT_ONCE]:
-                    job = self._store.look.row(job_id)
-                    results.append((job_id, GONE if job is None else action(job, now)))
-        return results
+    def _each(self, ids, action, together=None) -> list:
+        """Return (id, result) of `action(job, now)` for each job, with AT_ONCE jobs per transaction, and what follows from it.
 
-    def _each_family(self, ids, action, state: str) -> list:
-        """Do as _each does; a job that a parent, changed by the same call, brought into `state` is a success too."""
-        self._moved = set()
+        `together(ids, now)` changes many jobs whose change concerns no other job, and returns {id: result}.
+        """
+        results, ids = {}, list(ids)
+        self._store.followups.catch_up()
+        for start in range(0, len(ids), AT_ONCE):
+            left = ids[start:start + AT_ONCE][::-1]
+            while left:
+                with self._db.undo, Transaction(self._db) as now:
+                    if together is not None and len(left) > 1:
+                        done = together(left, now)
+                        results.update(done)
+                        left = [job_id for job_id in left if job_id not in done]
+                    most = AT_ONCE
+                    while left and most > 0:
+                        job_id = left.pop()
+                        job = self._store.look.row(job_id)
+                        results[job_id] = GONE if job is None else action(job, now)
+                        most = self._store.followups.follow_noted(now, most - 1)
+                self._store.followups.catch_up()
+        return [(job_id, results[job_id]) for job_id in ids]
+
+    def _each_family(self, ids, action, together, state: str) -> list:
+        """Do as _each does; a job that a parent, changed by the same command, brought into `state` is a success too."""
+        fresh = self._store.followups.keep_moved()
         try:
-            return [(job_id, state if result != ASKED and job_id in self._moved else result)
-                    for job_id, result in self._each(ids, action)]
+            return self._store.followups.with_moved(self._each(ids, action, together), state)
         finally:
-            self._moved = None
+            if fresh:
+                self._store.followups.forget_moved()
 
     def cancel(self, ids) -> list:
         """Cancel jobs; return (id, result): `cancelled`, ASKED (its worker ends it at once), CANCELLED_ALREADY, or its final state."""
-        return self._each_family(ids, self.cancel_one, "cancelled")
+        def together(ids, now):
+            rows = self._alone(ids, WAITING)
+            self._move_all(rows, "cancel", now, gate=None, pool=None, cancel=0, expires_at=None, finished_at=now, error="cancelled")
+            return dict.fromkeys([row[0] for row in rows], "cancelled")
+        return self._each_family(ids, self.cancel_one, together, "cancelled")
 
     def cancel_one(self, job, now: float) -> str:
         if job.state == "processing":
@@ -4932,13 +4936,19 @@ class Life(Part):
                 self._db.execute("UPDATE job SET run_at=?, delay=NULL WHERE id=?", (now, job.id))
                 self.regate(job._replace(run_at=now), now)
                 return DUE_NOW
-            if self._revive(job, now):
+            if self.revive(job, now):
                 return "pending"
             if job.state not in FINAL:
                 return PENDING_ALREADY if job.state == "pending" else job.state
-            failed = self._failed_parent(job)
-            return Refused(job.state, "parent", *failed) if failed else Refused(job.state, *self._duplicate(job))
-        return self._each_family(ids, change, "pending")
+            failed = self.failed_parent(job)
+            return Refused(job.state, "parent", *failed) if failed else Refused(job.state, *self.duplicate(job))
+
+        def together(ids, now):
+            rows = [row for row in self._alone(ids, TRANSITIONS["retry"]) if row[3]]
+            self._move_all(rows, "retry", now, gate=READY, run_at=now, **AS_NEW)
+            self._db.hint(len(rows))
+            return dict.fromkeys([row[0] for row in rows], "pending")
+        return self._each_family(ids, change, together, "pending")
 
     def hold(self, ids, held: bool = True) -> list:
         """Hold or release jobs; return (id, result): `held`, `released`, or the state of a job that does not wait."""
@@ -4948,7 +4958,14 @@ class Life(Part):
             self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
             self.regate(job._replace(held=int(held)), now)
             return "held" if held else "released"
-        return self._each(ids, change)
+
+        def together(ids, now):
+            ids = [row[0] for row in self._alone(ids, WAITING)]
+            self._db.execute("UPDATE job SET held=?, gate=CASE WHEN ? THEN 2 WHEN run_at>? THEN 1 WHEN pool IS NULL THEN 0 ELSE 5 END "
+                             "WHERE id IN " + marks(ids), (int(held), held, now, *ids))
+            self._db.hint(0 if held else len(ids))
+            return dict.fromkeys(ids, "held" if held else "released")
+        return self._each(ids, change, together)
 
     def edit(self, ids, options: dict) -> list:
         """Change jobs; return (id, result): `edited`, or the state of a job that does not wait.
@@ -4966,14 +4983,14 @@ class Life(Part):
             return job.state
         changed = {column: columns.get(column) for column in ("name", "unique_key")
                    if columns.get(column) not in (None, getattr(job, column))}
-        duplicate = self._duplicate(job._replace(**{"name": None, "unique_key": None, "schedule": None, **changed}))
+        duplicate = self.duplicate(job._replace(**{"name": None, "unique_key": None, "schedule": None, **changed}))
         if duplicate:
             return Refused(job.state, *duplicate)
         if parents and self._leads_to(job.id, [parent for parent, _ in parents]):
             return Refused(job.state, "cycle", job.id)
         columns = {**columns, **time_columns(options, now)}
         if "key" in columns and columns["key"] != job.key:
-            self._pass_key(job._replace(state="pending"), now)
+            self.pass_key(job._replace(state="pending"), now)
         if "queue" in columns:
             self._store.queues.need(columns["queue"])
         if "env" in options or "clean_env" in options:
@@ -5003,6 +5020,118 @@ class Life(Part):
         return False
 
 
+class Followups(Part):
+    """What follows for others from a job's end or retry: for its key, its batch, and step by step for its children."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self._moved = None   # while a command changes jobs: the ids of those that a parent's change has changed
+        self._noted = False  # whether `note` has added a row since the last step
+
+    def settle(self, job, state: str, now: float) -> None:
+        """Do what follows at once from a job's end: pass its key on, count its batch, and note its children."""
+        if job.key is not None:
+            self._store.life.pass_key(job._replace(state=state), now)
+        self.note(job.id, state)
+        if job.batch is not None:
+            self.count_batch(job.batch, -1)
+
+    def count_batch(self, batch: int, change: int) -> None:
+        """Change the number of a batch's unfinished jobs; if it becomes 0, note the children of the batch."""
+        self._db.execute("UPDATE batch SET unfinished=unfinished+? WHERE id=?", (change, batch))
+        row = self._db.execute("SELECT 1 FROM batch WHERE id=? AND unfinished<=0", (batch,)).fetchone()
+        if row and change < 0:
+            self.note(-batch, "completed")
+            self._db.hint()
+
+    def note(self, parent: int, state: str) -> None:
+        """Note that the children of a parent must be told of its end or retry: in steps, for they may be many."""
+        if self._db.execute("SELECT 1 FROM dep WHERE parent=? AND done=0 LIMIT 1", (parent,)).fetchone():
+            self._db.execute("INSERT INTO followup(parent, state, child, last) VALUES(?, ?, 0, (SELECT max(id) FROM job))", (parent, state))
+            self._db.hint()
+            self._noted = True
+
+    def follow(self, now: float, most=None) -> int:
+        """Take a step of what follows from ends and retries: tell at most so many children; return how many more it might have told.
+
+        The rows are done in order, so that each child learns of its parents' changes in the order in which they came.
+        """
+        self._noted, most = False, FOLLOWUPS if most is None else most
+        while most > 0:
+            rows = self._db.rows("followup", "seq, parent, state, child, last", "followup ORDER BY seq LIMIT 1")
+            if not rows:
+                break
+            seq, parent, state, after, last = rows[0]
+            children = self._db.execute("SELECT child, any FROM dep WHERE parent=? AND child>? AND child<=? AND done=0 "
+                                        "ORDER BY child LIMIT ?", (parent, after, last, most)).fetchall()
+            for child, any_end in children:
+                job = self._store.look.row(child)
+                if job is not None and state == "pending":
+                    self._retry_child(job, parent, now)
+                elif job is not None:
+                    self._tell_child(job, parent, state, any_end, now)
+            if len(children) < most:
+                self._db.execute("DELETE FROM followup WHERE seq=?", (seq,))
+            else:
+                self._db.execute("UPDATE followup SET child=? WHERE seq=?", (children[-1][0], seq))
+            most -= len(children) + 1
+        return most
+
+    def catch_up(self) -> None:
+        """Take all steps of what follows, each in its own transaction."""
+        while self._db.read("SELECT 1 FROM followup LIMIT 1"):
+            with self._db.undo, Transaction(self._db) as now:
+                self.follow(now)
+
+    def follow_noted(self, now: float, most=None) -> int:
+        """Do as `follow` does, if anything was noted since the last step."""
+        return self.follow(now, most) if self._noted else FOLLOWUPS if most is None else most
+
+    def _tell_child(self, job, parent: int, state: str, any_end: int, now: float) -> None:
+        """Free a child whose parent has ended, or cancel it."""
+        if state == "completed" or any_end:
+            self._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
+        if job.state not in WAITING:
+            return
+        if state == "completed" or any_end:
+            self._store.life.regate(job, now)
+            return
+        why = orphan_text(parent, state)
+        if self._store.life.move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None, error=why):
+            self._store.life.add_history(job, "cancel", "cancelled", now, why)
+            self.settle(job, "cancelled", now)
+            self._add_moved(job)
+
+    def _retry_child(self, job, parent: int, now: float) -> None:
+        """Retry a child that this parent's failure cancelled, unless another parent or an unfinished duplicate (`unique`) forbids it."""
+        if job.state != "cancelled" or job.cause != parent:
+            return
+        duplicate, failed = self._store.life.duplicate(job), self._store.life.failed_parent(job)
+        if duplicate:
+            self._db.execute("UPDATE job SET error=? WHERE id=?", (duplicate_text(*duplicate), job.id))
+        elif failed:
+            self._db.execute("UPDATE job SET cause=?, error=? WHERE id=?", (failed[0], orphan_text(*failed), job.id))
+        elif self._store.life.revive(job, now):
+            self._add_moved(job)
+
+    def keep_moved(self) -> bool:
+        """From now on remember which jobs a parent's change has changed; return False if this was so already."""
+        fresh = self._moved is None
+        self._moved = set() if fresh else self._moved
+        return fresh
+
+    def forget_moved(self) -> None:
+        self._moved = None
+
+    def with_moved(self, results: list, state: str) -> list:
+        """Return the results with a success for each job that a parent brought into `state`."""
+        return [(job_id, state if result != ASKED and job_id in self._moved else result) for job_id, result in results]
+
+    def _add_moved(self, job) -> None:
+        if self._moved is not None:
+            self._moved.add(job.id)
+
+
 class Claims(Part):
     """What workers write in one transaction per job, the last outcome and the next claim; and which jobs can be claimed."""
 
@@ -5024,6 +5153,8 @@ class Claims(Part):
                 return None
             job = self.job_of_worker(worker) if again else None
             if job is None:
+                job = self._claim(worker, queues, reserved_for, now)
+            if job is None and self._store.followups.follow(now) < FOLLOWUPS:
                 job = self._claim(worker, queues, reserved_for, now)
             if job is None:
                 if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(reserved_for=reserved_for):
@@ -5058,6 +5189,7 @@ class Claims(Part):
                 "state, output) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
                  outcome.exit_code, outcome.signal, end["error"], state, outcome.output))
+            self._store.followups.follow_noted(now)
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
                 self._db.hint(job.slots)  # others may have waited for its slots or its place in the queue's limit
         return state
@@ -5188,7 +5320,8 @@ class Claims(Part):
             "(SELECT expires_at FROM job INDEXED BY job_expiry WHERE expires_at IS NOT NULL ORDER BY expires_at LIMIT 1), "
             "(SELECT min(next_at) FROM queue WHERE paused=0 AND next_at>:now AND next_at<=:now+every AND EXISTS("
             " SELECT 1 FROM " + startable(reserved_for) + " LIMIT 1)), "
-            "(SELECT min(next_at) FROM schedule WHERE paused=0)", {"now": self._db.clock(), "reserved_for": reserved_for})[0]
+            "(SELECT min(next_at) FROM schedule WHERE paused=0), (SELECT 0 FROM followup LIMIT 1)",
+            {"now": self._db.clock(), "reserved_for": reserved_for})[0]
         if any(moment.__class__ is str or moment.__class__ is bytes for moment in times[:2]):
             raise WrongValue("a job has a value of a wrong type in run_at or expires_at")
         return min((t for t in times if isinstance(t, (int, float))), default=None)
@@ -5196,11 +5329,13 @@ class Claims(Part):
     def unfinished(self, queues=None, reserved_for=None, but=None) -> bool:
         """Whether any job except `but` could still run by itself: any at all for --drain, its own jobs for a `run`."""
         if reserved_for:
-            return bool(self._db.read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) LIMIT 1", (reserved_for,)))
+            return bool(self._db.read("SELECT 1 FROM job WHERE pool=? AND (gate IS NULL OR gate IN (1, 4, 5)) UNION ALL "
+                                      "SELECT 1 FROM followup LIMIT 1", (reserved_for,)))
         return bool(self._db.read(
             "WITH open AS (SELECT name FROM queue WHERE paused=0 AND (max_running IS NULL OR max_running>0) "
             " AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))) "
             "SELECT 1 FROM job INDEXED BY job_running WHERE state='processing' AND id IS NOT :but UNION ALL "
+            "SELECT 1 FROM followup UNION ALL "
             "SELECT 1 FROM open WHERE EXISTS(SELECT 1 FROM job INDEXED BY job_ready WHERE queue=open.name AND gate=0 LIMIT 1) UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_due WHERE gate=1 AND queue IN open UNION ALL "
             "SELECT 1 FROM job INDEXED BY job_keyed WHERE gate=4 AND queue IN open "
@@ -5484,7 +5619,10 @@ class Schedules(Part):
         with self._db.undo, Transaction(self._db) as now:
             self._store.life.expire(now)
             self._store.life.promote(now)
+            self._store.followups.follow(now)
+        with self._db.undo, Transaction(self._db) as now:
             self.fire(now)
+            self._store.followups.follow_noted(now)
 
     def repair_clock(self) -> None:
         """Bring relative times back within their own delay, after the clock was set back."""
@@ -5746,16 +5884,25 @@ class Look(Part):
     def ids_between(self, low: int, high: int) -> list:
         return [job for job, in self._db.read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
 
-    def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None, label=None, schedule=None) -> list:
-        """Return ids of the jobs that match every filter given, oldest first; `name` is a glob, `before` a limit to their end time."""
-        rows = self._db.read(
-            "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
-            "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
-            "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) ORDER BY id",
-            {"states": slashed(states), "queue": queue, "name": name, "batch": batch, "before": before,
-             "label": label and slashed([label]), "schedule": schedule})
-        wanted = None if ids is None else set(ids)
-        return [job for job, in rows if wanted is None or job in wanted]
+    def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None, label=None, schedule=None):
+        """Return an array of the ids of the jobs that match every filter given, oldest first.
+
+        `name` is a glob, `before` a limit to their end time.  A million ids take 8 MB, and a tenth of that while they are read.
+        """
+        from array import array
+        found, wanted, last = array("q"), None if ids is None else set(ids), 0
+        while True:
+            rows = self._db.read(
+                "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
+                "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
+                "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) AND id>:last "
+                "ORDER BY id LIMIT 10000",
+                {"states": slashed(states), "queue": queue, "name": name, "batch": batch, "before": before,
+                 "label": label and slashed([label]), "schedule": schedule, "last": last})
+            if not rows:
+                return found
+            last = rows[-1][0]
+            found.extend(job for job, in rows if wanted is None or job in wanted)
 
     def ids(self, ref: str) -> list:
         """Return the ids that an id, a name, a range (5-8) or `last` stands for; raise UserError if there is no matching job."""
@@ -5951,7 +6098,8 @@ def without_env(options) -> str:
 class Keep(Part):
     """Retention, removal, export and import, backup, check and repair."""
 
-    TABLES = ("config", "env", "queue", "batch", "job", "dep", "keylock", "history", "schedule", "tally", "mishap", "sqlite_sequence")
+    TABLES = ("config", "env", "queue", "batch", "job", "dep", "followup", "keylock", "history", "schedule", "tally", "mishap",
+              "sqlite_sequence")
 
     def tidy(self, after: int, most: int = 500) -> tuple:
         """Remove finished jobs that are older than keep_finished, logs first, going by the next `most` rows of the history.
@@ -5989,7 +6137,8 @@ class Keep(Part):
             self._db.files.remove_logs(ids)
             with self._db.undo, Transaction(self._db):
                 batches = self._db.execute("SELECT DISTINCT batch FROM job WHERE batch IS NOT NULL AND id IN " + marks(ids), ids).fetchall()
-                self._db.execute("DELETE FROM job WHERE state IN ('completed','dead','cancelled') AND id IN " + marks(ids), ids)
+                self._db.execute("DELETE FROM job WHERE state IN ('completed','dead','cancelled') AND NOT EXISTS("
+                                 "SELECT 1 FROM followup WHERE parent=job.id) AND id IN " + marks(ids), ids)
                 self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
                                  "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
                 self._db.connection.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
@@ -5998,6 +6147,7 @@ class Keep(Part):
     def purge(self, ids) -> list:
         """Remove finished jobs and their logs; return (id, result): `removed`, or the state of a job that is not finished."""
         ids, results = list(ids), []
+        self._store.followups.catch_up()
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start:start + AT_ONCE]
             states = dict(self._db.rows("job", "id, state", "job WHERE id IN " + marks(some), some))
@@ -6227,6 +6377,9 @@ class Keep(Part):
             for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job "
                                         "WHERE state IN ('pending','failed') AND gate IS NULL").fetchall():
                 self._store.life.regate(Job.of(row), now)
+            self._db.execute("INSERT INTO followup(parent, state, child, last) SELECT DISTINCT parent, parents.state, 0, ("
+                             "SELECT max(id) FROM job) FROM dep JOIN job parents ON parents.id=parent JOIN job ON job.id=child "
+                             "WHERE done=0 AND job.gate=3 AND parents.state IN ('completed','dead','cancelled')")
 
     def orphaned_logs(self) -> list:
         """Return the paths of logs whose job no longer exists."""
@@ -6250,6 +6403,7 @@ class Store:
         self.settings = Settings(self)
         self.queues = Queues(self)
         self.life = Life(self)
+        self.followups = Followups(self)
         self.claims = Claims(self)
         self.workers = Workers(self)
         self.schedules = Schedules(self)
@@ -6283,7 +6437,11 @@ class Store:
         """
         plan = items if isinstance(items, Plan) else Plan(items)
         with self.db.undo, Transaction(self.db) as now:
-            return plan.store(self, now, label, reserved_for, progress)
+            ids = plan.store(self, now, label, reserved_for, progress)
+            more = self.followups.follow_noted(now) <= 0
+        if more:
+            self.followups.catch_up()
+        return ids
 
     def enqueue_parts(self, plans, label, reserved_for=None, progress=None):
         """Store the jobs of several plans as one batch, all or none, and return what was Stored.  Memory does not grow with the jobs."""
@@ -10223,41 +10381,63 @@ def select_ids(store, args, states, before=None) -> list:
     return ids
 
 
-def act(args, states, verb: str, change, strict: bool = False, before=None) -> int:
+def act(args, states, verb: str, change, strict: bool = False, before=None, at_last=None) -> int:
     """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs.
 
     `change(queue, ids)` returns (id, result) pairs; RESULTS has the words for them.  `strict` refuses the whole call
-    if one of the jobs is not in `states`.
+    if one of the jobs that the user names is not in `states`.  `at_last`: see change_all.
     """
     with open_queue(args) as store:
         ids = select_ids(store, args, states, before)
-        jobs = [store.look.job(job_id) for job_id in ids] if strict or args.dry_run else []
-        for job in jobs:
-            if strict and job.state not in states:
+        for job in map(store.look.job, ids if strict and args.ids else ()):
+            if job.state not in states:
                 raise UserError("job %d is %s, and this can be used on jobs that are %s: `%s explain %d` says how it stands" % (
                     job.id, job.state, ", ".join(states), invoked(), job.id))
         if not args.dry_run:
-            return report_each(verb, change(store, ids))
-        for job in jobs:
+            return change_all(store, verb, ids, change, at_last)
+        for job in map(store.look.job, ids):
             if job.state in states:
                 out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
     return 0
 
 
-def report_each(verb: str, results: list) -> int:
-    """Print the result for each job; return 1 if some job was not changed (another process may have been faster)."""
+def change_all(store, verb: str, ids, change, at_last) -> int:
+    """Change jobs, AT_ONCE at a time, print what became of them, and return 1 if some job was not changed.
+
+    Another process may have been faster.  `at_last(queue, results)` returns the final results of those that were no plain success.
+    """
     past, good = RESULTS[verb]
-    for job_id, result in results:
-        if result not in good:
+    counts, rest, done, progress = dict.fromkeys(good, 0), [], 0, Progress(len(ids))
+    store.followups.keep_moved()
+    try:
+        while done < len(ids):
+            for job_id, result in change(store, list(ids[done:done + AT_ONCE])):
+                if result in good and result != ASKED:
+                    counts[result] += 1
+                else:
+                    rest.append((job_id, result))
+            done += AT_ONCE
+            if done < len(ids):
+                progress.show(done)
+    except KeyboardInterrupt:
+        progress.clear()
+        talk("interrupted: %s of %d had their turn, and the others are as they were" % (plural(done, "job"), len(ids)))
+        raise
+    progress.clear()
+    rest = store.followups.with_moved(rest, next(iter(good)))
+    if at_last is not None:
+        rest = at_last(store, rest)
+    for job_id, result in rest:
+        if result in good:
+            counts[result] += 1
+        else:
             talk(result_text(verb, job_id, result))
-    for result in good:
-        done = [job_id for job_id, became in results if became == result]
-        if done:
-            verdict("%s %s" % (good[result], plural(len(done), "job")))
-    done = [result for _, result in results if result in good]
-    if not done:
+    for result, count in counts.items():
+        if count:
+            verdict("%s %s" % (good[result], plural(count, "job")))
+    if not any(counts.values()):
         talk("No job was %s." % past)
-    return 0 if len(done) == len(results) else 1
+    return 0 if all(result in good for _, result in rest) else 1
 
 
 def cmd_dlq_retry(args) -> int:
@@ -10352,7 +10532,7 @@ def wait_for(store, ids: list, timeout, within=None) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(args) -> int:
-    return act(args, WAITING + ("processing",), "cancel", cancel if args.no_wait else cancel_and_wait)
+    return act(args, WAITING + ("processing",), "cancel", cancel, at_last=None if args.no_wait else wait_for_asked)
 
 
 def cancel(store, ids: list) -> list:
@@ -10363,9 +10543,9 @@ def cancel(store, ids: list) -> list:
     return store.life.cancel(ids)
 
 
-def cancel_and_wait(store, ids: list) -> list:
-    """Cancel jobs, and return the final results of running ones too: they have kill_grace and some seconds to end."""
-    results, within = cancel(store, ids), this_job(store)
+def wait_for_asked(store, results: list) -> list:
+    """Return the results of `cancel` with the final ones of running jobs: they have kill_grace and some seconds to end."""
+    within = this_job(store)
     if within is not None and (within.id, ASKED) in results:
         talk("job %d runs this command: it is asked to end, and not waited for" % within.id)
     asked = [job_id for job_id, result in results if result == ASKED and (within is None or job_id != within.id)]

@@ -323,6 +323,7 @@ def test_a_dead_parent_of_many_costs_its_children_once(store, clock):
     store.enqueue_many([{"command": "c", "after": str(parent)}] * 500)
     gate_moves(store)
     bury(store, parent)
+    store.followups.catch_up()
     assert store.queues.counts()["cancelled"] == 500
     assert most_moves(store) == 1
     assert claim(store) is None

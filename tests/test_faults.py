@@ -457,6 +457,39 @@ def test_the_first_use_killed_while_it_makes_the_tables_leaves_an_empty_database
     check(bench)
 
 
+BETWEEN_STEPS = """
+queuectl.FOLLOWUPS, queuectl.AT_ONCE = 2, 3
+real = queuectl.Followups.follow
+def follow(part, *args):
+    if part._store.db.read("SELECT 1 FROM followup LIMIT 1"):
+        step = next(n for n in range(1, 99) if once("step%%d" %% n))  # counted by all processes together
+        if step == %d and once("died"):
+            die()
+    return real(part, *args)
+queuectl.Followups.follow = follow"""
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize("event, verb, steps, end", [
+    ("completes", None, ["exit=0"], "completed"), ("dies", None, ["exit=1"], "cancelled"),
+    ("is cancelled", "cancel", ["exit=0"], "cancelled"), ("is retried", "retry", ["fail=2"], "completed")])
+def test_the_children_of_a_parent_hear_of_it_though_who_tells_them_is_killed_between_two(bench, step, event, verb, steps, end):
+    parent = bench.enqueue(*steps, options=["--max-retries", 0])
+    children = bench.enqueue_many([{"command": bench.line("exit=0"), "after": [str(parent)]}] * 9)
+    drain = ("worker", "start", "--foreground", "--drain")
+    if event == "is retried":
+        bench.queue.cli(*drain)
+        assert {bench.queue.job(child).state for child in children} == {"cancelled"}
+    done = bench.patched(BETWEEN_STEPS % step, *((verb, parent) if verb else drain))
+    assert (bench.folder / "died").exists() and done.returncode in ((-signal.SIGKILL,) if verb else (-signal.SIGKILL, 0)), done.stderr
+    wait_until(lambda: not bench.queue.processes(), message="workers whose supervisor was killed end")
+    assert database_faults(bench.queue.db) == []
+    bench.queue.cli(*drain)
+    assert {bench.queue.job(child).state for child in children} == {end}
+    assert bench.queue.sql("SELECT * FROM followup") == []
+    check(bench, {parent: "dead" if event == "dies" else end, **dict.fromkeys(children, end)}, revived=[parent, *children])
+
+
 @pytest.mark.parametrize("point", ["queuectl.Files.remove_logs = lambda *args, **more: die()", """
 real = queuectl.Files.remove_logs
 def remove_logs(*args, **more):

@@ -20,6 +20,8 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, Phase, settings, strategies as st  # noqa: E402
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test  # noqa: E402
 
+FOLLOWUPS = queuectl.FOLLOWUPS
+STEP = 2  # how many children one transaction tells of their parent's end
 QUEUES = ("default", "mail", "slow")
 KEYS = ("k", "l")
 UNIQUE = ("u", "v")
@@ -41,6 +43,8 @@ class Model:
         self.schedule = None              # (seconds between two runs, time of the next), or no schedule
         self.turn = {}                    # queue -> its place in the order in which queues were last served
         self.last_id = self.last_batch = 0
+        self.noted = False                # whether a followup was added since the last step
+        self.followups = []               # [parent, its state then, the children up to this one know, the last job then]
 
     # -- what keeps a job back --
 
@@ -71,33 +75,79 @@ class Model:
     # -- the ends of jobs, and what follows --
 
     def end(self, job, state, error=None, cause=None):
-        ended = [job] if job.state not in FINAL else []  # a dead job that is cancelled has told its children already
+        told = job.state in FINAL  # a dead job that is cancelled has told its children already
         self.mark(job, state, error, cause)
-        while ended:
-            job = ended.pop()
-            self.let_go(job)
-            ended += self.tell_children(job.id, job.state)
-            if job.batch and self.unfinished(job.batch) == 0:
-                ended += self.tell_children(-job.batch, "completed")
+        if not told:
+            self.follows(job)
+
+    def follows(self, job):
+        """What follows from an end at once; the children hear of it in steps."""
+        self.let_go(job)
+        self.note(job.id, job.state)
+        if job.batch and self.unfinished(job.batch) == 0:
+            self.note(-job.batch, "completed")
+
+    def note(self, parent, state):
+        if any(parent in j.waits_for for j in self.jobs.values()):
+            self.followups.append([parent, state, 0, self.last_id])
+            self.noted = True
+
+    def step(self, most=STEP):
+        """Tells at most so many children; whether there was any to tell."""
+        begun, self.noted = bool(self.followups), False
+        while most > 0 and self.followups:
+            parent, state, after, last = self.followups[0]
+            children = [j for j in sorted(self.jobs.values(), key=lambda j: j.id)
+                        if parent in j.waits_for and after < j.id <= last][:most]
+            for child in children:
+                self.tell(child, parent, state)
+            if len(children) < most:
+                self.followups.pop(0)
+            else:
+                self.followups[0][2] = children[-1].id
+            most -= len(children) + 1
+        return begun
+
+    def step_if_noted(self):
+        if self.noted:
+            self.step()
+
+    def catch_up(self):
+        while self.step():
+            pass
+
+    def change(self, numbers, action):
+        """As a command does: those whose change concerns no other job come first, if there are several."""
+        self.catch_up()
+        alone = [n for n in sorted(set(numbers)) if len(numbers) > 1 and action.able(self, self.jobs[n])]
+        for number in alone + [n for n in numbers if n not in alone]:
+            action(self, number)
+            if number not in alone and self.noted:
+                self.step(500)
+        self.catch_up()
 
     def mark(self, job, state, error, cause=None):
         job.state, job.error, job.cause, job.finished_at = state, error, cause, self.clock()
         job.expires_at = job.pool = None
 
-    def tell_children(self, parent, state):
-        """Frees or cancels them; returns those that have ended by it."""
-        victims = []
-        for child in sorted(self.jobs.values(), key=lambda j: j.id):
-            if parent not in child.waits_for:
-                continue
-            if state == "completed" or child.waits_for[parent]:
-                del child.waits_for[parent]
-                if child.state in WAITING:
-                    self.settle(child)
-            elif child.state in WAITING:
-                self.mark(child, "cancelled", "parent", parent)
-                victims.append(child)
-        return victims
+    def tell(self, child, parent, state):
+        """Frees or cancels a child of a parent that ended; retries it with a parent that was."""
+        if state == "pending":
+            if child.state == "cancelled" and child.cause == parent:
+                stuck = self.failed_parent(child)
+                if child.unique and self.twin(child.unique, 0):
+                    pass
+                elif stuck:
+                    child.cause = stuck  # its turn comes when that one is retried
+                else:
+                    self.revive(child)
+        elif state == "completed" or child.waits_for[parent]:
+            del child.waits_for[parent]
+            if child.state in WAITING:
+                self.settle(child)
+        elif child.state in WAITING:
+            self.mark(child, "cancelled", "parent", parent)
+            self.follows(child)
 
     def unfinished(self, batch):
         return sum(n in self.jobs and self.jobs[n].state not in FINAL for n in self.batches[batch])
@@ -114,7 +164,7 @@ class Model:
         return (max((j.id for j in same if j.state not in FINAL), default=None) or
                 max((j.id for j in same if window and j.state in FINAL and j.finished_at > self.clock() - window), default=None))
 
-    def add(self, specs, label, pool=None):
+    def add(self, specs, label, pool=None, scheduled=False):
         """The ids of new jobs; a parent is an id, a batch below zero, or a Place in the same file."""
         ids, new = [], []
         if label:
@@ -142,6 +192,8 @@ class Model:
                 job.waits_for[ids[parent.place] if isinstance(parent, Place) else parent] = any_end
         for job, _ in new:  # in the order of the file, as the Store does
             self.arrive(job)
+        if self.noted and not scheduled:
+            self.catch_up()
         return ids
 
     def arrive(self, job):
@@ -167,32 +219,29 @@ class Model:
         elif job.state != "completed" and job.state != "cancelled":
             self.end(job, "cancelled", "cancelled")
 
-    def hold(self, number, held):
+    def hold(self, number, held=True):
         job = self.jobs[number]
         if job.state in WAITING:
             job.held = held
             self.settle(job)
 
+    def release(self, number):
+        self.hold(number, False)
+
     def retry(self, number):
         job = self.jobs[number]
         if job.state not in FINAL or self.failed_parent(job) or job.unique and self.twin(job.unique, 0):
             return
-        revived = [job]
-        while revived:
-            job = revived.pop()
-            if job.unique and self.twin(job.unique, 0):
-                continue
-            stuck = self.failed_parent(job)
-            if stuck:
-                job.cause = stuck  # its turn comes when that one is retried
-                continue
-            job.state, job.attempts, job.crashes, job.snoozes, job.error, job.cause = "pending", 0, 0, 0, None, None
-            job.run_at, job.finished_at, job.asked = self.clock(), None, False
-            self.settle(job)
-            revived += sorted((j for j in self.jobs.values() if j.state == "cancelled" and j.cause == job.id and job.id in j.waits_for),
-                              key=lambda j: j.id)
+        self.revive(job)
+
+    def revive(self, job):
+        job.state, job.attempts, job.crashes, job.snoozes, job.error, job.cause = "pending", 0, 0, 0, None, None
+        job.run_at, job.finished_at, job.asked = self.clock(), None, False
+        self.settle(job)
+        self.note(job.id, "pending")
 
     def purge(self, number):
+        self.catch_up()
         if self.jobs[number].state in FINAL:
             del self.jobs[number]
             for job in self.jobs.values():
@@ -223,7 +272,7 @@ class Model:
     def fire(self):
         every, next_at = self.schedule or (0, self.clock() + 1)
         if next_at <= self.clock():
-            self.add([SimpleNamespace(**SCHEDULED)], None)
+            self.add([SimpleNamespace(**SCHEDULED)], None, scheduled=True)
             missed = (self.clock() - next_at) // every
             self.schedule = every, next_at + (missed + 1) * every
 
@@ -243,6 +292,10 @@ class Model:
                 and (self.limit.get(job.queue) is None or running < self.limit[job.queue]))
 
     def claim(self, worker, queues, gate="ready"):
+        job = self.claim_at_once(worker, queues, gate)
+        return self.claim_at_once(worker, queues, gate) if job is None and self.step() else job
+
+    def claim_at_once(self, worker, queues, gate):
         self.promote()
         while True:
             ready = [j for j in self.jobs.values() if (queues is None or j.queue in queues) and self.may_run(j, gate)]
@@ -269,6 +322,11 @@ class Model:
 
     def finish(self, number, kind, code):
         """Returns the least and the most run_at that the Store may have chosen, or None."""
+        window = self.finish_at_once(number, kind, code)
+        self.step_if_noted()
+        return window
+
+    def finish_at_once(self, number, kind, code):
         job = self.jobs[number]
         job.worker = None
         asked, job.asked = job.asked, False
@@ -298,6 +356,14 @@ class Model:
         return self.clock() + delay, self.clock() + delay * (1 + jitter)
 
 
+def alone(model, job):
+    return not job.key and not job.unique and not job.waits_for and not any(job.id in other.waits_for for other in model.jobs.values())
+
+
+Model.cancel.able = Model.hold.able = Model.release.able = lambda model, job: alone(model, job) and job.state in WAITING
+Model.retry.able = lambda model, job: alone(model, job) and job.state in FINAL and not job.held and not job.batch  # those have names
+
+
 class Place:
     """A parent that is another line of the same file."""
 
@@ -312,6 +378,7 @@ NEW_JOB = st.fixed_dictionaries({
     "env": st.integers(0, 2), "parents": st.lists(st.tuples(st.integers(0, 99), st.booleans()), max_size=2),
     "after_batch": st.sampled_from((None, None, None, 0, 1))})
 PICK = st.integers(0, 99)
+PICKS = st.lists(PICK, min_size=1, max_size=4)
 SCHEDULED = {"queue": "slow", "priority": 1, "key": "k", "unique": None, "window": 0, "hold": False, "delay": 0, "ttl": None,
              "max_retries": 1, "parents": ()}
 HOW = {"backoff": "constant", "backoff_base": BACKOFF_S, "snooze_on": "75", "dead_on": "2"}
@@ -324,6 +391,7 @@ class Life(RuleBasedStateMachine):
     def open(self):
         self.dir = Path(tempfile.mkdtemp(prefix="queuectl-model-"))
         self.clock = Clock()
+        queuectl.FOLLOWUPS = STEP
         self.store = open_store(self.dir, self.clock)
         guard_states(self.store)
         self.store.settings.set("max_snoozes", MAX_SNOOZES)
@@ -335,10 +403,14 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self):
         if hasattr(self, "store"):
+            queuectl.FOLLOWUPS = FOLLOWUPS
             self.store.close()
             shutil.rmtree(str(self.dir))
 
     # -- helpers --
+
+    def some(self, numbers):
+        return list(dict.fromkeys(map(self.pick, numbers)))
 
     def pick(self, number):
         ids = sorted(self.model.jobs)
@@ -401,29 +473,32 @@ class Life(RuleBasedStateMachine):
         return bool(self.model.jobs)
 
     @precondition(some_jobs)
-    @rule(number=PICK)
-    def cancel(self, number):
-        self.store.life.cancel([self.pick(number)])
-        self.model.cancel(self.pick(number))
+    @rule(numbers=PICKS)
+    def cancel(self, numbers):
+        numbers = self.some(numbers)
+        self.store.life.cancel(numbers)
+        self.model.change(numbers, Model.cancel)
 
     @precondition(some_jobs)
-    @rule(number=PICK, held=st.booleans())
-    def hold_or_release(self, number, held):
-        self.store.life.hold([self.pick(number)], held)
-        self.model.hold(self.pick(number), held)
+    @rule(numbers=PICKS, held=st.booleans())
+    def hold_or_release(self, numbers, held):
+        numbers = self.some(numbers)
+        self.store.life.hold(numbers, held)
+        self.model.change(numbers, Model.hold if held else Model.release)
 
     @precondition(some_jobs)
-    @rule(number=PICK)
-    def retry(self, number):
-        self.store.life.retry([self.pick(number)])
-        self.model.retry(self.pick(number))
+    @rule(numbers=PICKS)
+    def retry(self, numbers):
+        numbers = self.some(numbers)
+        self.store.life.retry(numbers)
+        self.model.change(numbers, Model.retry)
 
     @precondition(lambda self: any(j.state in FINAL for j in self.model.jobs.values()))
     @rule(number=PICK)
     def retry_one_that_ended(self, number):
         ended = sorted(j.id for j in self.model.jobs.values() if j.state in FINAL)
         self.store.life.retry([ended[number % len(ended)]])
-        self.model.retry(ended[number % len(ended)])
+        self.model.change([ended[number % len(ended)]], Model.retry)
 
     @precondition(some_jobs)
     @rule(number=PICK)
@@ -436,6 +511,7 @@ class Life(RuleBasedStateMachine):
     @rule(number=PICK, priority=st.integers(-1, 2), delay=st.sampled_from((None, 0, 9)))
     def edit(self, number, priority, delay):
         self.store.life.edit([self.pick(number)], dict({"priority": priority}, **({} if delay is None else {"delay": delay})))
+        self.model.catch_up()
         self.model.edit(self.pick(number), priority, delay)
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
@@ -491,7 +567,9 @@ class Life(RuleBasedStateMachine):
         self.store.schedules.tick()
         self.model.expire()
         self.model.promote()
+        self.model.step()
         self.model.fire()
+        self.model.step_if_noted()
 
     def claim(self, worker, queues=None):
         job = claim(self.store, worker, "/%s/" % "/".join(queues) if queues else None)

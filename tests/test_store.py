@@ -229,7 +229,7 @@ def test_the_tally_agrees_with_the_rows_after_a_random_life(store):
         if dice.random() < 0.1:
             dead = store.look.jobs(["dead"], 1)
             if dead:
-                dice.choice([store.life.retry, lambda j: store.keep.purge([j]), store.life.cancel])(dead[0])
+                dice.choice([store.life.retry, store.keep.purge, store.life.cancel])([dead[0].id])
     counted = dict(store.db.connection.execute("SELECT state, count(*) FROM job GROUP BY state").fetchall())
     assert {state: n for state, n in store.queues.counts().items() if n} == counted
     assert store.db.connection.execute("SELECT uses FROM env").fetchall() == [(sum(counted.values()),)]

@@ -3764,6 +3764,7 @@ WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born p
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
+JobEnd = namedtuple("JobEnd", "seq job attempt state started_at duration exit_code signal error command name attempts at")
 Stored = namedtuple("Stored", "ids batch newest duplicates")  # ids: as ranges; newest: the last job before; duplicates: see Plan
 Event = namedtuple("Event", "seq at job event state attempt worker exit_code signal error started_at duration")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error output",
@@ -4644,6 +4645,18 @@ class Queues(Part):
         counts = dict.fromkeys(STATES, 0)
         counts.update(self._db.read("SELECT state, count(*) FROM job INDEXED BY job_batch WHERE batch=? GROUP BY state", (batch,)))
         return counts
+
+    def reserve_batch(self, batch: int, supervisor: int) -> None:
+        """Keep the unfinished jobs of a batch for a `run`; raise UserError if another one works it."""
+        with self._db.undo, Transaction(self._db) as now:
+            for other, in self._db.execute("SELECT pool FROM job INDEXED BY job_batch WHERE batch=? AND pool<>?", (batch, supervisor)):
+                raise UserError("another `run` (supervisor %s) works batch %d: wait for its end" % (other, batch))
+            rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_batch WHERE batch=? "
+                                    "AND state IN ('pending', 'failed', 'processing')", (batch,)).fetchall()
+            self._db.execute("UPDATE job SET pool=? WHERE batch=? AND state IN ('pending', 'failed', 'processing')", (supervisor, batch))
+            for job in map(Job.of, rows):
+                if job.state != "processing":
+                    self._store.life.regate(job._replace(pool=supervisor), now)
 
     def is_paused(self, name: str) -> bool:
         return bool(self._db.read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
@@ -6083,6 +6096,21 @@ class Look(Part):
             "WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
 
+    def ended_since(self, after: int, batch: int, most: int = 1000) -> list:
+        """Return what ended the jobs of a batch (JobEnd) in the rows of the history above `after`, oldest first."""
+        return [JobEnd._make(row) for row in self._db.rows(
+            "history", "history.seq, history.job, history.attempt, history.state, history.started_at, history.duration, history.exit_code, "
+            "history.signal, history.error, job.command, job.name, job.attempts, history.finished_at",
+            "history JOIN job ON job.id=history.job WHERE seq>:after AND job.batch=:batch AND job.state=history.state "
+            "AND history.state IN ('completed', 'dead', 'cancelled') ORDER BY seq LIMIT :most",
+            {"after": after, "batch": batch, "most": most})]
+
+    def flaky(self, batch: int, most: int = 1000) -> list:
+        """Return (id, name, tries) of each completed job of a batch that needed more than one."""
+        return [tuple(row) for row in self._db.rows(
+            "job", "id, name, attempts", "job INDEXED BY job_batch WHERE batch=:batch AND state='completed' AND attempts>1 "
+            "ORDER BY id LIMIT :most", {"batch": batch, "most": most})]
+
 
 NO_ENV = b"\0"  # in an export without environments; whoever imports it gives the jobs the own one
 
@@ -7185,7 +7213,7 @@ class Supervisor:
         self.stopping = 0         # 0, GRACEFUL or IMMEDIATE
         self._reopen = False      # whether USR1 asked to open the log again
         self.within = None        # the job that runs this supervisor: --drain does not wait for it
-        self.interrupted = False  # whether a signal raised `stopping`: the user's, or a closed terminal's
+        self.interrupted = None   # the signal that raised `stopping`: the user's, or a closed terminal's
         self._queues, self._drain, self._load, self._idle_timeout = map(asked.get, ("queues", "drain", "load", "idle_timeout"))
         self._log = log
         self._argv = list(argv)   # starts a worker as a new program on systems where we don't fork
@@ -7267,11 +7295,11 @@ class Supervisor:
             signal.signal(signal.SIGCHLD, self._on_child)
         ignore_other_signals()
 
-    def _on_stop(self, *_) -> None:
-        self.stopping, self.interrupted = min(IMMEDIATE, self.stopping + 1), True
+    def _on_stop(self, number, _) -> None:
+        self.stopping, self.interrupted = min(IMMEDIATE, self.stopping + 1), number
 
-    def _on_now(self, *_) -> None:
-        self.stopping, self.interrupted = IMMEDIATE, True  # after HUP nobody is left to watch, so the jobs are given back
+    def _on_now(self, number, _) -> None:
+        self.stopping, self.interrupted = IMMEDIATE, number  # after HUP nobody is left to watch, so the jobs are given back
 
     def _on_reopen(self, *_) -> None:
         self._reopen = True
@@ -7853,6 +7881,21 @@ def job_of_schedule(schedule) -> dict:
         return stored_job(schedule.options)
     except UserError:
         return {"command": ""}
+
+
+# -- the outcome of a run --
+
+def run_report(store, batch: int, total: int, duplicates, took: float) -> dict:
+    """Return what became of the `total` jobs of a run.  duplicates: ids of the jobs that were there already."""
+    counts = store.queues.batch_counts(batch)
+    jobs = [store.look.find(job_id) for job_id in duplicates]
+    stand = [job.state if job is not None else "removed" for job in jobs]
+    return {"batch": batch, "total": total, "completed": counts["completed"], "dead": counts["dead"], "cancelled": counts["cancelled"],
+            "left": counts["pending"] + counts["failed"] + counts["processing"],
+            "removed": total - sum(counts.values()) - len(duplicates),
+            "duplicates": {state: stand.count(state) for state in dict.fromkeys(stand)},
+            "flaky": [{"id": job, "name": name, "tries": tries} for job, name, tries in store.look.flaky(batch)],
+            "duration": round(took, 3), "ok": counts["completed"] + stand.count("completed") == total}
 
 
 # -- stats --
@@ -9433,20 +9476,80 @@ def read_items(path: str) -> list:
 
 # -- run --
 
+OUTPUTS = ("grouped", "live", "none")  # when `run` prints what its jobs print
+GROUPS = ("github", "gitlab")
+JOBLOG = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
+RESULTS_HEAD = "number\tjob\tstate\texit_code\tsignal\ttries\tstarted_at\tduration\tcommand\n"
+
+
 def cmd_run(args) -> int:
+    refuse_run_options(args)
+    database = find_database(args.db)
+    if args.resume or args.retry_failed:
+        return resume(args, database)
     plans = plans_of(args, job_options(args), {"max_retries": 0})
     first = next(plans, None)  # bad jobs are refused before anything starts
     if first is None:
-        return None if args.dry_run else talk("nothing to run")
+        return None if args.dry_run else nothing_to_run(args)
     if not args.reads_stdin:
         refuse_unread_input()
-    if args.junit:
-        check_writable(args.junit)
-    database = find_database(args.db)
+    prepare_places(args)
     refuse_foreign_wal(database)
     warn_root(database)
     label = batch_label(args.file) if args.file is not None else words_label(args.rest) if args.values else "run"
-    return Run(database, first, plans, label, args.count or OS.cores(), args.junit).work()
+    run = Run(args, database, min(args.count or OS.cores(), len(first.items)))
+    return run.work(lambda: run.enqueue(first, plans, label))
+
+
+def nothing_to_run(args) -> None:
+    talk("nothing to run")
+    if args.json:
+        out_json({"batch": None, "total": 0, "completed": 0, "ok": True})
+
+
+def refuse_run_options(args) -> None:
+    """Refuse options of `run` that exclude each other."""
+    refuse_both(args, "resume", "retry_failed")
+    for option, given_ in (("--keep-order", args.keep_order), ("--tag", args.tag and "none"), ("--group", args.group)):
+        if given_ and args.output in ("none", "live" if given_ != "none" else "none"):
+            raise UserError("%s and --output %s exclude each other" % (option, args.output))
+    if args.json and (args.output or args.group or args.tag or args.keep_order):
+        raise UserError("--json prints a summary in the place of what the jobs print: give --results DIR to keep that")
+
+
+def prepare_places(args) -> None:
+    """Refuse places for the outcome that can't be written."""
+    for path in (args.junit, args.joblog):
+        if path:
+            check_writable(path)
+    if args.results:
+        try:
+            os.makedirs(args.results, exist_ok=True)
+        except OSError as error:
+            raise UserError("can't make the directory %s: %s" % (quoted(args.results), error.strerror)) from None
+        check_writable(os.path.join(args.results, "results.tsv"))
+
+
+def resume(args, database: str) -> int:
+    """Work what is left of a batch: `run --resume` and `run --retry-failed`."""
+    given_ = args.resume or args.retry_failed
+    words = args.rest + [given_] if given_ != "-" else args.rest
+    if len(words) > 1 or args.file is not None or args.arg_file or job_options(args):
+        raise UserError("--resume and --retry-failed take a batch, and its jobs as they are")
+    with open_queue(args) as store:
+        states = WAITING + ("processing",) + (("dead", "cancelled") if args.retry_failed else ())
+        ref = words[0] if words else None
+        batches = [store.queues.batch(ref)] if ref else store.queues.batches()
+        found = next((batch for batch in batches if any(store.queues.batch_counts(batch.id)[state] for state in states)), None)
+        if found is None or args.dry_run:
+            return nothing_to_run(args) if found is None else talk("batch %d: %s" % (found.id, plain(found.label or "")))
+        ids = store.look.select(states, batch=found.id)
+        if args.retry_failed:
+            store.life.retry(store.look.select(("dead", "cancelled"), batch=found.id))
+    prepare_places(args)
+    warn_root(database)
+    run = Run(args, database, min(args.count or OS.cores(), len(ids)))
+    return run.work(lambda: run.reserve(found.id, ids))
 
 
 def refuse_unread_input() -> None:
@@ -9466,53 +9569,242 @@ def check_writable(path: str) -> None:
         raise UserError("can't write %s: %s" % (quoted(path), error.strerror)) from None
 
 
-class Run:
-    """A one-shot run: its jobs, a foreground supervisor that takes no other jobs, progress, a summary."""
+class Results:
+    """What becomes of the output of a run's jobs: printed as they end, in their order or as it comes, and kept in files."""
 
-    def __init__(self, database: str, first, plans, label: str, count: int, junit_path):
-        from itertools import chain
-        self._junit = junit_path
+    def __init__(self, args, batch: int, first: int, order, alone: bool):
+        self.alone = alone and not (args.json or args.tag or args.group or args.output)
+        self._how = "none" if args.json else "live" if self.alone else args.output or "grouped"
+        self.shows, self.live = self._how != "none", self._how == "live"
+        self._tag, self._group, self._folder = args.tag, args.group, args.results
+        self._batch, self._first = batch, first
+        self._order = iter(order) if args.keep_order else None
+        self._next = next(self._order, None) if args.keep_order else None
+        self._ended = {}        # with --keep-order: the ends whose turn has not come yet
+        self._readers = {}      # live: of each job that has begun and is not known to have ended
+        self._write = output_writer(args.tag) if self.shows else None
+        again = args.resume or args.retry_failed
+        self._joblog = self._table(args.joblog, JOBLOG, again) if args.joblog else None
+        self._table_file = self._table(os.path.join(args.results, "results.tsv"), RESULTS_HEAD, again) if args.results else None
+
+    def _table(self, path: str, head: str, again):
+        try:
+            file = open(path, "a" if again else "w", encoding="utf-8", errors="surrogateescape", newline="\n")
+        except OSError as error:
+            raise UserError("can't write %s: %s" % (quoted(path), error.strerror)) from None
+        if not file.tell():
+            file.write(head)
+        return file
+
+    def follow(self, store) -> None:
+        """Print what running jobs have written since the last call, if it is shown live."""
+        if self._how != "live":
+            return
+        for job in store.look.jobs(("processing",)):
+            if job.batch == self._batch and job.id not in self._readers:
+                self._readers[job.id] = self._reader(store, job)
+        for reader in self._readers.values():
+            reader.read(self._write, True)
+
+    def take(self, store, ends: list) -> None:
+        """Take jobs that have ended (JobEnd)."""
+        for end in ends:
+            self._keep(store, end)
+            if self._order is None:
+                self._print(store, end)
+            else:
+                self._ended[end.job] = end
+        while self._next in self._ended:
+            self._print(store, self._ended.pop(self._next))
+            self._next = next(self._order, None)
+        for file in (self._joblog, self._table_file):
+            if file is not None:
+                file.flush()
+
+    def close(self, store) -> None:
+        """Print what waits for jobs that have not ended, and close the tables."""
+        for job in sorted(self._ended):
+            self._print(store, self._ended[job])
+        for file in (self._joblog, self._table_file):
+            if file is not None:
+                file.close()
+
+    def _reader(self, store, job):
+        prefix = "%s | " % plain(job.name or str(job.id)) if self._tag else ""
+        return LogReader(store, job.id, job.attempt, prefix, True, not self.alone)
+
+    def _print(self, store, end) -> None:
+        if self._how == "live":
+            reader = self._readers.pop(end.job, None)
+            job = store.look.find(end.job)
+            if reader is None and end.attempt and job is not None:
+                reader = self._reader(store, job)
+            while reader is not None and reader.read(self._write, False):
+                pass
+        elif self._how == "grouped" and (end.attempt or self._group):
+            self._begin_group(end)
+            ends_line = pass_log(store.db.files.log(end.job, end.attempt or 0), self._write,
+                                 b"%s | " % raw(plain(end.name or str(end.job))) if self._tag else b"")
+            if not ends_line and (self._group or is_terminal(sys.stdout)):
+                self._write(b"\n")
+            if self._group:
+                sys.stdout.write("::endgroup::\n" if self._group == "github" else
+                                 "\033[0Ksection_end:%d:job_%d\r\033[0K\n" % (end.at, end.job))
+
+    def _begin_group(self, end) -> None:
+        if self._group:
+            title = "%s job %d%s: %s" % ("✔" if end.state == "completed" else "✘", end.job, "" if end.state == "completed" else
+                                         ", %s" % plain(error_text(end) or end.state), plain(end.name or end.command)[:200])
+            sys.stdout.write("::group::%s\n" % title if self._group == "github" else
+                             "\033[0Ksection_start:%d:job_%d[collapsed=true]\r\033[0K%s\n" % (end.at - (end.duration or 0), end.job, title))
+            sys.stdout.flush()
+
+    def _keep(self, store, end) -> None:
+        number, log = end.job - self._first + 1, store.db.files.log(end.job, end.attempt or 0)
+        command = text_of(end.command) if isinstance(end.command, bytes) else end.command
+        if self._joblog is not None and end.attempt:
+            code = -1 if end.exit_code is None and end.signal is None else end.exit_code or 0
+            size = os.path.getsize(log) if os.path.exists(log) else 0
+            self._joblog.write("%d\t:\t%.3f\t%10.3f\t0\t%d\t%d\t%d\t%s\n" % (
+                number, end.started_at or 0, end.duration or 0, size, code, end.signal or 0, command.replace("\n", "\0")))
+        if self._table_file is not None:
+            self._table_file.write("\t".join("" if value is None else str(value) for value in (
+                number, end.job, end.state, end.exit_code, end.signal, end.attempts, utc(end.started_at), end.duration,
+                plain(command))) + "\n")
+            with open(os.path.join(self._folder, "%d.log" % number), "wb") as file:
+                pass_log(log, file.write)
+
+
+def pass_log(path: str, write, prefix: bytes = b"") -> bool:
+    """Pass on an attempt's output; return whether it ends with a whole line, or is empty."""
+    part = b"\n"
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            for part in file if prefix else iter(partial(file.read, 2**20), b""):
+                write(prefix + part)
+    except FileNotFoundError:
+        pass  # it wrote nothing
+    return part[-1:] == b"\n"
+
+
+class Run:
+    """A one-shot run: its jobs, a foreground supervisor that takes no other jobs, what they print, a summary."""
+
+    def __init__(self, args, database: str, count: int):
+        self._args = args
         self._begun = time.monotonic()
         self._look_at = self._begun + 1.0
         self._stalled = self._explained = None  # why nothing ran at the last look, and which reason was last printed
-        self._supervisor = Supervisor(database, "run", min(count, len(first.items)), {"drain": True}, print_trouble, worker_argv(database))
-        try:
-            with Store(database) as store:
-                stored = store.enqueue_parts(chain([first], plans), label, self._supervisor.id)
-                self._total, self._batch, self._duplicates = sum(map(len, stored.ids)), stored.batch, stored.duplicates
-                new = (job for job in chain(*stored.ids) if job > stored.newest)
-                self._within, self._awaited = begin_wait(store, list(new) if this_job(store) else [])
-        except BaseException:
-            self._supervisor.close()
-            raise
+        self._batch, self._duplicates = None, []
+        self._within, self._awaited = None, []
+        self._died = 0             # how many jobs have died
+        self._why_ended = None     # why the rest was cancelled
+        self._told = 0             # the stop of which the user has been told
+        self._supervisor = Supervisor(database, "run", count, {"drain": True}, print_trouble, worker_argv(database))
 
-    def work(self) -> int:
+    def enqueue(self, first, plans, label: str) -> None:
+        """Store the jobs, and keep them for this run."""
+        from itertools import chain
+        with Store(self._supervisor.database) as store:
+            stored = store.enqueue_parts(chain([first], plans), label, self._supervisor.id)
+            self._total, self._duplicates = sum(map(len, stored.ids)), stored.duplicates  # the total counts duplicates too
+            fresh = [ids for ids in stored.ids if ids[0] > stored.newest]
+            if this_job(store):
+                self._within, self._awaited = begin_wait(store, list(chain(*fresh)))
+            self._begin(store, stored.batch, fresh[0][0] if fresh else 0, chain(*fresh))
+
+    def reserve(self, batch: int, ids: list) -> None:
+        """Keep the unfinished jobs of a batch for this run."""
+        with Store(self._supervisor.database) as store:
+            store.queues.reserve_batch(batch, self._supervisor.id)
+            self._total = sum(store.queues.batch_counts(batch).values())
+            if this_job(store):
+                self._within, self._awaited = begin_wait(store, ids)
+            self._begin(store, batch, min(store.look.select((), batch=batch)), ids)
+
+    def _begin(self, store, batch: int, first: int, order) -> None:
+        self._batch, self._seq = batch, store.look.last_event()
+        self._results = Results(self._args, batch, first, order, self._total == 1)
         self._progress = Progress(self._total, lines=True)
+
+    def work(self, take_jobs) -> int:
+        """Run the jobs that `take_jobs()` stores or reserves; return the exit status."""
         try:
-            self._supervisor.start()
-            self._supervisor.run(self._show)
+            if self._args.resume or self._args.retry_failed:
+                self._supervisor.start()  # it gives back what a run that was killed had kept for itself
+                take_jobs()
+            else:
+                take_jobs()
+                self._supervisor.start()
+            self._supervisor.run(self._turn)
         finally:
             self._supervisor.close()
         self._progress.clear()
         with Store(self._supervisor.database) as store:
             if self._within is not None:
                 store.workers.end_wait(self._within.id, self._awaited)
+            self._print_output(store)
+            self._results.close(store)
             return self._sum_up(store)
 
-    def _show(self) -> None:
-        begun = time.monotonic()
+    def _turn(self) -> None:
+        begun, store = time.monotonic(), self._supervisor.store
+        self._print_output(store)
+        self._print_stop(store)
+        self._cancel_rest(store)
         if begun >= self._look_at:
             self._look_at = begun + 1.0
-            self._print_why_stalled(self._supervisor.store)
-        if not self._progress.due():
+            self._print_why_stalled(store)
+        if self._results.alone or not self._progress.due():
             return
-        counts = self._supervisor.store.queues.batch_counts(self._batch)
+        counts = store.queues.batch_counts(self._batch)
         done = sum(counts[state] for state in FINAL) + len(self._duplicates)
         failed = counts["dead"]
         suffix = "  %d failed" % failed if failed else ""
         if counts["failed"]:
             suffix += "  %d to retry" % counts["failed"]
         self._progress.show(done, "%s  %d running" % (suffix, counts["processing"]), time.monotonic() - begun)
+
+    def _print_output(self, store) -> None:
+        """Print what the jobs print, as asked, and note which have ended."""
+        ends = [None]
+        while ends:
+            ends = store.look.ended_since(self._seq, self._batch)
+            if ends:
+                self._seq = ends[-1].seq
+                self._died += sum(end.state == "dead" for end in ends)
+                self._progress.clear()
+                self._results.take(store, ends)
+        if self._results.live:
+            self._progress.clear()
+            self._results.follow(store)
+
+    def _print_stop(self, store) -> None:
+        """Say what an interrupt does, once for each."""
+        if self._supervisor.interrupted and self._supervisor.stopping > self._told:
+            self._told = self._supervisor.stopping
+            running = store.queues.batch_counts(self._batch)["processing"]
+            self._progress.clear()
+            if running and self._told == GRACEFUL:
+                talk("finishing %s; press again to end %s" % (plural(running, "job"), "it" if running == 1 else "them"))
+
+    def _cancel_rest(self, store) -> None:
+        """Cancel the rest once enough jobs have died, or the time is up."""
+        args = self._args
+        if self._why_ended is not None:
+            return
+        most = args.max_failures or (1 if args.fail_fast else None)
+        if most and self._died >= most:
+            self._why_ended = "%s failed" % plural(self._died, "job")
+        elif args.total_timeout is not None and time.monotonic() - self._begun >= args.total_timeout:
+            self._why_ended = "the time of %s is up" % span(args.total_timeout)
+        else:
+            return
+        soon = args.fail_fast == "soon" and most
+        ids = store.look.select(WAITING + (() if soon else ("processing",)), batch=self._batch)
+        store.life.cancel(ids)
+        self._progress.clear()
+        talk("%s: the rest is cancelled (%s)" % (self._why_ended, plural(len(ids), "job")))
 
     def _print_why_stalled(self, store) -> None:
         """Print what keeps all jobs of the run waiting, if it lasts for a second; the progress shows a wait for a retry."""
@@ -9531,43 +9823,56 @@ class Run:
 
     def _sum_up(self, store) -> int:
         took = time.monotonic() - self._begun
-        counts = store.queues.batch_counts(self._batch)
-        duplicates = [(where, store.look.find(job_id)) for where, job_id in self._duplicates]
-        done, total = counts["completed"], self._total
+        report = run_report(store, self._batch, self._total, [job_id for _, job_id in self._duplicates], took)
+        left, number = report["left"], self._supervisor.interrupted
+        status = 0 if report["ok"] else 128 + number if left and number else 124 if (
+            self._why_ended and not self._died and self._args.total_timeout is not None) else 1
+        if self._args.json:
+            out_json(dict(report, status=status))
+        self._print_bad(store, report)
+        if report["flaky"]:
+            talk("%s needed more than one try: %s" % (plural(len(report["flaky"]), "job"), ", ".join(
+                "%s (%d)" % (plain(job["name"] or str(job["id"])), job["tries"]) for job in report["flaky"][:10])))
+        parts = [(report["dead"], "failed"), (report["cancelled"], "cancelled"), (len(self._duplicates), "there already (%s)" % ", ".join(
+            "%d %s" % (count, state) for state, count in report["duplicates"].items())),
+            (left, "left in the queue"), (report["removed"], "removed before its end was known")]
+        talk("%s %d of %d completed in %s%s" % (
+            paint("✔", "green", sys.stderr) if report["ok"] else paint("✘", "red", sys.stderr), report["completed"], self._total,
+            span(took), "".join(", %d %s" % part for part in parts if part[0])))
+        if left and number:
+            talk("`{0} run --resume {1}` goes on with them, `{0} cancel --batch {1}` drops them".format(invoked(), self._batch))
+        if self._args.junit:
+            jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
+            duplicates = [store.look.find(job_id) for _, job_id in self._duplicates]
+            self._write_junit(junit(jobs + [job for job in duplicates if job is not None], store.db.files, took))
+        return status
+
+    def _print_bad(self, store, report: dict) -> None:
+        """Print which jobs did not complete; their last lines too, unless those have been printed."""
         bad = store.look.jobs(("dead", "cancelled"), 20, batch=self._batch)[::-1]
+        cross = paint("✘", "red", sys.stderr)
         for job in bad:
-            out("%s job %d%s%s: %s" % (
-                paint("✘", "red", sys.stdout), job.id, " (%s)" % job.name if job.name else "",
+            talk("%s job %d%s%s: %s" % (
+                cross, job.id, " (%s)" % job.name if job.name else "",
                 ", %s, attempt %d" % (plain(error_text(job) or job.state), job.attempt) if job.attempt else
                 " did not run, " + ending_text(job),
                 fit(plain(job.command), 200)))
-            for line in last_lines(store.db.files.log(job.id, job.attempt), 10):
-                out("    " + line)
-        failed = counts["dead"] + counts["cancelled"]
+            for line in [] if self._results.shows else last_lines(store.db.files.log(job.id, job.attempt), 10):
+                talk("    " + line)
+        failed = report["dead"] + report["cancelled"]
         if failed > len(bad):
-            out("  and %d more: %s batch show %d" % (failed - len(bad), invoked(), self._batch))
-        for where, job in [(where, job) for where, job in duplicates if job is not None and job.state != "completed"][:20]:
-            out("%s %sjob %d, which has the same unique key, is there already and is %s" % (
-                paint("✘", "red", sys.stdout), where, job.id, job.state))
-        left = counts["pending"] + counts["failed"] + counts["processing"]
-        stand = [job.state if job is not None else "removed" for _, job in duplicates]
-        parts = [(counts["dead"], "failed"), (counts["cancelled"], "cancelled"),
-                 (len(duplicates), "there already (%s)" % ", ".join(
-                     "%d %s" % (stand.count(state), state) for state in dict.fromkeys(stand))),
-                 (left, "left in the queue"), (total - sum(counts.values()) - len(duplicates), "removed before its end was known")]
-        good = done + stand.count("completed") == total
-        verdict("%d of %d completed in %s%s" % (done, total, span(took), "".join(", %d %s" % part for part in parts if part[0])), good)
-        if self._junit:
-            jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
-            self._write_junit(junit(jobs + [job for _, job in duplicates if job is not None], store.db.files, took))
-        return 0 if good else 130 if left and self._supervisor.interrupted else 1
+            talk("  and %d more: %s batch show %d" % (failed - len(bad), invoked(), self._batch))
+        for where, job_id in self._duplicates[:20]:
+            job = store.look.find(job_id)
+            if job is not None and job.state != "completed":
+                talk("%s %sjob %d, which has the same unique key, is there already and is %s" % (cross, where, job.id, job.state))
 
     def _write_junit(self, text: str) -> None:
         try:
-            with open(self._junit, "w", encoding="utf-8") as file:
+            with open(self._args.junit, "w", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise UserError("the jobs have ended, but %s can't be written: %s" % (quoted(self._junit), error.strerror)) from None
+            raise UserError("the jobs have ended, but %s can't be written: %s" % (quoted(self._args.junit), error.strerror)) from None
 
 
 # -- worker --
@@ -10013,14 +10318,15 @@ class TerminalWriter:
 class LogReader:
     """Read the output of one attempt, running or ended; with `onward`, continue with the next attempts.
 
-    With a prefix it passes on whole lines, so that lines of several jobs don't mix.
+    With a prefix, or `whole_lines`, it passes on whole lines, so that lines of several jobs don't mix.
     """
 
-    def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False):
+    def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False, whole_lines: bool = False):
         self._store = queue
         self._job = job
         self._attempt = attempt
         self._prefix = prefix.encode()
+        self._whole_lines = whole_lines or bool(prefix)
         self._onward = onward
         self._offset = 0
         self._rest = b""
@@ -10101,7 +10407,7 @@ class LogReader:
 
     def _pass(self, data: bytes, write) -> None:
         self._offset += len(data)
-        if self._prefix and data:
+        if self._whole_lines and data:
             lines = (self._rest + data).split(b"\n")
             self._rest = lines.pop()
             data = b"".join(self._prefix + line + b"\n" for line in lines)
@@ -11265,7 +11571,8 @@ def write_program(path: str, text: str) -> None:
 # The options of all commands but those of a job (see JOB_OPTIONS), one per line: set, flags, metavar, kind, default, meaning.
 # The set is one that several commands take, or the name of one command, with a hyphen in place of a blank, or several of these.
 # Words without `--` are positional.  metavar: `.` for a flag; with * any number of values, with + at least one.  kind: of OPTION_KINDS or
-# OPTION_PARSERS, or a range of whole numbers.  default: for a flag, the option that it sets.
+# OPTION_PARSERS, or a range of whole numbers.  default: for a flag, the option that it sets.  A metavar with ? may be left out:
+# then the default counts.
 OPTIONS = """\
 job-id         id             ID        .        .     id or name of a job, or `last`
 ids            ids            ID*       .        .     ids, names, ranges such as 5-8, or `last`
@@ -11287,6 +11594,17 @@ values         -a,--arg-file  FILE*     .        .     values, one per line, as 
 values         -0,--null      .         .        .     values in files end with NUL, as `find -print0` writes them
 values         -n,--max-args  N         1-%(most)d . put N values into one command
 values         --dry-run      .         .        .     only print the commands
+run            -k,--keep-order .        .        .     print what jobs print in the order of the input
+run            --output       HOW       output   .     when to print what jobs print: grouped (when a job ends), live, or none
+run            --tag          .         .        .     begin each line with the name or id of its job
+run            --group        CI        group    .     fold the output of each job in the log of github or gitlab
+run            --results      DIR       .        .     write the output of each job to DIR, and a table
+run            --joblog       FILE      .        .     write a line for each job to FILE, with the columns of GNU parallel
+run            --fail-fast    WHEN?     failfast now   cancel the rest when a job has died: running jobs too (now), or not (soon)
+run            --max-failures N         1-%(most)d . the same when N jobs have died
+run            --total-timeout DURATION duration .     cancel the rest after this time (exit 124)
+run            --resume       BATCH?    .        -     continue with the jobs that an interrupted run has left (the newest)
+run            --retry-failed BATCH?    .        -     run again the jobs of a batch that did not complete (the newest)
 run            --junit        FILE      .        .     write the results as JUnit XML to FILE
 enqueue        --file         FILE      .        .     read jobs from FILE (-: standard input): one command per line, or JSON objects
 enqueue        -q,--quiet     .         .        .     print only the id, on a terminal too
@@ -11367,7 +11685,8 @@ json           --json         .         .        .     print JSON""" % {
 OPTION_KINDS = {
     "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, whole=False), "sort": one_of(*SORTS),
     "since": lambda raw, what: parse_duration(raw, what, 1), "interval": lambda raw, what: parse_duration(raw, what, 1),
-    "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS)}
+    "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS),
+    "output": one_of(*OUTPUTS), "group": one_of(*GROUPS), "failfast": one_of("now", "soon")}
 
 
 # words: what the user types.  takes: the sets of OPTIONS that it takes, beside that of its own name.  rest: whether the words
@@ -11382,7 +11701,7 @@ def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False
 
 COMMAND_GROUPS = (
     ("run jobs", (
-        command("run", cmd_run, "values job", "enqueue jobs, work them here and now, exit 0 if all completed",
+        command("run", cmd_run, "values job json", "enqueue jobs, work them here and now, exit 0 if all completed",
                 "run --count 4 --file commands.txt", True),
         command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
         command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4"),
@@ -11546,8 +11865,11 @@ def add_option(parser, flags: str, metavar: str, kind: str, default: str, meanin
         dest, _, value = default.partition("=")
         how.update({"action": "store_const", "dest": dest, "const": value} if value else {"action": "store_true"})
     else:
-        how["metavar"] = metavar.rstrip("*+")
-        if metavar != how["metavar"]:
+        how["metavar"] = metavar.rstrip("*+?")
+        if metavar[-1] == "?":
+            how.update(nargs="?", const=default)
+            default = "."
+        elif metavar != how["metavar"]:
             how.update({"action": "append"} if name[0] == "-" else {"nargs": metavar[-1]})
         if kind != ".":
             how["type"] = option_type(kind, name if name[0] == "-" else "the " + name)
@@ -11573,12 +11895,15 @@ def add_options(parser, found) -> None:
 
 def split_rest(parser, words: list) -> tuple:
     """Return (options, the user's own command) from words in which the options come first."""
-    takes_value = {flag: action.nargs != 0 for action in parser._actions for flag in action.option_strings}
+    actions = {flag: action for action in parser._actions for flag in action.option_strings}
     i = 0
     while i < len(words) and words[i].startswith("-") and words[i] not in ("-", "--"):
         word = words[i]
         flag = word if word.startswith("--") or len(word) == 2 else word[:2]
-        i += 2 if takes_value.get(flag) and word == flag else 1
+        action = actions.get(flag)
+        takes = action is not None and word == flag and (action.nargs is None or action.nargs == "?" and action.metavar == "BATCH" and (
+            "".join(words[i + 1:i + 2]).isdigit() or words[i + 1:i + 2] == ["last"]))
+        i += 2 if takes else 1
     rest = words[i:]
     return words[:i], rest[1:] if rest[:1] == ["--"] else rest
 
@@ -11603,7 +11928,7 @@ def value_choices(args, found, actions, last: str) -> list:
     if place is None or found.rest and not option:
         return []
     fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
-             "OVERLAP": OVERLAPS, "KIND": BACKOFFS, "KEY": SETTINGS if found.words[0] == "config" else ()}
+             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS, "KEY": SETTINGS if found.words[0] == "config" else ()}
     if place.metavar in fixed:
         return list(fixed[place.metavar])
     if not os.path.exists(find_database(args.db)):

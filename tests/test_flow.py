@@ -1515,7 +1515,7 @@ def test_a_run_whose_first_line_is_a_twin_tells_of_its_own_batch(queue):
     queue.enqueue("--unique", "u", "--hold", "exit 0")
     lines = '{"command": "exit 0", "unique": "u"}\n{"command": "exit 3", "max_retries": 0}\n'
     result = queue.cli("run", "--file", "-", stdin=lines, check=False)
-    assert result.returncode == 1 and "exit 3" in result.stdout, result.stdout
+    assert result.returncode == 1 and "exit 3" in result.stderr, result.stderr
 
 
 def test_a_run_ends_when_what_is_left_waits_for_a_held_job(queue):

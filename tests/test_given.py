@@ -65,7 +65,7 @@ def test_the_setting_holds_for_lines_enqueued_from_then_on_unless_a_job_says_oth
 @needs_bash
 def test_run_schedules_and_edit_take_a_shell_too(queue):
     done = queue.cli("run", "--max-retries", 0, "--shell", "bash", "[[ x == x ]] && echo yes; exit 4", check=False)
-    assert "exit 4" in done.stdout
+    assert "exit 4" in done.stderr
     queue.cli("cron", "add", "nightly", "--shell", "bash", "0 0 * * *", "[[ x == x ]] && echo scheduled")
     job = int(queue.out("cron", "run", "nightly"))
     edited = queue.enqueue("[[ x == x ]] && echo edited")

@@ -41,9 +41,9 @@ def test_a_line_that_moves_far_costs_little():
 
 
 def test_the_summary_and_junit_show_the_end_of_a_progress_bar(queue):
-    done = queue.cli("run", "--max-retries", "0", "--junit", "out.xml", BAR, check=False)
+    done = queue.cli("run", "--output", "none", "--junit", "out.xml", BAR, check=False)
     assert done.returncode == 1
-    lines = done.stdout.splitlines()
+    lines = done.stderr.splitlines()
     assert lines[1:4] == ["    begin", "    copy 100%", "    end"]
     text = (queue.dir / "out.xml").read_text("utf-8")
     assert ">begin\ncopy 100%\nend</failure>" in text
@@ -52,8 +52,8 @@ def test_the_summary_and_junit_show_the_end_of_a_progress_bar(queue):
 
 def test_a_progress_bar_longer_than_what_is_read_of_a_log_hides_no_line_before_it(queue):
     script = "import sys; print('first'); [sys.stdout.write('\\r%6d' % n) for n in range(30000)]; print('\\nlast'); sys.exit(1)"
-    done = queue.cli("run", "--max-retries", "0", *queue.script(script), check=False)
-    assert done.stdout.splitlines()[1:4] == ["    first", "     29999", "    last"]
+    done = queue.cli("run", "--output", "none", *queue.script(script), check=False)
+    assert done.stderr.splitlines()[1:4] == ["    first", "     29999", "    last"]
 
 
 def on_terminal(queue, *words, until=None):

@@ -95,7 +95,7 @@ def test_the_first_session_of_the_readme_goes_as_it_looks(queue):
     assert len(first) == 2
     script = "\n".join(first).replace("python3 queuectl.py", " ".join(map(shlex.quote, queue.command())))
     done = queue.run(["sh", "-c", script])
-    assert re.search(r"40 of 40 completed in [\d.]+ ?m?s", done.stdout)
+    assert re.search(r"40 of 40 completed in [\d.]+ ?m?s", done.stderr)
 
 
 # ---- in CI and as a service: every command of every recipe is run ------------------------------

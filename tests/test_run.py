@@ -23,7 +23,7 @@ pytestmark = pytest.mark.core
 
 def test_run_ends_with_0_when_all_completed(queue):
     done = queue.cli("run", "--count", 2, "--file", "-", stdin="echo a\necho b\nexit 0\n")
-    assert re.search(r"\b3\b", done.stdout)
+    assert re.search(r"\b3\b", done.stderr) and sorted(done.stdout.splitlines()) == ["a", "b"]
     assert queue.json("status")["jobs"]["completed"] == 3
     assert queue.json("worker", "list") == []
 
@@ -31,10 +31,10 @@ def test_run_ends_with_0_when_all_completed(queue):
 def test_run_ends_with_1_and_shows_the_last_lines_of_each_job_that_failed(queue):
     code = "[print('line', n) for n in range(500)]; raise SystemExit(4)"
     lines = [json.dumps({"command": queue.script(code), "name": "bad", "max_retries": 0}), "echo quiet success"]
-    done = queue.cli("run", "--count", 2, "--file", "-", stdin="\n".join(lines), check=False)
-    assert done.returncode == 1
-    assert "line 499" in done.stdout and "exit 4" in done.stdout
-    assert "line 100\n" not in done.stdout and "quiet success" not in done.stdout
+    done = queue.cli("run", "--output", "none", "--file", "-", stdin="\n".join(lines), check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "line 499" in done.stderr and "exit 4" in done.stderr
+    assert "line 100\n" not in done.stderr and "quiet success" not in done.stderr
 
 
 def test_run_takes_one_command_as_words_or_as_a_line(queue):
@@ -178,14 +178,14 @@ def test_a_run_of_duplicates_tells_how_those_stand_and_does_not_succeed_while_th
     line = json.dumps({"command": "exit 0", "unique": "u"})
     done = queue.cli("run", "--file", "-", stdin="exit 0\n%s\n" % line, check=False)
     assert done.returncode == 1
-    assert "line 2: job %d, which has the same unique key, is there already and is pending" % number in done.stdout
-    assert "1 of 2 completed" in done.stdout and "1 there already (1 pending)" in done.stdout
+    assert "line 2: job %d, which has the same unique key, is there already and is pending" % number in done.stderr
+    assert "1 of 2 completed" in done.stderr and "1 there already (1 pending)" in done.stderr
 
 
 def test_a_run_whose_duplicates_have_all_completed_succeeds(queue):
-    assert "1 of 1 completed" in queue.out("run", json.dumps({"command": "exit 0", "unique": "u"}))
+    assert "1 of 1 completed" in queue.cli("run", json.dumps({"command": "exit 0", "unique": "u"})).stderr
     line = json.dumps({"command": "exit 0", "unique": "u", "for": "1h"})
-    assert "0 of 2 completed" in queue.out("run", "--file", "-", stdin=(line + "\n") * 2)
+    assert "0 of 2 completed" in queue.cli("run", "--file", "-", stdin=(line + "\n") * 2).stderr
     assert queue.json("status")["jobs"]["completed"] == 1
 
 
@@ -193,8 +193,8 @@ def test_a_run_whose_duplicates_have_all_completed_succeeds(queue):
 def test_a_line_that_doubles_another_of_its_file_shares_its_fate(queue, how, told):
     line = json.dumps(dict(how, command="exit 3", unique="u"))
     done = queue.cli("run", "--file", "-", stdin=(line + "\n") * 2, check=False)
-    assert done.returncode == 1 and "0 of 2 completed" in done.stdout and "1 there already (1 %s)" % told in done.stdout
-    assert ("1 failed" if told == "dead" else "1 cancelled") in done.stdout
+    assert done.returncode == 1 and "0 of 2 completed" in done.stderr and "1 there already (1 %s)" % told in done.stderr
+    assert ("1 failed" if told == "dead" else "1 cancelled") in done.stderr
 
 
 def test_a_run_tells_of_lines_whose_jobs_were_removed_before_the_end(queue):

@@ -284,7 +284,7 @@ class Full:
 
 def test_a_junit_file_that_cannot_be_written_is_told_after_the_outcome(queue):
     done = queue.cli("run", "--junit", "/dev/full", "true", check=False)
-    assert done.returncode == 2 and "1 of 1 completed" in done.stdout
+    assert done.returncode == 2 and "1 of 1 completed" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("queuectl: error: the jobs have ended, but '/dev/full' can't be written: No space")
 
 

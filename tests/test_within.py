@@ -351,8 +351,8 @@ def test_a_state_and_an_error_that_say_the_same_are_told_once(queue):
 def test_a_run_says_of_a_job_that_never_ran_that_it_did_not(queue):
     jobs = {"name": "p", "command": "exit 3", "max_retries": 0}, {"command": "exit 0", "after": "p"}
     done = queue.cli("run", "--file", "-", stdin="\n".join(map(json.dumps, jobs)), check=False)
-    assert "✘ job 1 (p), exit 3, attempt 1: exit 3\n" in done.stdout
-    assert "✘ job 2 did not run, cancelled (its parent, job 1, died): exit 0\n" in done.stdout
+    assert "✘ job 1 (p), exit 3, attempt 1: exit 3\n" in done.stderr
+    assert "✘ job 2 did not run, cancelled (its parent, job 1, died): exit 0\n" in done.stderr
 
 
 def test_python_is_told_of_a_retry_in_one_word(queue):

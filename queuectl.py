@@ -1896,19 +1896,91 @@ class PosixOwners(System):
             return False  # not on this system, or on this disk
 
 
+def find_on_path(name: bytes, env: dict):
+    """Return the path of the program that sh finds by a name, or None."""
+    path = env.get(b"PATH", b"")
+    for folder in path.split(b":") if path and b"%" not in path else ():  # dash obeys %builtin and %func in it
+        found = folder + b"/" + name if folder else name
+        if can_be_run(found):
+            return found
+    return None
+
+
+def can_be_run(path: bytes) -> bool:
+    return os.access(path, os.X_OK) and os.path.isfile(path)  # in this order: most don't exist
+
+
+def sh_words(line: str):
+    """Return the words of a line that sh would only split; None if sh would do more."""
+    words, word, line = [], None, line.strip(" \t\n")
+    while line:
+        rest, part = line.lstrip(PLAIN), None
+        if len(rest) < len(line):
+            part = line[:len(line) - len(rest)]
+        elif line[0] in " \t":
+            rest = line.lstrip(" \t")
+        elif line[0] in "'\"":
+            part, end, rest = line[1:].partition(line[0])
+            if not end or line[0] == '"' and not set(part).isdisjoint('$`\\'):
+                return None
+        elif line[0] == "\\" and line[1:2] not in ("", "\n"):
+            part, rest = line[1], line[2:]
+        else:
+            return None
+        if part is not None:
+            word = (word or "") + part
+        if word is not None and (part is None or not rest):
+            words.append(word)
+            word = None
+        line = rest
+    return words
+
+
+@lru_cache(maxsize=None)
+def default_signals():
+    """Return the signals that a job should have the default actions for."""
+    import signal
+    return signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}  # for each other signal glibc asks the kernel first
+
+
+def zone_of_file(path: str) -> str:
+    """Return the zone of a time zone file, or of a link to one: an IANA name or a POSIX rule."""
+    name = os.path.realpath(path).rpartition("zoneinfo/")[2]
+    name = name[6:] if name.startswith(("posix/", "right/")) else name
+    if zone_data(name):
+        return name
+    try:
+        with open(path, "rb") as file:
+            data = file.read(2**20)
+        if data[:4] != b"TZif":
+            return "UTC"
+    except OSError:
+        return "UTC"  # as the C library does
+    try:  # it is a copy: use the name beside it, which may be stale, or the copy's own rule for later years
+        with open("/etc/timezone", encoding="ascii") as file:
+            name = file.read(200).strip()
+    except (OSError, ValueError):
+        name = ""
+    return name if zone_data(name) == data else zone_rule(data)
+
+
+def output_of_tool(*command) -> str:
+    """Return what a tool of the system prints; "" if there is no such tool."""
+    import subprocess
+    path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                              env=dict(os.environ, LC_ALL="C", PATH=path), timeout=10)
+        return done.stdout.decode("ascii", "replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 class Posix(PosixOwners):
     """Any POSIX system: macOS, the BSDs, and the base of Linux."""
 
     longest_wait = 3600.0    # seconds that a supervisor may wait without looking for signals or ended children
     stream_options = {}
-
-    # Words that sh (dash, bash, ksh, busybox) runs without a program, or reads as syntax.
-    SHELL_WORDS = frozenset(
-        ". : [ [[ ]] alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue coproc declare "
-        "dirs disown do done echo elif else enable esac eval exec exit export false fc fg fi float for function functions getopts hash "
-        "help history if in integer jobs kill let local logout mapfile nameref popd print printf pushd pwd read readarray readonly "
-        "return select set shift shopt source stop suspend test then time times trap true type typeset ulimit umask unalias unset until "
-        "wait whence while".split())
 
     # -- places and words --
 
@@ -2087,7 +2159,7 @@ class Posix(PosixOwners):
     def machine(self) -> str:
         """Return a name of this boot of this machine and of this pid namespace; "" if the system does not tell."""
         for name in ("kern.bootsessionuuid", "kern.boottime", "kernel.random.boot_id"):  # macOS, the BSDs, Linux
-            text = self._output_of("sysctl", "-n", name).strip()
+            text = output_of_tool("sysctl", "-n", name).strip()
             if text:
                 return text.replace(" ", "_")
         return ""
@@ -2102,7 +2174,7 @@ class Posix(PosixOwners):
 
     def processes(self) -> list:
         rows = []
-        for line in self._output_of("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
+        for line in output_of_tool("ps", "-A", "-o", "pid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=").splitlines():
             words = line.split()
             try:
                 born = time.mktime(time.strptime(" ".join(words[3:8]), "%a %b %d %H:%M:%S %Y"))
@@ -2114,29 +2186,18 @@ class Posix(PosixOwners):
 
     def has_stopped(self, group: int) -> bool:
         """Whether no process of a group runs any more; True if nothing tells."""
-        lines = map(str.split, self._output_of("ps", "-A", "-o", "pgid=", "-o", "stat=").splitlines())
+        lines = map(str.split, output_of_tool("ps", "-A", "-o", "pgid=", "-o", "stat=").splitlines())
         return not any(words[0] == str(group) and words[1][0] not in "TZ" for words in lines if len(words) == 2)
 
     def holders(self, path: str) -> list:
         """Return the pids of this user's processes that may hold the lock of `path`: here, those that can write to it."""
         pid, found = 0, set()
-        for line in self._output_of("lsof", "-w", "-F", "pa", "--", path).splitlines():
+        for line in output_of_tool("lsof", "-w", "-F", "pa", "--", path).splitlines():
             if line[:1] == "p":
                 pid = int(line[1:])
             elif line in ("aw", "au"):
                 found.add(pid)
         return sorted(found)
-
-    def _output_of(self, *command) -> str:
-        """Return what a tool of the system prints; "" if there is no such tool."""
-        import subprocess
-        path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
-        try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-                                  env=dict(os.environ, LC_ALL="C", PATH=path), timeout=10)
-            return done.stdout.decode("ascii", "replace")
-        except (OSError, subprocess.SubprocessError):
-            return ""
 
     def end_orphans(self, group: int, born: float, path: str, marks=()) -> list:
         """Kill what is certainly left of a dead worker's attempt; return the pids that still live.
@@ -2177,7 +2238,7 @@ class Posix(PosixOwners):
 
     def has_marks(self, pid: int, marks):
         """Whether a process has these entries in its environment; None if we can't read that."""
-        text = " %s " % self._output_of("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
+        text = " %s " % output_of_tool("ps", "-Eww" if sys.platform == "darwin" else "eww", "-o", "command=", "-p", str(pid)).strip()
         if " PATH=" not in text and " QUEUECTL_JOB_ID=" not in text:
             return None  # gone, or one whose environment macOS shows to nobody
         return bool(marks) and all(" %s " % mark in text for mark in marks if mark.isascii())
@@ -2185,141 +2246,20 @@ class Posix(PosixOwners):
     # -- running a job --
 
     def spawn(self, spec):
-        """Start a ProcessSpec in a session and group of its own; return its PosixProcess.
-
-        A line that sh would only split into words is run without sh, as GNU make does: nearly twice as many short jobs,
-        and sh (dash) cannot drop variables whose names are not identifiers.  If that fails, sh says why.
-        """
-        command, env, shell = spec.command, spec.env, spec.shell
-        words = self._words(command) if shell is None else None
-        program = self._program(words[0], env) if words else None
-        if program:
-            try:
-                return self._start(program, words, {**env, b"PWD": self._directory(env)}, spec)
-            except OSError:
-                pass  # no program, no #!, no permission, no memory...
-        words = self._sh(env) if shell is None else self.find_shell(shell, env)
+        """Start a ProcessSpec in a session and group of its own; return its PosixProcess."""
+        start = PosixStart(spec)
+        if spec.shell is None:
+            return start.without_shell() or start.by_sh()
+        words = self.find_shell(spec.shell, spec.env)
         if not words:
-            raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(shell))
-        argv = shell_arguments(words, command)
-        if len(raw(command)) > SCRIPT_FROM and argv[-2] == "-c":
-            with create(spec.script) as file:
-                file.write(raw(command) + b"\n")
-            argv[-2:] = [given(spec.script)]
-        return self._start(raw(words[0]), ["sh"] + argv[1:] if shell is None else argv, env, spec)
-
-    def _sh(self, env: dict) -> list:
-        """Return sh; if that is dash, which drops variables whose names are not identifiers, a bash that does as dash does.
-
-        bash passes them on.  -p keeps it from running functions that the environment holds, xpg_echo has its echo read escapes.
-        """
-        if not all(name.decode("ascii", "replace").isidentifier() for name in env) and os.path.realpath("/bin/sh").endswith("dash"):
-            bash = self._find(b"bash", {b"PATH": b"/bin:/usr/bin:/usr/local/bin"})
-            if bash:
-                return [text_of(bash), "-p", "-O", "xpg_echo"]
-        return ["/bin/sh"]
+            raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(spec.shell))
+        return start.by_shell(words, words[0])
 
     def find_program(self, name: str, env: dict):
         """Return the program by this path, or by this name on the PATH of `env`; None if there is none."""
         name = raw(name)
-        found = self._find(name, env) if b"/" not in name else name if name[:1] == b"/" and self._can_be_run(name) else None
+        found = find_on_path(name, env) if b"/" not in name else name if name[:1] == b"/" and can_be_run(name) else None
         return found and text_of(found)
-
-    def _words(self, line: str):
-        """Return the words of a line that sh would only split; None if sh would do more."""
-        words, word, line = [], None, line.strip(" \t\n")
-        while line:
-            rest, part = line.lstrip(PLAIN), None
-            if len(rest) < len(line):
-                part = line[:len(line) - len(rest)]
-            elif line[0] in " \t":
-                rest = line.lstrip(" \t")
-            elif line[0] in "'\"":
-                part, end, rest = line[1:].partition(line[0])
-                if not end or line[0] == '"' and not set(part).isdisjoint('$`\\'):
-                    return None
-            elif line[0] == "\\" and line[1:2] not in ("", "\n"):
-                part, rest = line[1], line[2:]
-            else:
-                return None
-            if part is not None:
-                word = (word or "") + part
-            if word is not None and (part is None or not rest):
-                words.append(word)
-                word = None
-            line = rest
-        return words
-
-    def _program(self, name: str, env: dict):
-        """Return the file that sh would run by this name; None if sh would run a builtin, or should say what is wrong."""
-        if name in self.SHELL_WORDS or "=" in name or name[:1] in ("", "%"):
-            return None
-        name = raw(name)
-        functions = (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")  # as bash exports them; other shells run none
-        if any(form % name in env for form in functions) and not os.path.realpath("/bin/sh").endswith(("dash", "busybox")):
-            return None
-        return name if b"/" in name else self._find(name, env)
-
-    def _find(self, name: bytes, env: dict):
-        path = env.get(b"PATH", b"")
-        for folder in path.split(b":") if path and b"%" not in path else ():  # dash obeys %builtin and %func in it
-            found = folder + b"/" + name if folder else name
-            if self._can_be_run(found):
-                return found
-        return None
-
-    def _can_be_run(self, path: bytes) -> bool:
-        return os.access(path, os.X_OK) and os.path.isfile(path)  # in this order: most don't exist
-
-    def _directory(self, env: dict) -> bytes:
-        """Return PWD as sh sets it: unchanged if it leads to this directory, also by a symbolic link."""
-        path = env.get(b"PWD", b"")
-        try:
-            if path[:1] == b"/" and os.path.samestat(os.stat(path), os.stat(b".")):
-                return path
-        except OSError:
-            pass  # it leads nowhere
-        return os.getcwdb()
-
-    def _start(self, program: bytes, argv: list, env: dict, spec):
-        """Start a program as a job.
-
-        posix_spawn does one fork (or vfork) and exec on every Python and system.  exec closes Python's descriptors
-        (PEP 446), except `output`: the job keeps it, as one more holder of its lock.
-        """
-        argv = list(map(raw, argv))
-        before = os.umask(spec.umask & 0o777) if spec.umask is not None else None
-        try:
-            if not hasattr(os, "posix_spawn"):
-                return PosixProcess(self._popen(program, argv, env, spec))
-            actions = [(os.POSIX_SPAWN_DUP2, spec.output, 1), (os.POSIX_SPAWN_DUP2, spec.output, 2)]
-            if spec.stdin is not None:
-                actions.append((os.POSIX_SPAWN_DUP2, spec.stdin, 0))
-            return PosixProcess(os.posix_spawn(program, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                               setsigdef=self._default_signals(), **spec.scheduling))
-        finally:
-            if before is not None:
-                os.umask(before)
-
-    def _popen(self, program: bytes, argv: list, env: dict, spec) -> int:
-        """Return the pid of a job; used on PyPy, which has no posix_spawn."""
-        import signal
-        import subprocess
-
-        def restore():
-            for number in self._default_signals():
-                signal.signal(number, signal.SIG_DFL)
-
-        env = {name: value for name, value in env.items() if b"=" not in name}  # Popen refuses such a name
-        process = subprocess.Popen(argv, executable=program, env=env, stdin=spec.stdin, stdout=spec.output, stderr=spec.output,
-                                   pass_fds=(spec.output,), start_new_session=True, preexec_fn=restore)
-        process.returncode = 0  # reaped by PosixProcess.wait
-        return process.pid
-
-    @lru_cache(maxsize=None)
-    def _default_signals(self):
-        import signal
-        return signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}  # for each other signal glibc asks the kernel first
 
     def open_output(self, path: str) -> int:
         """Open and lock the file that a job writes to; the descriptor is inheritable, and above those that shells redirect by digit."""
@@ -2379,23 +2319,7 @@ class Posix(PosixOwners):
             if not tz.startswith("/"):
                 return tz or "UTC"
             path = tz
-        name = os.path.realpath(path).rpartition("zoneinfo/")[2]
-        name = name[6:] if name.startswith(("posix/", "right/")) else name
-        if zone_data(name):
-            return name
-        try:
-            with open(path, "rb") as file:
-                data = file.read(2**20)
-            if data[:4] != b"TZif":
-                return "UTC"
-        except OSError:
-            return "UTC"  # as the C library does
-        try:  # it is a copy: use the name beside it, which may be stale, or the copy's own rule for later years
-            with open("/etc/timezone", encoding="ascii") as file:
-                name = file.read(200).strip()
-        except (OSError, ValueError):
-            name = ""
-        return name if zone_data(name) == data else zone_rule(data)
+        return zone_of_file(path)
 
     def install_dir(self) -> str:
         home = self._home()
@@ -2584,6 +2508,112 @@ class Linux(Posix):
         except (OSError, IndexError):
             return ""
         return kind if kind.startswith(("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs", "lustre")) else ""
+
+
+class PosixStart:
+    """The start of one job.
+
+    A line that sh would only split into words is run without sh, as GNU make does: nearly twice as many short jobs,
+    and sh (dash) cannot drop variables whose names are not identifiers.  If that fails, sh says why.
+    """
+
+    # Words that sh (dash, bash, ksh, busybox) runs without a program, or reads as syntax.
+    SHELL_WORDS = frozenset(
+        ". : [ [[ ]] alias autoload bg bind break builtin caller case cd chdir command compgen complete compopt continue coproc declare "
+        "dirs disown do done echo elif else enable esac eval exec exit export false fc fg fi float for function functions getopts hash "
+        "help history if in integer jobs kill let local logout mapfile nameref popd print printf pushd pwd read readarray readonly "
+        "return select set shift shopt source stop suspend test then time times trap true type typeset ulimit umask unalias unset until "
+        "wait whence while".split())
+
+    def __init__(self, spec):
+        self._spec = spec
+
+    def without_shell(self):
+        """Start a line that sh would only split into words; return None if sh would do more, or should say what is wrong."""
+        words = sh_words(self._spec.command)
+        program = self._program(words[0]) if words else None
+        try:
+            return program and self._start(program, words, {**self._spec.env, b"PWD": self._directory()})
+        except OSError:
+            return None  # no program, no #!, no permission, no memory...
+
+    def by_sh(self):
+        """Start it by sh; if that is dash, which drops variables whose names are not identifiers, by a bash that does as dash does.
+
+        bash passes them on.  -p keeps it from running functions that the environment holds, xpg_echo has its echo read escapes.
+        """
+        odd = any(not name.decode("ascii", "replace").isidentifier() for name in self._spec.env)
+        if odd and os.path.realpath("/bin/sh").endswith("dash"):
+            bash = find_on_path(b"bash", {b"PATH": b"/bin:/usr/bin:/usr/local/bin"})
+            if bash:
+                return self.by_shell([text_of(bash), "-p", "-O", "xpg_echo"], "sh")
+        return self.by_shell(["/bin/sh"], "sh")
+
+    def by_shell(self, words: list, called: str):
+        """Start it by a shell and its options, which is told that it was called so."""
+        command = self._spec.command
+        argv = shell_arguments(words, command)
+        if len(raw(command)) > SCRIPT_FROM and argv[-2] == "-c":
+            with create(self._spec.script) as file:
+                file.write(raw(command) + b"\n")
+            argv[-2:] = [given(self._spec.script)]
+        return self._start(raw(words[0]), [called] + argv[1:], self._spec.env)
+
+    def _program(self, name: str):
+        """Return the file that sh would run by this name; None if sh would run a builtin, or should say what is wrong."""
+        if name in self.SHELL_WORDS or "=" in name or name[:1] in ("", "%"):
+            return None
+        name, env = raw(name), self._spec.env
+        functions = (b"BASH_FUNC_%s%%%%", b"BASH_FUNC_%s()", b"__BASH_FUNC<%s>()")  # as bash exports them; other shells run none
+        if any(form % name in env for form in functions) and not os.path.realpath("/bin/sh").endswith(("dash", "busybox")):
+            return None
+        return name if b"/" in name else find_on_path(name, env)
+
+    def _directory(self) -> bytes:
+        """Return PWD as sh sets it: unchanged if it leads to this directory, also by a symbolic link."""
+        path = self._spec.env.get(b"PWD", b"")
+        try:
+            if path[:1] == b"/" and os.path.samestat(os.stat(path), os.stat(b".")):
+                return path
+        except OSError:
+            pass  # it leads nowhere
+        return os.getcwdb()
+
+    def _start(self, program: bytes, argv: list, env: dict):
+        """Start a program as a job.
+
+        posix_spawn does one fork (or vfork) and exec on every Python and system.  exec closes Python's descriptors
+        (PEP 446), except `output`: the job keeps it, as one more holder of its lock.
+        """
+        spec, argv = self._spec, list(map(raw, argv))
+        before = os.umask(spec.umask & 0o777) if spec.umask is not None else None
+        try:
+            if not hasattr(os, "posix_spawn"):
+                return PosixProcess(self._popen(program, argv, env))
+            actions = [(os.POSIX_SPAWN_DUP2, spec.output, 1), (os.POSIX_SPAWN_DUP2, spec.output, 2)]
+            if spec.stdin is not None:
+                actions.append((os.POSIX_SPAWN_DUP2, spec.stdin, 0))
+            return PosixProcess(os.posix_spawn(program, argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                                               setsigdef=default_signals(), **spec.scheduling))
+        finally:
+            if before is not None:
+                os.umask(before)
+
+    def _popen(self, program: bytes, argv: list, env: dict) -> int:
+        """Return the pid of a job; used on PyPy, which has no posix_spawn."""
+        import signal
+        import subprocess
+        spec = self._spec
+
+        def restore():
+            for number in default_signals():
+                signal.signal(number, signal.SIG_DFL)
+
+        env = {name: value for name, value in env.items() if b"=" not in name}  # Popen refuses such a name
+        process = subprocess.Popen(argv, executable=program, env=env, stdin=spec.stdin, stdout=spec.output, stderr=spec.output,
+                                   pass_fds=(spec.output,), start_new_session=True, preexec_fn=restore)
+        process.returncode = 0  # reaped by PosixProcess.wait
+        return process.pid
 
 
 class PosixProcess:

@@ -209,7 +209,7 @@ def compare(folder, lines):
         want, got = folder.by_sh(line, folder.env), folder.by_us(line, folder.env)
         if sorted(want[1].splitlines()) != sorted(got[1].splitlines()) or want[0] != got[0]:
             different.append((line, want, got))
-        direct += queuectl.OS._words(line) is not None
+        direct += queuectl.sh_words(line) is not None
     return different, direct
 
 

@@ -41,6 +41,7 @@ import sqlite3
 import time
 from collections import namedtuple
 from functools import lru_cache, partial
+from itertools import chain, islice
 from math import hypot
 from operator import itemgetter
 from stat import S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK, S_ISVTX
@@ -1036,7 +1037,6 @@ def combined(groups: list):
 
 def in_groups(values, most: int):
     """Yield tuples of `most` values; the last one may be shorter."""
-    from itertools import islice
     values = iter(values)
     group = tuple(islice(values, most))
     while group:
@@ -9174,6 +9174,101 @@ def print_wait(why) -> None:
         talk("%s: %s (Ctrl-C ends this)" % (PROGRAM, why))
 
 
+# -- selection: which jobs a command acts on, and what became of each --
+
+def states_asked(args) -> list:
+    return sum(args.state or (), [])
+
+
+def usable_states(args, states) -> list:
+    """Return the states asked for, else all of `states`; refuse a state that the command does not accept."""
+    asked = states_asked(args)
+    for state in asked:
+        if state not in states:
+            raise UserError("this command takes jobs that are %s, not %s: leave out --state %s" % (" or ".join(states), state, state))
+    return asked or list(states)
+
+
+def ids_named(store, refs) -> list:
+    """Return the ids of jobs given by id, name, range (5-8) or `last`; look all up before anything is done."""
+    return list(dict.fromkeys(job_id for ref in refs for job_id in store.look.ids(ref)))
+
+
+def select_ids(store, args, states) -> list:
+    """Return the ids of the jobs that a command should act on; a filter or --all selects only jobs in `states`."""
+    wanted, older_than = usable_states(args, states), getattr(args, "older_than", None)
+    filtered = bool(args.state or args.queue or args.name or args.batch or args.label or args.schedule) or older_than is not None
+    if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
+        raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
+    ids = ids_named(store, args.ids) if args.ids else None
+    if filtered or ids is None:
+        batch = store.queues.batch(args.batch).id if args.batch else None
+        before = time.time() - older_than if older_than is not None else None
+        ids = store.look.select(wanted, args.queue, args.name, batch, ids, before, args.label, args.schedule)
+    return ids
+
+
+def select_or_refuse(store, args, states) -> list:
+    """Return the same ids as select_ids; raise UserError if a job that the user names is not in `states`."""
+    ids = select_ids(store, args, states)
+    for job in map(store.look.job, ids if args.ids else ()):
+        if job.state not in states:
+            raise UserError("job %d is %s: this command takes jobs that are %s" % (job.id, job.state, " or ".join(states)))
+    return ids
+
+
+def act(store, args, states, verb: str, change, select=select_ids, at_last=None):
+    """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs.
+
+    `change(ids)` returns (id, result) pairs; RESULTS has the words for them.  `at_last`: see change_all.
+    """
+    ids = select(store, args, states)
+    if not args.dry_run:
+        return change_all(store, verb, ids, change, at_last)
+    for job in map(store.look.job, ids):
+        if job.state in states:
+            out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
+
+
+def change_all(store, verb: str, ids, change, at_last) -> int:
+    """Change jobs, AT_ONCE at a time, print what became of them, and return 1 if some job was not changed.
+
+    Another process may have been faster.  `at_last(results)` returns the final results of those that were no plain success.
+    """
+    past, good = RESULTS[verb]
+    counts, rest, done, progress = dict.fromkeys(good, 0), [], 0, Progress(len(ids))
+    store.followups.keep_moved()
+    try:
+        while done < len(ids):
+            for job_id, result in change(list(ids[done:done + AT_ONCE])):
+                if result in good and result != ASKED:
+                    counts[result] += 1
+                else:
+                    rest.append((job_id, result))
+            done += AT_ONCE
+            if done < len(ids):
+                progress.show(done)
+    except KeyboardInterrupt:
+        progress.clear()
+        talk("interrupted: %s of %d had their turn, and the others are as they were" % (plural(done, "job"), len(ids)))
+        raise
+    progress.clear()
+    rest = store.followups.with_moved(rest, next(iter(good)))
+    if at_last is not None:
+        rest = at_last(rest)
+    for job_id, result in rest:
+        if result in good:
+            counts[result] += 1
+        else:
+            talk(result_text(verb, job_id, result))
+    for result, count in counts.items():
+        if count:
+            verdict("%s %s" % (good[result], plural(count, "job")))
+    if not any(counts.values()):
+        talk("No job was %s." % past)
+    return 0 if all(result in good for _, result in rest) else 1
+
+
 # -- enqueue --
 
 def job_options(args) -> dict:
@@ -9186,24 +9281,28 @@ def job_options(args) -> dict:
     return options
 
 
-def cmd_enqueue(args) -> None:
-    plans = plans_of(args, job_options(args))
-    first = next(plans, None)  # a bad job is refused before a database is created
-    if first is None or args.dry_run:
-        return None if args.dry_run else talk("nothing to enqueue")
+def plan_enqueue(args) -> bool:
+    """Set args.plans, an iterator, and the first of them; return whether nothing is left to do."""
+    args.plans = plans_of(args, job_options(args))
+    args.first = next(args.plans, None)
+    if args.first is None and not args.dry_run:
+        talk("nothing to enqueue")
+    return args.first is None
+
+
+def cmd_enqueue(store, args) -> None:
     if args.file is not None:
-        return enqueue_file(args, first)
+        return enqueue_file(store, args)
     if args.values:
-        return enqueue_values(args, first, plans)
-    with open_queue(args) as store:
-        [job] = store.enqueue_many(first)
-        if first.duplicates:
-            talk("job %d with this unique key is there already" % job)
-        if args.quiet or not is_terminal(sys.stdout):
-            out(str(job))
-        else:
-            verdict("Enqueued job %d" % job)
-            warn_if_stuck(store, job)
+        return print_stored(args, store, store.enqueue_parts(chain([args.first], args.plans), words_label(args.rest)))
+    [job] = store.enqueue_many(args.first)
+    if args.first.duplicates:
+        talk("job %d with this unique key is there already" % job)
+    if args.quiet or not is_terminal(sys.stdout):
+        out(str(job))
+    else:
+        verdict("Enqueued job %d" % job)
+        warn_if_stuck(store, job)
 
 
 def plans_of(args, options: dict, fixed=()):
@@ -9430,18 +9529,12 @@ def warn_if_stuck(store, job_id: int) -> None:
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
-def enqueue_file(args, plan) -> None:
-    with open_queue(args) as store:
-        progress = Progress(len(plan.items))
-        ids = store.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
-        progress.clear()
-        print_stored(args, store, Stored([ids], plan.batch, plan.newest, plan.duplicates))
-
-
-def enqueue_values(args, first, plans) -> None:
-    from itertools import chain
-    with open_queue(args) as store:
-        print_stored(args, store, store.enqueue_parts(chain([first], plans), words_label(args.rest)))
+def enqueue_file(store, args) -> None:
+    plan = args.first
+    progress = Progress(len(plan.items))
+    ids = store.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
+    progress.clear()
+    print_stored(args, store, Stored([ids], plan.batch, plan.newest, plan.duplicates))
 
 
 def print_stored(args, store, stored) -> None:
@@ -10160,43 +10253,44 @@ SORTS = {"id": "id", "priority": "priority DESC", "created": "created_at", "star
          "duration": "duration DESC", "state": "state", "queue": "queue", "tries": "attempts DESC", "command": "command"}
 
 
-def cmd_list(args) -> None:
+def only_dead(args) -> None:
+    args.state = [usable_states(args, ("dead",))]
+
+
+def cmd_list(store, args) -> None:
     if not args.watch or args.json or not can_draw(sys.stdout):
-        return list_once(args)
+        return list_once(store, args)
     while True:
         height = terminal_size(sys.stdout).lines
         args.limit = min(args.limit or 10**6, max(1, height - 3))
         sys.stdout.write("\033[2J\033[H")
-        list_once(args)
+        list_once(store, args)
         sys.stdout.flush()
         time.sleep(1)
 
 
-def list_once(args) -> None:
-    refuse_both(args, "json", "tree", "columns", "watch")
-    refuse_both(args, "tree", "columns", "sort")
+def list_once(store, args) -> None:
     states, limit = states_asked(args), args.limit
     columns = USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command")
     if args.columns is not None:
-        columns = [parse_choice(column.strip(), "--columns", tuple(COLUMNS)) for column in args.columns.split(",")]
+        columns = args.columns
     filters = {"queue": args.queue, "name": args.name, "label": args.label, "schedule": args.schedule,
                "sort": SORTS.get(args.sort),
                "since": time.time() - args.since if args.since is not None else None}
-    with open_queue(args) as store:
-        filters["batch"] = store.queues.batch(args.batch).id if args.batch else None
-        narrowed = any(value is not None for key, value in filters.items() if key != "sort")
-        total = None if narrowed else sum(n for state, n in store.queues.counts().items() if not states or state in states)
-        pages = job_pages(store, states, limit, filters)
-        if args.json:
-            return print_json_pages(pages, limit, total)
-        if args.tree:
-            jobs = [job for page in pages for job in page][::-1]
-            print_tree(jobs, store.look.parents([job.id for job in jobs]))
-            return
-        shown, widths = 0, None
-        for page in pages:
-            widths = print_jobs(page, columns, widths)
-            shown += len(page)
+    filters["batch"] = store.queues.batch(args.batch).id if args.batch else None
+    narrowed = any(value is not None for key, value in filters.items() if key != "sort")
+    total = None if narrowed else sum(n for state, n in store.queues.counts().items() if not states or state in states)
+    pages = job_pages(store, states, limit, filters)
+    if args.json:
+        return print_json_pages(pages, limit, total)
+    if args.tree:
+        jobs = [job for page in pages for job in page][::-1]
+        print_tree(jobs, store.look.parents([job.id for job in jobs]))
+        return
+    shown, widths = 0, None
+    for page in pages:
+        widths = print_jobs(page, columns, widths)
+        shown += len(page)
     if not shown:
         talk("No jobs%s" % (" in state %s" % ", ".join(states) if states else " that match" if narrowed else ""))
     print_more(limit, total, shown)
@@ -10266,34 +10360,32 @@ def cmd_show(store, args) -> None:
                      for row in report["history"]], ("ERROR",))
 
 
-def cmd_logs(args) -> None:
-    refuse_both(args, "attempt", "all_attempts")
-    with open_queue(args) as store:
-        ids = select_ids(store, args, STATES)
-        if args.follow:
-            _, ids = begin_wait(store, ids)
-        readers = []
-        for job in [store.look.job(job_id) for job_id in ids]:
-            first = last = max(1, job.attempt)
-            if args.attempt is not None:
-                first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
-            prefix = "%d | " % job.id if len(ids) > 1 else ""
-            begun = [attempt.attempt for attempt in store.look.history(job.id)] if args.all_attempts else [first]
-            for attempt in begun or [first]:
-                readers.append(LogReader(store, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
-                readers[-1].skip_to_last(args.lines)
-            if args.follow or len(ids) > 1:
-                continue
-            if job.attempt == 0:
-                talk("job %d has not run yet" % job.id)
-            elif job.state != "processing" and not os.path.exists(store.db.files.log(job.id, first)):
-                talk(("job %d, attempt %d: its log was not copied, or is removed" if wrote(store, job, first) else
-                      "job %d wrote nothing in attempt %d") % (job.id, first))
-        write = output_writer(len(ids) > 1)
-        while readers:
-            readers = [reader for reader in readers if reader.read(write, args.follow)]
-            if readers and OS.reader_left(0.05):
-                break
+def cmd_logs(store, args) -> None:
+    ids = select_ids(store, args, STATES)
+    if args.follow:
+        _, ids = begin_wait(store, ids)
+    readers = []
+    for job in [store.look.job(job_id) for job_id in ids]:
+        first = last = max(1, job.attempt)
+        if args.attempt is not None:
+            first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
+        prefix = "%d | " % job.id if len(ids) > 1 else ""
+        begun = [attempt.attempt for attempt in store.look.history(job.id)] if args.all_attempts else [first]
+        for attempt in begun or [first]:
+            readers.append(LogReader(store, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
+            readers[-1].skip_to_last(args.lines)
+        if args.follow or len(ids) > 1:
+            continue
+        if job.attempt == 0:
+            talk("job %d has not run yet" % job.id)
+        elif job.state != "processing" and not os.path.exists(store.db.files.log(job.id, first)):
+            talk(("job %d, attempt %d: its log was not copied, or is removed" if wrote(store, job, first) else
+                  "job %d wrote nothing in attempt %d") % (job.id, first))
+    write = output_writer(len(ids) > 1)
+    while readers:
+        readers = [reader for reader in readers if reader.read(write, args.follow)]
+        if readers and OS.reader_left(0.05):
+            break
 
 
 def output_writer(prefixed: bool):
@@ -10483,20 +10575,25 @@ def bars(counts) -> str:
 
 # -- metrics --
 
-def cmd_metrics(args) -> None:
-    refuse_both(args, "grafana", "alerts")
+def print_setup(args) -> bool:
+    """Print a dashboard or the alert rules, which need no queue; return whether one of them was asked for."""
     if args.grafana:
         import json
-        text = json.dumps(dashboard(), indent=2) + "\n"
+        print_or_replace(args.output, json.dumps(dashboard(), indent=2) + "\n")
     elif args.alerts:
-        text = ALERTS
-    else:
-        with open_queue(args) as store:
-            text = metrics_text(metrics_report(store))
-    if args.output is None:
+        print_or_replace(args.output, ALERTS)
+    return args.grafana or args.alerts
+
+
+def cmd_metrics(store, args) -> None:
+    print_or_replace(args.output, metrics_text(metrics_report(store)))
+
+
+def print_or_replace(path, text: str) -> None:
+    if path is None:
         sys.stdout.write(text)
     else:
-        replace_file(args.output, text)
+        replace_file(path, text)
 
 
 def replace_file(path: str, text: str) -> None:
@@ -10671,139 +10768,36 @@ class Top:
         self._message = "queue %s is %s" % (name, "paused" if paused else "open")
 
 
-# -- the dead letter queue --
+# -- retry, rm, edit --
 
-def cmd_dlq_list(args) -> None:
-    usable_states(args, ("dead",))
-    args.state = ["dead"]
-    cmd_list(args)
+def cmd_retry(store, args):
+    return act(store, args, FINAL + ("failed",), "retry", store.life.retry)
 
 
-def states_asked(args) -> list:
-    return [parse_choice(state, "--state", STATES) for word in args.state or () for state in word.split(",")]
+def cmd_dlq_retry(store, args):
+    return act(store, args, ("dead",), "retry", store.life.retry, select_or_refuse)
 
 
-def usable_states(args, states) -> list:
-    """Return the states asked for, else all of `states`; refuse a state that the command does not accept."""
-    asked = states_asked(args)
-    for state in asked:
-        if state not in states:
-            raise UserError("this command takes jobs that are %s, not %s: leave out --state %s" % (", ".join(states), state, state))
-    return asked or list(states)
+def cmd_dlq_purge(store, args):
+    return act(store, args, ("dead",), "remove", store.keep.purge, select_or_refuse)
 
 
-def refuse_both(args, option: str, *others) -> None:
-    """Refuse options that can't be combined with this one."""
-    for other in others:
-        if getattr(args, option) and getattr(args, other):
-            raise UserError("--%s and --%s exclude each other: give one" % (option.replace("_", "-"), other.replace("_", "-")))
+def cmd_rm(store, args):
+    return act(store, args, FINAL, "remove", store.keep.purge, select_or_refuse)
 
 
-def ids_named(store, refs) -> list:
-    """Return the ids of jobs given by id, name, range (5-8) or `last`; look all up before anything is done."""
-    return list(dict.fromkeys(job_id for ref in refs for job_id in store.look.ids(ref)))
-
-
-def select_ids(store, args, states, before=None) -> list:
-    """Return the ids of the jobs that a command should act on; a filter or --all selects only jobs in `states`."""
-    wanted = usable_states(args, states)
-    filtered = bool(args.state or args.queue or args.name or args.batch or args.label or args.schedule or before)
-    if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
-        raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
-    ids = ids_named(store, args.ids) if args.ids else None
-    if filtered or ids is None:
-        batch = store.queues.batch(args.batch).id if args.batch else None
-        ids = store.look.select(wanted, args.queue, args.name, batch, ids, before, args.label, args.schedule)
-    return ids
-
-
-def act(args, states, verb: str, change, strict: bool = False, before=None, at_last=None) -> int:
-    """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs.
-
-    `change(queue, ids)` returns (id, result) pairs; RESULTS has the words for them.  `strict` refuses the whole call
-    if one of the jobs that the user names is not in `states`.  `at_last`: see change_all.
-    """
-    with open_queue(args) as store:
-        ids = select_ids(store, args, states, before)
-        for job in map(store.look.job, ids if strict and args.ids else ()):
-            if job.state not in states:
-                raise UserError("job %d is %s, and this can be used on jobs that are %s: `%s explain %d` says how it stands" % (
-                    job.id, job.state, ", ".join(states), invoked(), job.id))
-        if not args.dry_run:
-            return change_all(store, verb, ids, change, at_last)
-        for job in map(store.look.job, ids):
-            if job.state in states:
-                out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
-    return 0
-
-
-def change_all(store, verb: str, ids, change, at_last) -> int:
-    """Change jobs, AT_ONCE at a time, print what became of them, and return 1 if some job was not changed.
-
-    Another process may have been faster.  `at_last(queue, results)` returns the final results of those that were no plain success.
-    """
-    past, good = RESULTS[verb]
-    counts, rest, done, progress = dict.fromkeys(good, 0), [], 0, Progress(len(ids))
-    store.followups.keep_moved()
-    try:
-        while done < len(ids):
-            for job_id, result in change(store, list(ids[done:done + AT_ONCE])):
-                if result in good and result != ASKED:
-                    counts[result] += 1
-                else:
-                    rest.append((job_id, result))
-            done += AT_ONCE
-            if done < len(ids):
-                progress.show(done)
-    except KeyboardInterrupt:
-        progress.clear()
-        talk("interrupted: %s of %d had their turn, and the others are as they were" % (plural(done, "job"), len(ids)))
-        raise
-    progress.clear()
-    rest = store.followups.with_moved(rest, next(iter(good)))
-    if at_last is not None:
-        rest = at_last(store, rest)
-    for job_id, result in rest:
-        if result in good:
-            counts[result] += 1
-        else:
-            talk(result_text(verb, job_id, result))
-    for result, count in counts.items():
-        if count:
-            verdict("%s %s" % (good[result], plural(count, "job")))
-    if not any(counts.values()):
-        talk("No job was %s." % past)
-    return 0 if all(result in good for _, result in rest) else 1
-
-
-def cmd_dlq_retry(args) -> int:
-    return act(args, ("dead",), "retry", lambda store, ids: store.life.retry(ids), strict=True)
-
-
-def cmd_retry(args) -> int:
-    return act(args, FINAL + ("failed",), "retry", lambda store, ids: store.life.retry(ids))
-
-
-def cmd_dlq_purge(args) -> int:
-    return act(args, ("dead",), "remove", lambda store, ids: store.keep.purge(ids), strict=True)
-
-
-def cmd_rm(args) -> int:
-    before = time.time() - args.older_than if args.older_than is not None else None
-    return act(args, FINAL, "remove", lambda store, ids: store.keep.purge(ids), strict=True, before=before)
-
-
-# -- edit --
-
-def cmd_edit(args) -> int:
+def parse_edit(args) -> None:
     args.queue, args.name, args.label = args.in_queue, args.named, args.labelled
     options = job_options(args)
     if args.command is not None:
         options["command"] = shell_command(args.command)
     if not options:
         raise UserError("nothing to change: give an option such as --command or --priority")
-    options = parse_job(options, taker="edit")
-    return act(args, WAITING, "edit", lambda store, ids: store.life.edit(ids, options))
+    args.changes = parse_job(options, taker="edit")
+
+
+def cmd_edit(store, args):
+    return act(store, args, WAITING, "edit", lambda ids: store.life.edit(ids, args.changes))
 
 
 # -- wait --
@@ -10867,8 +10861,9 @@ def wait_for(store, ids: list, timeout, within=None) -> bool:
 
 # -- cancel, hold, release --
 
-def cmd_cancel(args) -> int:
-    return act(args, WAITING + ("processing",), "cancel", cancel, at_last=None if args.no_wait else wait_for_asked)
+def cmd_cancel(store, args):
+    return act(store, args, WAITING + ("processing",), "cancel", partial(cancel, store),
+               at_last=None if args.no_wait else partial(wait_for_asked, store))
 
 
 def cancel(store, ids: list) -> list:
@@ -10891,12 +10886,12 @@ def wait_for_asked(store, results: list) -> list:
              after[job_id].state if after[job_id].state in FINAL else STILL_RUNNING) for job_id, result in results]
 
 
-def cmd_hold(args) -> int:
-    return act(args, WAITING, "hold", lambda store, ids: store.life.hold(ids))
+def cmd_hold(store, args):
+    return act(store, args, WAITING, "hold", store.life.hold)
 
 
-def cmd_release(args) -> int:
-    return act(args, WAITING, "release", lambda store, ids: store.life.hold(ids, False))
+def cmd_release(store, args):
+    return act(store, args, WAITING, "release", partial(store.life.hold, held=False))
 
 
 # -- explain --
@@ -10933,38 +10928,45 @@ def show_list(args, rows: list, columns, none: str) -> None:
         print_list(rows, columns, none)
 
 
-def pause_queues(args, paused: int) -> None:
+def check_queue_names(args) -> None:
     if bool(args.all) == bool(args.names):
         raise UserError("which queue? Give a name or --all")
-    names = [parse_name(name, "a queue") for name in args.names]
-    with open_queue(args) as store:
-        for name in names or [row.name for row in store.queues.list()]:
-            store.queues.set(name, paused=paused)
-            out("queue %s is %s" % (name, "paused: running jobs go on" if paused else "open"))
+    args.names = [parse_name(name, "a queue") for name in args.names]
 
 
-def cmd_queue_pause(args) -> None:
-    pause_queues(args, 1)
+def pause_queues(store, args, paused: int) -> None:
+    for name in args.names or [row.name for row in store.queues.list()]:
+        store.queues.set(name, paused=paused)
+        out("queue %s is %s" % (name, "paused: running jobs go on" if paused else "open"))
 
 
-def cmd_queue_resume(args) -> None:
-    pause_queues(args, 0)
+def cmd_queue_pause(store, args) -> None:
+    pause_queues(store, args, 1)
 
 
-def cmd_queue_limit(args) -> None:
-    name = parse_name(args.name, "a queue")
-    limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
-    with open_queue(args) as store:
-        store.queues.set(name, max_running=limit)
-    out("queue %s: %s" % (name, "no limit" if limit is None else "at most %d at once" % limit))
+def cmd_queue_resume(store, args) -> None:
+    pause_queues(store, args, 0)
 
 
-def cmd_queue_rate(args) -> None:
-    name = parse_name(args.name, "a queue")
-    rate, every = parse_rate(args.rate)
-    with open_queue(args) as store:
-        store.queues.set(name, rate=rate, every=every, next_at=0)
-    out("queue %s: %s" % (name, "no rate" if rate is None else "at most %s, a start each %s" % (rate, seconds_text(every))))
+def check_queue_limit(args) -> None:
+    args.name = parse_name(args.name, "a queue")
+    args.limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
+
+
+def cmd_queue_limit(store, args) -> None:
+    store.queues.set(args.name, max_running=args.limit)
+    out("queue %s: %s" % (args.name, "no limit" if args.limit is None else "at most %d at once" % args.limit))
+
+
+def check_queue_rate(args) -> None:
+    args.name = parse_name(args.name, "a queue")
+    args.rate, args.every = parse_rate(args.rate)
+
+
+def cmd_queue_rate(store, args) -> None:
+    store.queues.set(args.name, rate=args.rate, every=args.every, next_at=0)
+    out("queue %s: %s" % (args.name, "no rate" if args.rate is None else
+                          "at most %s, a start each %s" % (args.rate, seconds_text(args.every))))
 
 
 def cmd_batch_list(store, args) -> None:
@@ -10987,11 +10989,12 @@ def cmd_batch_show(store, args) -> None:
 
 # -- schedules --
 
-def cmd_cron_add(args) -> None:
+def plan_schedule(args) -> None:
+    """Set args.name, args.spec (None with --every) and args.plan from the words of `cron add`."""
     words = args.lead + args.rest
     if not words:
         raise UserError("what should it be called? cron add NAME '*/5 * * * *' COMMAND")
-    name, spec = parse_name(words.pop(0), "a schedule"), None
+    args.name, args.spec = parse_name(words.pop(0), "a schedule"), None
     if args.every is not None:
         if len(args.lead) > 1:
             raise UserError("a schedule has a cron line or --every, not both: put the command after the options")
@@ -11000,30 +11003,32 @@ def cmd_cron_add(args) -> None:
     elif not words:
         raise UserError("when should it run? cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
     else:
-        spec = words.pop(0)
-        parse_cron(spec)
+        args.spec = words.pop(0)
+        parse_cron(args.spec)
     if not words:
         raise UserError("what should it run? Give a command after the options")
-    plan = Plan([job_of_words(words, job_options(args))], taker="cron")
-    with open_queue(args) as store:
-        store.schedules.add(name, spec, args.every, plan, args.tz, args.misfire,
-                            overlap=args.overlap, replace=args.replace)
-        verdict("S" + next_text(store.schedules.get(name))[1:])
+    args.plan = Plan([job_of_words(words, job_options(args))], taker="cron")
 
 
-def cmd_cron_edit(args) -> None:
-    refuse_both(args, "cron", "every")
-    options = job_options(args)
+def cmd_cron_add(store, args) -> None:
+    store.schedules.add(args.name, args.spec, args.every, args.plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+    verdict("S" + next_text(store.schedules.get(args.name))[1:])
+
+
+def plan_schedule_edit(args) -> None:
+    args.options = job_options(args)
     if args.command is not None:
-        options["command"] = shell_command(args.command)
-    times = {"spec": args.cron, "every": args.every, "tz": args.tz, "misfire": args.misfire, "overlap": args.overlap}
-    if not options and not any(times.values()):
+        args.options["command"] = shell_command(args.command)
+    args.times = {"spec": args.cron, "every": args.every, "tz": args.tz, "misfire": args.misfire, "overlap": args.overlap}
+    if not args.options and not any(args.times.values()):
         raise UserError("nothing to change: give an option such as --cron, --command or --timeout")
     if args.cron is not None:
         parse_cron(args.cron)
-    with open_queue(args) as store:
-        store.schedules.edit(args.name, options, **times)
-        verdict("S" + next_text(store.schedules.get(args.name))[1:])
+
+
+def cmd_cron_edit(store, args) -> None:
+    store.schedules.edit(args.name, args.options, **args.times)
+    verdict("S" + next_text(store.schedules.get(args.name))[1:])
 
 
 def next_text(schedule) -> str:
@@ -11035,18 +11040,20 @@ def next_text(schedule) -> str:
     return "schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
 
 
-def cmd_cron_load(args) -> None:
-    entries = parse_crontab(args.file)
-    with open_queue(args) as store:
-        rows = []
-        for number, name, spec, tz, job in entries:
-            try:
-                rows.append(store.schedules.plan(name, spec, None, job, tz, replace=args.replace))
-            except UserError as error:
-                raise UserError("line %d: %s" % (number, error)) from None
-        store.schedules.add_all(rows, args.replace)
-        for row in rows:
-            out(next_text(store.schedules.get(row["name"])))
+def read_crontab(args) -> None:
+    args.entries = parse_crontab(args.file)
+
+
+def cmd_cron_load(store, args) -> None:
+    rows = []
+    for number, name, spec, tz, job in args.entries:
+        try:
+            rows.append(store.schedules.plan(name, spec, None, job, tz, replace=args.replace))
+        except UserError as error:
+            raise UserError("line %d: %s" % (number, error)) from None
+    store.schedules.add_all(rows, args.replace)
+    for row in rows:
+        out(next_text(store.schedules.get(row["name"])))
 
 
 def parse_crontab(path: str) -> list:
@@ -11192,38 +11199,37 @@ def cmd_cron_list(store, args) -> None:
         show_list(args, schedule_report(store), SCHEDULE_LIST, "No schedules: `%s cron add` makes one" % invoked())
 
 
-def each_schedule(args, change) -> None:
-    """Call change(queue, name) for each named schedule and print the line that it returns; first check that all exist."""
-    with open_queue(args) as store:
-        for name in args.names:
-            store.schedules.get(name)
-        for name in args.names:
-            out(change(store, name))
+def each_schedule(store, args, change) -> None:
+    """Call change(name) for each named schedule and print the line that it returns; first check that all exist."""
+    for name in args.names:
+        store.schedules.get(name)
+    for name in args.names:
+        out(change(name))
 
 
-def cmd_cron_pause(args) -> int:
-    def pause(store, name: str) -> str:
+def cmd_cron_pause(store, args) -> None:
+    def pause(name: str) -> str:
         store.schedules.pause(name, True)
         return "schedule %s is paused" % plain(name)
-    return each_schedule(args, pause)
+    each_schedule(store, args, pause)
 
 
-def cmd_cron_resume(args) -> int:
-    def resume(store, name: str) -> str:
+def cmd_cron_resume(store, args) -> None:
+    def resume(name: str) -> str:
         store.schedules.pause(name, False)
         return next_text(store.schedules.get(name))
-    return each_schedule(args, resume)
+    each_schedule(store, args, resume)
 
 
-def cmd_cron_rm(args) -> int:
-    def remove_one(store, name: str) -> str:
+def cmd_cron_rm(store, args) -> None:
+    def remove_one(name: str) -> str:
         store.schedules.remove(name)
         return "schedule %s is removed; jobs that it enqueued stay" % plain(name)
-    return each_schedule(args, remove_one)
+    each_schedule(store, args, remove_one)
 
 
-def cmd_cron_run(args) -> None:
-    each_schedule(args, lambda store, name: str(store.schedules.run(name)))
+def cmd_cron_run(store, args) -> None:
+    each_schedule(store, args, lambda name: str(store.schedules.run(name)))
 
 
 # -- config --
@@ -11241,28 +11247,35 @@ def cmd_config_get(store, args) -> None:
     out(SETTINGS[args.key].text(store.settings.value(args.key)))
 
 
-def cmd_config_set(args) -> None:
-    key = args.key
-    parse_setting(key, shell_command(args.value))
-    with open_queue(args) as store:
-        store.settings.set(key, args.value)
-        out("%s = %s" % (key, plain(SETTINGS[key].text(store.settings.value(key)))))
+def check_setting(args) -> None:
+    parse_setting(args.key, shell_command(args.value))
+
+
+def cmd_config_set(store, args) -> None:
+    store.settings.set(args.key, args.value)
+    print_setting(store, args.key)
+
+
+def print_setting(store, key: str) -> None:
+    out("%s = %s" % (key, plain(SETTINGS[key].text(store.settings.value(key)))))
 
 
 def cmd_config_unset(store, args) -> None:
     store.settings.unset(args.key)
-    out("%s = %s" % (args.key, plain(SETTINGS[args.key].text(store.settings.value(args.key)))))
+    print_setting(store, args.key)
 
 
 # -- backup, doctor --
 
-def cmd_backup(args) -> None:
-    path = os.path.abspath(args.file)
-    if os.path.exists(path):
-        raise UserError("%s exists: give another name" % plain(path))
-    with open_queue(args) as store:
-        store.keep.backup(path, args.logs)
-    verdict("Copied the queue to %s (%s)" % (plain(path), "its logs are in %s.d" % plain(path) if args.logs else
+def check_new_file(args) -> None:
+    args.file = os.path.abspath(args.file)
+    if os.path.exists(args.file):
+        raise UserError("%s exists: give another name" % plain(args.file))
+
+
+def cmd_backup(store, args) -> None:
+    store.keep.backup(args.file, args.logs)
+    verdict("Copied the queue to %s (%s)" % (plain(args.file), "its logs are in %s.d" % plain(args.file) if args.logs else
                                              "without the logs of its jobs: --logs copies them too"))
 
 
@@ -11393,26 +11406,27 @@ def examine_disk(path: str) -> list:
 
 # -- export, import --
 
-def cmd_export(args) -> None:
+def cmd_export(store, args) -> None:
     import tempfile
     if args.output is not None:
-        return export_to(args, args.output)
-    with open_queue(args) as queue, tempfile.TemporaryFile("w+") as file:
-        write_rows(queue, file, not args.no_env)  # into a file first: a slow reader must not keep the transaction open
+        return export_to(store, args)
+    with tempfile.TemporaryFile("w+") as file:
+        write_rows(store, file, not args.no_env)  # into a file first: a slow reader must not keep the transaction open
         file.seek(0)
         for line in file:
             sys.stdout.write(line)
 
 
-def export_to(args, path: str) -> None:
+def export_to(store, args) -> None:
     """Write a whole export or none, readable by this user only: it holds the environment of every job."""
+    path = args.output
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise UserError("%s exists: give another name" % plain(path)) from None
     try:
-        with open(fd, "w") as file, open_queue(args) as queue:
-            write_rows(queue, file, not args.no_env)
+        with open(fd, "w") as file:
+            write_rows(store, file, not args.no_env)
     except BaseException:
         remove(path)
         raise
@@ -11607,7 +11621,7 @@ OPTIONS = """\
 job-id         id             ID        .        .     id or name of a job, or `last`
 ids            ids            ID*       .        .     ids, names, ranges such as 5-8, or `last`
 ids            --all          .         .        .     every job that this command accepts
-filters,edit   --state        S*        .        .     jobs in this state (may be repeated): %(states)s
+filters,edit   --state        S*        states   .     jobs in this state (may be repeated): %(states)s
 filters        --queue        NAME      .        .     jobs of this queue
 filters        --name         GLOB      .        .     jobs whose name matches, as in 'nightly-*'
 filters        --label        LABEL     .        .     jobs with this label
@@ -11656,7 +11670,7 @@ _worker        load           MAX       .        .     .
 _worker        where          FD        .        .     .
 list           --since        DURATION  duration .     jobs created within this time up to now
 list           --sort         SORT      sort     .     order by %(sorts)s
-list           --columns      LIST      .        .     columns to show, separated by commas: %(columns)s
+list           --columns      LIST      columns  .     columns to show, separated by commas: %(columns)s
 list           --tree         .         .        .     draw which job runs after which
 list           --watch        .         .        .     draw the list again each second, until Ctrl-C
 logs           --attempt      N         .        .     output of this attempt (the latest)
@@ -11714,6 +11728,8 @@ json           --json         .         .        .     print JSON""" % {
 # The parsers that only commands use; those of job options are in OPTION_PARSERS.
 OPTION_KINDS = {
     "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, whole=False), "sort": one_of(*SORTS),
+    "states": lambda raw, what: [parse_choice(state, what, STATES) for state in raw.split(",")],
+    "columns": lambda raw, what: [parse_choice(column.strip(), what, tuple(COLUMNS)) for column in raw.split(",")],
     "since": lambda raw, what: parse_duration(raw, what, 1), "interval": lambda raw, what: parse_duration(raw, what, 1),
     "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS),
     "output": one_of(*OUTPUTS), "group": one_of(*GROUPS), "failfast": one_of("now", "soon")}
@@ -11721,19 +11737,21 @@ OPTION_KINDS = {
 
 # words: what the user types.  takes: the sets of OPTIONS that it takes, beside that of its own name.  rest: whether the words
 # after the options are the user's own command, left as it is.  lead: how many of queuectl's own words may precede the options.
-# shows: whether the command only prints.
-Command = namedtuple("Command", "words run takes purpose example rest lead shows")
+# shows: whether the command only prints.  check: what validates its words before the queue is opened, so that bad input
+# creates no database; if it returns True, nothing is left to do.
+Command = namedtuple("Command", "words run takes purpose example rest lead shows check")
 
 
-def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False):
-    return Command(tuple(words.split()), run, takes.split() + [words.replace(" ", "-")], purpose, example, rest, lead, shows)
+def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False, check=None):
+    return Command(tuple(words.split()), run, takes.split() + [words.replace(" ", "-")], purpose, example, rest, lead, shows, check)
 
 
 COMMAND_GROUPS = (
     ("run jobs", (
         command("run", cmd_run, "values job json", "enqueue jobs, work them here and now, exit 0 if all completed",
                 "run --count 4 --file commands.txt", True),
-        command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True),
+        command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True,
+                check=plan_enqueue),
         command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4"),
         command("worker stop", cmd_worker_stop, "", "stop all workers and wait until they are gone", "worker stop"),
     )),
@@ -11748,20 +11766,19 @@ COMMAND_GROUPS = (
         command("stats", cmd_stats, "json", "show rates, durations and waiting times, by queue and by program",
                 "stats --since 1h", shows=True),
         command("metrics", cmd_metrics, "", "print metrics for Prometheus", "metrics --output /var/lib/node_exporter/queuectl.prom",
-                shows=True),
+                shows=True, check=print_setup),
         command("events", cmd_events, "", "print changes of state as JSON Lines", "events -f", shows=True),
     )),
     ("change jobs", (
         command("cancel", cmd_cancel, "ids filters dry", "cancel jobs, running ones too", "cancel 12 15-18"),
         command("hold", cmd_hold, "ids filters dry", "keep waiting jobs back", "hold 12"),
         command("release", cmd_release, "ids filters dry", "let held jobs go", "release 12"),
-        command("edit", cmd_edit, "ids dry job", "change waiting jobs", "edit 12 --priority 5"),
+        command("edit", cmd_edit, "ids dry job", "change waiting jobs", "edit 12 --priority 5", check=parse_edit),
         command("retry", cmd_retry, "ids filters dry", "run finished jobs again", "retry 12"),
-        command("rm", cmd_rm, "ids filters dry", "remove finished jobs and their logs", "rm 12"),
-        command("prune", cmd_rm, "ids filters rm dry", "the same, meant for filters", "prune --older-than 7d --state completed"),
+        command("rm", cmd_rm, "ids filters dry", "remove finished jobs and their logs", "rm --older-than 7d --state completed"),
     )),
     ("the dead letter queue", (
-        command("dlq list", cmd_dlq_list, "list filters limit json", "show the dead jobs", "dlq list", shows=True),
+        command("dlq list", cmd_list, "list filters limit json", "show the dead jobs", "dlq list", shows=True, check=only_dead),
         command("dlq retry", cmd_dlq_retry, "ids filters dry", "send dead jobs back to pending", "dlq retry 12"),
         command("dlq purge", cmd_dlq_purge, "ids filters dry", "remove dead jobs and their logs", "dlq purge --all"),
     )),
@@ -11774,19 +11791,20 @@ COMMAND_GROUPS = (
     )),
     ("queues, batches, schedules", (
         command("queue list", cmd_queue_list, "json", "show the queues", "queue list", shows=True),
-        command("queue pause", cmd_queue_pause, "queues", "start no more jobs of a queue", "queue pause mail"),
-        command("queue resume", cmd_queue_resume, "queues", "let a paused queue go on", "queue resume --all"),
-        command("queue limit", cmd_queue_limit, "", "bound how many jobs of a queue run at once", "queue limit mail 2"),
-        command("queue rate", cmd_queue_rate, "", "bound how often jobs of a queue start", "queue rate mail 10/m"),
+        command("queue pause", cmd_queue_pause, "queues", "start no more jobs of a queue", "queue pause mail", check=check_queue_names),
+        command("queue resume", cmd_queue_resume, "queues", "let a paused queue go on", "queue resume --all", check=check_queue_names),
+        command("queue limit", cmd_queue_limit, "", "bound how many jobs of a queue run at once", "queue limit mail 2",
+                check=check_queue_limit),
+        command("queue rate", cmd_queue_rate, "", "bound how often jobs of a queue start", "queue rate mail 10/m", check=check_queue_rate),
         command("batch list", cmd_batch_list, "limit json", "show the batches: each bulk file and run is one", "batch list", shows=True),
         command("batch show", cmd_batch_show, "json", "show the progress of a batch", "batch show 3", shows=True),
         command("cron add", cmd_cron_add, "job", "enqueue a job again and again, by a cron line or an interval",
-                "cron add nightly '30 2 * * *' ./backup.sh", True, 2),
+                "cron add nightly '30 2 * * *' ./backup.sh", True, 2, check=plan_schedule),
         command("cron edit", cmd_cron_edit, "job", "change a schedule: its times, its command, options of its jobs",
-                "cron edit nightly --cron '0 3 * * *' --timeout 1h"),
+                "cron edit nightly --cron '0 3 * * *' --timeout 1h", check=plan_schedule_edit),
         command("cron list", cmd_cron_list, "json", "show the schedules, with their next run", "cron list",
                 shows=True),
-        command("cron load", cmd_cron_load, "", "make schedules of a crontab", "cron load crontab.txt"),
+        command("cron load", cmd_cron_load, "", "make schedules of a crontab", "cron load crontab.txt", check=read_crontab),
         command("cron pause", cmd_cron_pause, "schedules", "pause a schedule", "cron pause nightly"),
         command("cron resume", cmd_cron_resume, "schedules", "let a paused schedule go on", "cron resume nightly"),
         command("cron rm", cmd_cron_rm, "schedules", "remove a schedule", "cron rm nightly"),
@@ -11796,9 +11814,9 @@ COMMAND_GROUPS = (
         command("config list", cmd_config_list, "json", "show all settings", "config list", shows=True),
         command("config get", cmd_config_get, "setting", "print one setting", "config get max_retries", shows=True),
         command("config set", cmd_config_set, "setting", "change a setting",
-                "config set max_retries 5"),
+                "config set max_retries 5", check=check_setting),
         command("config unset", cmd_config_unset, "setting", "put a setting back to its default", "config unset max_retries"),
-        command("backup", cmd_backup, "", "copy a queue that is in use", "backup /backup/queue.db"),
+        command("backup", cmd_backup, "", "copy a queue that is in use", "backup /backup/queue.db", check=check_new_file),
         command("doctor", cmd_doctor, "json", "look for what is wrong, and repair it", "doctor --fix", shows=True),
         command("export", cmd_export, "", "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
         command("import", cmd_import, "", "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
@@ -11831,6 +11849,7 @@ def split_words(words: list) -> tuple:
         db = value if equals else words.pop(0)
     if not words:
         words = ["status"]
+    words[0] = SYNONYMS.get(words[0], words[0])
     for found in COMMANDS:
         if tuple(words[:len(found.words)]) == found.words:
             return db, found, words[len(found.words):]
@@ -11856,9 +11875,11 @@ def unknown_command(words: list) -> str:
     return "no command %s%s: see `%s --help`" % (quoted(words[0]), hint, invoked())
 
 
+SYNONYMS = {"prune": "rm"}  # names that still work; the help has only the other one
+
 # The names that other tools give to our commands.
 OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueue", "submit": "enqueue", "push": "enqueue",
-               "kill": "cancel", "delete": "rm", "remove": "rm", "clean": "prune", "requeue": "retry", "tail": "logs -f",
+               "kill": "cancel", "delete": "rm", "remove": "rm", "clean": "rm", "requeue": "retry", "tail": "logs -f",
                "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume"}
 
 
@@ -12010,6 +12031,16 @@ def settle_encoding(args, metavars: dict) -> None:
             setattr(args, name, read(value) if isinstance(value, str) else list(map(read, value)))
 
 
+# Options that no command takes together.
+EXCLUSIVE = "json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts grafana-alerts cron-every"
+
+
+def refuse_exclusive(args) -> None:
+    for pair in EXCLUSIVE.split():
+        if all(getattr(args, name, None) for name in pair.split("-")):
+            raise UserError("--%s and --%s exclude each other: give one" % tuple(name.replace("_", "-") for name in pair.split("-")))
+
+
 def parse_words(words: list):
     """Return the namespace for a command; None if help or the version was asked for, and printed."""
     db, found, words = split_words(words)
@@ -12028,8 +12059,9 @@ def parse_words(words: list):
     args.lead, args.rest = lead, rest
     if sys.getfilesystemencoding() != "utf-8":
         settle_encoding(args, {action.dest: action.metavar for action in parser._actions})
+    refuse_exclusive(args)
     args.shows = found.shows or getattr(args, "dry_run", False)
-    args.run = found.run or complete
+    args.run, args.check = found.run or complete, found.check
     if args.as_root:
         os.environ[AS_ROOT] = "1"
     args.db = args.db if args.db is not None else db
@@ -12056,6 +12088,8 @@ def print_help() -> None:
 
 def perform(args):
     """Run a command, with the open queue if it takes one; return its exit status, None for 0."""
+    if args.check is not None and args.check(args):
+        return None
     if args.run.__code__.co_argcount == 1:
         return args.run(args)
     with open_queue(args) as queue:

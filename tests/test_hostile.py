@@ -65,7 +65,7 @@ WALK = {
     "explain": [[str(n)] for n in range(1, 8)] + [["1", "--json"]], "wait": [["3-6"], ["--state", POISON], ["1", "--timeout", "0.01"]],
     "top": [[], ["--once"]], "stats": [[], ["--json"], ["--since", POISON]], "events": [[]],
     "cancel": JOBS + [["1", "--dry-run"]], "hold": JOBS, "release": JOBS, "edit": [["1", "--command", POISON], ["3", "--priority", "2"]],
-    "retry": JOBS + [["5", "--dry-run"]], "rm": JOBS + [["3", "--dry-run"]], "prune": [["--all", "--dry-run"], ["--all"]],
+    "retry": JOBS + [["5", "--dry-run"]], "rm": JOBS + [["3", "--dry-run"], ["--all", "--dry-run"], ["--all"]],
     "dlq list": [[], ["--json"]], "dlq retry": [["--all", "--dry-run"], ["--all"], ["3"]], "dlq purge": [["--all", "--dry-run"], ["--all"]],
     "worker list": [[], ["--json"]], "worker scale": [["2"]], "worker restart": [[]], "worker stop": [["--now"]],
     "service": [["systemd"], ["launchd"], ["windows"], [POISON]],

@@ -20,7 +20,7 @@ pytestmark = posix_only("descriptors, and terminals of a POSIX system")
 CALLS = {
     "run": ["true"], "enqueue": ["true"], "worker start": [], "worker stop": [], "status": [], "list": [], "show": ["1"],
     "logs": ["2"], "explain": ["1"], "wait": ["2"], "top": [], "stats": [], "events": [], "cancel": ["1"], "hold": ["1"],
-    "release": ["1"], "edit": ["1", "--priority", "3"], "retry": ["2"], "rm": ["2"], "prune": ["2"], "dlq list": [],
+    "release": ["1"], "edit": ["1", "--priority", "3"], "retry": ["2"], "rm": ["2"], "dlq list": [],
     "dlq retry": ["3"], "dlq purge": ["3"], "worker list": [], "worker scale": None, "worker restart": None,
     "service": ["systemd"], "queue list": [], "queue pause": ["default", "mail"], "queue resume": ["mail", "default"],
     "queue limit": ["mail", "3"], "queue rate": ["mail", "3/m"], "batch list": [], "batch show": ["1"],

@@ -47,6 +47,7 @@ from operator import itemgetter
 from stat import S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK, S_ISVTX
 
 __version__ = "1.0.0"
+__all__ = ["Queue", "Error", "UserError", "TimedOut", "QueueGone"]  # the Python API; README.md describes it
 
 # == Constants and schema ==============================================================
 # Fixed values: limits, the states of a job and the events between them, the tables.
@@ -638,10 +639,14 @@ def parse_text(raw, what: str) -> str:
     return raw
 
 
+def either(choices) -> str:
+    """Return words as `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+
+
 def parse_choice(raw, what: str, choices) -> str:
     if raw not in choices:
-        raise UserError("%s must be %s, not %s%s" % (
-            what, " or ".join((", ".join(choices[:-1]), choices[-1])), quoted(raw), nearest(raw, choices)))
+        raise UserError("%s must be %s, not %s%s" % (what, either(choices), quoted(raw), nearest(raw, choices)))
     return raw
 
 
@@ -4533,6 +4538,14 @@ class Database:
         """Return rows of a table, each checked; `rest` is what follows FROM."""
         return [checked(table, columns, row) for row in self.read("SELECT %s FROM %s" % (columns, rest), values)]
 
+    def jobs(self, rest: str, values=()) -> list:
+        """Return Jobs; `rest` is what follows FROM."""
+        return [Job.of(row) for row in self.read("SELECT " + JOB_SELECT + " FROM " + rest, values)]
+
+    def job(self, rest: str, values=()):
+        """Return the first of these jobs, or None."""
+        return next(iter(self.jobs(rest, values)), None)
+
     def check_file(self) -> None:
         """Raise QueueGone if the path no longer leads to the open database: SQLite would not notice."""
         try:
@@ -4788,10 +4801,10 @@ class Life(Part):
             return
         if not self._db.execute("DELETE FROM keylock WHERE key=? AND job=?", (job.key, job.id)).rowcount:
             return
-        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_keyed WHERE key=? AND gate=4 AND id<>? "
-                               "ORDER BY priority DESC, id LIMIT 1", (job.key, job.id)).fetchone()
-        if row:
-            self.regate(Job.of(row), now)
+        follower = self._db.job("job INDEXED BY job_keyed WHERE key=? AND gate=4 AND id<>? ORDER BY priority DESC, id LIMIT 1",
+                                (job.key, job.id))
+        if follower:
+            self.regate(follower, now)
 
     def promote(self, now: float) -> None:
         """Make due jobs ready."""
@@ -5340,8 +5353,7 @@ class Claims(Part):
         return rows[0][0] if rows else 0
 
     def job_of_worker(self, worker: int):
-        rows = self._db.read("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
-        return Job.of(rows[0]) if rows else None
+        return self._db.job("job INDEXED BY job_running WHERE state='processing' AND worker=?", (worker,))
 
     def ready(self, most: int, queues=None, reserved_for=None) -> int:
         """Return how many jobs could be claimed now, counted up to `most`."""
@@ -5509,10 +5521,10 @@ class Workers(Part):
         remove(self._db.files.lock("s%d" % supervisor))
 
     def _drop_supervisor(self, supervisor: int, now: float) -> None:
-        rows = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE pool=? AND gate IS NOT NULL", (supervisor,)).fetchall()
+        jobs = self._db.jobs("job WHERE pool=? AND gate IS NOT NULL", (supervisor,))
         self._db.execute("UPDATE job SET pool=NULL WHERE pool=?", (supervisor,))
-        for row in rows:
-            self._store.life.regate(Job.of(row)._replace(pool=None), now)
+        for job in jobs:
+            self._store.life.regate(job._replace(pool=None), now)
         self._db.execute("DELETE FROM supervisor WHERE id=?", (supervisor,))
 
     def release_workers(self, workers) -> None:
@@ -5528,9 +5540,8 @@ class Workers(Part):
 
     def release_unlisted(self, kind: str, why: str, now: float) -> None:
         """Take running jobs from workers that are not listed, if nobody holds their lock or output file."""
-        for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job INDEXED BY job_running WHERE state='processing' "
-                                    "AND NOT EXISTS(SELECT 1 FROM worker WHERE worker.id=job.worker)").fetchall():
-            job = Job.of(row)
+        for job in self._db.jobs("job INDEXED BY job_running WHERE state='processing' "
+                                 "AND NOT EXISTS(SELECT 1 FROM worker WHERE worker.id=job.worker)"):
             if not OS.is_held(self._db.files.lock(job.worker)) and not OS.is_held(self._db.files.output(job.worker)):
                 duration = max(0.0, now - (job.started_at or now))
                 self._store.claims.record(job.worker, Outcome(job, kind, None, why, None, job.started_at, duration), now)
@@ -5909,20 +5920,17 @@ class Look(Part):
     """Queries that change nothing: jobs, their history, why a job waits, what has happened."""
 
     def row(self, job_id: int):
-        row = self._db.execute("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (job_id,)).fetchone()
-        return Job.of(row) if row else None
+        return self._db.job("job WHERE id=?", (job_id,))
 
     def find(self, ref):
         """Return the job with this id, or of this name the unfinished one, else the newest; or None."""
         text = str(ref)
         if text.isascii() and text.isdigit():
-            rows = self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=?", (int(text),)) if len(text) < 19 else []
-        else:
-            rows = [] if "\0" in text else self._db.read(
-                "SELECT " + JOB_SELECT + " FROM job WHERE id=coalesce((SELECT id FROM job INDEXED BY job_name WHERE name=:name "
-                "AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_named WHERE name=:name))",
-                {"name": searchable(text)})
-        return Job.of(rows[0]) if rows else None
+            return self.row(int(text)) if len(text) < 19 else None
+        return None if "\0" in text else self._db.job(
+            "job WHERE id=coalesce((SELECT id FROM job INDEXED BY job_name WHERE name=:name "
+            "AND state IN ('pending','processing','failed')), (SELECT max(id) FROM job INDEXED BY job_named WHERE name=:name))",
+            {"name": searchable(text)})
 
     def ids_between(self, low: int, high: int) -> list:
         return [job for job, in self._db.read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
@@ -5975,11 +5983,10 @@ class Look(Part):
 
     def latest_of(self, schedule: str):
         """Return the latest job of a schedule, or None; of a schedule that was removed too."""
-        rows = self._db.read(
-            "SELECT " + JOB_SELECT + " FROM job WHERE id=coalesce((SELECT job.id FROM schedule JOIN job ON job.id=last_job "
+        return self._db.job(
+            "job WHERE id=coalesce((SELECT job.id FROM schedule JOIN job ON job.id=last_job "
             "WHERE schedule.name=:name), (SELECT max(id) FROM job INDEXED BY job_schedule WHERE schedule=:name))",
             {"name": searchable(schedule.replace("\0", " "))})
-        return Job.of(rows[0]) if rows else None
 
     def labels(self) -> list:
         """Return the labels that jobs have."""
@@ -6032,11 +6039,11 @@ class Look(Part):
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
                  if len(states) == 1 and states[0] != "pending" else "WHERE 1")
         order = sort + ", id" if sort else "id DESC"
-        return [Job.of(row) for row in self._db.read(
-            "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
+        return self._db.jobs(
+            "job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
             "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:since IS NULL OR created_at>=:since) "
             "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) "
-            "ORDER BY " + order + " LIMIT :limit", values)]
+            "ORDER BY " + order + " LIMIT :limit", values)
 
     def parents(self, ids: list) -> dict:
         """Return, for each job that comes after others, the ids of those; a negative id is a batch."""
@@ -9185,7 +9192,7 @@ def usable_states(args, states) -> list:
     asked = states_asked(args)
     for state in asked:
         if state not in states:
-            raise UserError("this command takes jobs that are %s, not %s: leave out --state %s" % (" or ".join(states), state, state))
+            raise UserError("this command takes jobs that are %s, not %s: leave out --state %s" % (either(states), state, state))
     return asked or list(states)
 
 
@@ -9213,7 +9220,7 @@ def select_or_refuse(store, args, states) -> list:
     ids = select_ids(store, args, states)
     for job in map(store.look.job, ids if args.ids else ()):
         if job.state not in states:
-            raise UserError("job %d is %s: this command takes jobs that are %s" % (job.id, job.state, " or ".join(states)))
+            raise UserError("job %d is %s: this command takes jobs that are %s" % (job.id, job.state, either(states)))
     return ids
 
 

@@ -363,3 +363,12 @@ def test_a_difference_between_systems_is_found():
     assert len(differences(One, Other, {"start"})) == 1
     assert differences(One, One, {"start"}) == []
     assert differences(One, None_, {"start"}) == ["None_ lacks start"]
+
+
+def test_the_python_api_is_what_the_readme_describes():
+    import queuectl
+    section = (ROOT / "README.md").read_text("utf-8").split("## From Python")[1].split("\n## ")[0]
+    for name in queuectl.__all__:
+        assert hasattr(queuectl, name) and re.search(r"\b%s\b" % name, section), name
+    for name in public(queuectl.Queue) - {"close"}:
+        assert re.search(r"`%s\(" % name, section), name

@@ -80,7 +80,7 @@ def test_every_setting_and_every_option_of_a_job_is_named():
     import queuectl
     for key in queuectl.SETTINGS:
         assert "`%s`" % key in TEXT, key
-    table = re.search(r"^### What a job can be told\n\n(.*?)\n\n", TEXT, re.M | re.S).group(1)
+    table = re.search(r"^### Options of a job\n\n(.*?)\n\n", TEXT, re.M | re.S).group(1)
     named = set(re.findall(r"(?<=[` \[(])-{1,2}[a-z][a-z-]*", "\n".join(row.split(" | ")[0] for row in table.splitlines()[2:])))
     flags = [set(option.flags) for option in queuectl.JOB_OPTIONS.values()]
     assert named <= set().union(*flags), "no job has %s" % (named - set().union(*flags))

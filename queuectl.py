@@ -407,7 +407,7 @@ def _escaped(char: str) -> str:
 def encodable(text: str, what: str):
     """Return `text` as SQLite stores it: TEXT, or a BLOB if it has bytes that are not valid UTF-8."""
     if "\0" in text:
-        raise UserError("%s holds a NUL character, which no program can be given" % what)
+        raise UserError("%s holds a NUL character, which no program can receive" % what)
     try:
         text.encode("utf-8")
         return text
@@ -418,7 +418,7 @@ def encodable(text: str, what: str):
         text_of(data)  # Windows refuses such bytes: its names consist of characters
         return data
     except UnicodeError:
-        raise UserError("%s holds half of a surrogate pair, or bytes, that are no character" % what) from None
+        raise UserError("%s is not valid text" % what) from None
 
 
 # Commands, arguments, variables and directories are bytes.  queuectl decodes them as UTF-8 (PEP 383) in every locale.
@@ -736,7 +736,7 @@ def parse_stdin(raw, what: str) -> bytes:
     except (AttributeError, UnicodeError):
         raise UserError("%s must be text, not %s" % (what, quoted(raw))) from None
     if len(data) > STDIN_LIMIT:
-        raise UserError("%s is more than 1 MiB, the most that is kept with a job: have the command read a file (< FILE)" % what)
+        raise UserError("%s is more than 1 MiB, the most that is stored with a job: have the command read a file (< FILE)" % what)
     return data
 
 
@@ -802,20 +802,20 @@ SETTINGS = {
     "backoff_base": Setting(2.0, within(0, 10**6, whole=False), number_text,
                             "base of that delay, in seconds"),
     "backoff_max": Setting(3600.0, parse_duration, duration_text, "longest delay between two attempts"),
-    "kill_grace": Setting(5.0, parse_duration, duration_text, "from TERM to KILL when a job is ended"),
+    "kill_grace": Setting(5.0, parse_duration, duration_text, "how long a job has from TERM to KILL"),
     "keep_finished": Setting(604800.0, parse_optional_duration, duration_text,
                              "how long completed and cancelled jobs are kept"),
-    "log_limit": Setting(64 * 2**20, parse_size, size_text, "most output kept of one attempt: its head and its tail"),
+    "log_limit": Setting(64 * 2**20, parse_size, size_text, "the most output kept per attempt: its head and its tail"),
     "max_crashes": Setting(3, within(1, 10**6), str,
-                           "deaths of its worker that a job may see before it is dead"),
+                           "how often a job's worker may die before the job is dead"),
     "max_snoozes": Setting(100, within(0, 10**6), str,
-                           "snoozes of a job before they count as failures"),
+                           "how often a job may snooze before a snooze counts as a failure"),
     "on_dead": Setting("", parse_command, str, "command to enqueue when a job has died"),
     "on_idle": Setting("", parse_command, str, "command to enqueue when nothing is left to do"),
-    "shell": Setting(SHELL, parse_text, str, "what runs the command lines that are enqueued from now on: bash, pwsh, ..."),
-    "env_keep": Setting("*", parse_patterns, str, "which environment variables a job keeps, as in 'PATH HOME LC_*' (* is all)"),
+    "shell": Setting(SHELL, parse_text, str, "the shell of jobs enqueued afterwards: bash, pwsh, ..."),
+    "env_keep": Setting("*", parse_patterns, str, "which environment variables are stored with a job, as in 'PATH HOME LC_*' (*: all)"),
     "sync": Setting("normal", one_of("normal", "full"), str,
-                    "`full`: workers sync each result to the disk too"),
+                    "`full`: workers too wait for the disk after each result"),
 }
 # A job copies these when it is enqueued.  The others are read at each use, so a change reaches running workers.
 FIXED_SETTINGS = ("max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell", "env_keep")
@@ -871,9 +871,9 @@ name         --id name     NAME     name         edit          a name, usable wh
 label        .    labels   LABEL    labels       edit,cron     a label to find it by (may be repeated)
 queue        .    name     NAME     queue        edit,cron     the queue to put it in (default)
 priority     -p   priority N        priority     edit,cron     higher goes first (0)
-delay        .    duration DURATION .            edit,cron     not before so long from now
-at           .    when     TIME     .            edit,cron     not before this time, local unless it names a zone
-ttl          .    ttl      DURATION .            edit,cron     cancel it if it has not started by then
+delay        .    duration DURATION .            edit,cron     start no sooner than this from now
+at           .    when     TIME     .            edit,cron     start no sooner than this time, local unless it names a zone
+ttl          .    ttl      DURATION .            edit,cron     cancel the job if it has not started within this time
 max_retries  .    setting  N        max_retries  edit,cron     runs after the first; 0: one run
 timeout      .    setting  DURATION timeout      edit,cron     end an attempt that takes longer
 backoff      .    setting  KIND     backoff      edit,cron     exponential, linear or constant
@@ -881,21 +881,21 @@ backoff_base .    setting  SECONDS  backoff_base edit,cron     base of the delay
 backoff_max  .    setting  DURATION backoff_max  edit,cron     longest delay before a retry
 retry_on     .    codes    CODES    retry_on     edit,cron     retry only after these exit codes, as in 1,75,128-159
 dead_on      .    codes    CODES    dead_on      edit,cron     no retry after these exit codes
-snooze_on    .    codes    CODES    snooze_on    edit,cron     try again later after these, without charging the attempt
-snooze       .    duration DURATION snooze       edit,cron     how much later (30s)
-slots        .    slots    N        slots        edit,cron     slots of its pool that it takes up (1)
+snooze_on    .    codes    CODES    snooze_on    edit,cron     after these exit codes try again later, without charging the attempt
+snooze       .    duration DURATION snooze       edit,cron     delay before that (30s)
+slots        .    slots    N        slots        edit,cron     slots of its workers that it takes up (1)
 key          .    text     KEY      key          edit,cron     jobs of one key run one at a time, in order
-unique       .    text     KEY      unique_key   edit,cron     while a job with this key is unfinished, give its id instead
-for          .    duration DURATION .            cron          with --unique: and so long after its end
+unique       .    text     KEY      unique_key   edit,cron     if a job with this key is unfinished, print its id instead
+for          .    duration DURATION .            cron          with --unique: also for this long after its end
 after        .    refs     ID       .            edit,cron     start when these have completed (repeat, or separate by commas)
-after_any    .    refs     ID       .            edit,cron     start when these have ended, however
+after_any    .    refs     ID       .            edit,cron     start when these have ended in any way
 after_batch  .    refs     BATCH    .            edit,cron     start when all jobs of this batch have ended
-cwd          .    dir      DIR      cwd          edit,cron     directory to run in (this one)
+cwd          .    dir      DIR      cwd          edit,cron     directory to run in (the current one)
 env          .    env      K=V      .            edit,cron     one more environment variable (may be repeated)
-clean_env    .    flag     .        .            edit,cron,run keep only PATH, HOME, LANG and the like of the environment
+clean_env    .    flag     .        .            edit,cron,run store only PATH, HOME, LANG and the like of the environment
 shell        .    text     SHELL    shell        edit,cron     what runs the command line: bash, pwsh, a path (%s)
-stdin        .    stdin    FILE     .            edit,cron     what it reads, kept with it: a file of up to 1 MiB (-: standard input)
-umask        .    umask    MASK     umask        edit,cron     the umask of its files, as in 027 (this one)
+stdin        .    stdin    FILE     .            edit,cron     its input, stored with it: a file of up to 1 MiB (-: standard input)
+umask        .    umask    MASK     umask        edit,cron     umask of the job, as in 027 (the current one)
 hold         .    flag     .        held         edit,cron     keep it until `release`""" % SHELL).split("\n"))}
 CLEARED = ("name", "label", "key", "unique", "ttl", "retry_on", "dead_on", "snooze_on", "snooze", "umask")  # `edit --key ''` takes it away
 NOT_TAKEN = {"edit": "`edit` can't change %s", "cron": "%s can't be given to every job of a schedule"}
@@ -1005,7 +1005,7 @@ def parse_items(text: str):
             end = line_end(text, end)
             lines += text.count("\n", pos, end)
         elif "\0" in line:
-            raise UserError("line %d: a NUL character, which no program can be given" % number)
+            raise UserError("line %d: a NUL character, which no program can receive" % number)
         elif line and line[0] != "#":
             yield number, line
         pos, number = end + 1, number + lines
@@ -2257,7 +2257,7 @@ class Posix(PosixOwners):
             return start.without_shell() or start.by_sh()
         words = self.find_shell(spec.shell, spec.env)
         if not words:
-            raise OSError(self.job_faults[0], "there is no shell %s any more" % plain(spec.shell))
+            raise OSError(self.job_faults[0], "the shell %s no longer exists" % plain(spec.shell))
         return start.by_shell(words, words[0])
 
     def find_program(self, name: str, env: dict):
@@ -3084,7 +3084,7 @@ class Windows(System):
     def quote(self, words) -> str:
         """Return the cmd.exe command that runs an argument list unchanged."""
         if any("\n" in word or "\r" in word for word in words):
-            raise UserError("cmd.exe can't hand on an argument with a line break: put it into a file")
+            raise UserError("cmd.exe can't pass on an argument with a line break: put it into a file")
         if words[0].lower() == "echo":  # echo would print the quotes too
             return " ".join([words[0]] + [self._escaped(word) for word in words[1:]])
         return " ".join([self._quoted(words[0])] + [self._argument(word) for word in words[1:]])
@@ -3253,15 +3253,15 @@ class Windows(System):
         command, shell = spec.command, spec.shell
         if shell is None:
             if max(map(len, command.split("\n"))) > 8191:
-                raise OSError(7, "cmd.exe takes no line of more than 8191 characters")
+                raise OSError(7, "cmd.exe accepts no command line of more than 8191 characters")
             return os.path.join(home, "cmd.exe"), 'cmd.exe /d /s /c "%s"' % (
                 '"%s"' % self._script(command, spec.script) if "\n" in command else command)
         words = self.find_shell(shell, spec.env)
         line = subprocess.list2cmdline(shell_arguments(words, command)) if words else ""
         if not words:
-            raise OSError(7, "there is no shell %s any more" % plain(shell))
+            raise OSError(7, "the shell %s no longer exists" % plain(shell))
         if len(line) > 32766:
-            raise OSError(7, "Windows takes no line of more than 32766 characters")
+            raise OSError(7, "Windows accepts no command line of more than 32766 characters")
         return words[0], line
 
     def spawn(self, spec):
@@ -4015,7 +4015,7 @@ class Transaction:
 def need_shell(shell: str, env: bytes) -> None:
     """Refuse a shell that a job with this environment would not find."""
     if not OS.find_shell(shell, OS.job_environment(env, {})):
-        raise UserError("there is no shell %s on the PATH: give the name of a program that is, or a full path" % quoted(shell))
+        raise UserError("there is no shell %s on the PATH: give the name of a program that is there, or a full path" % quoted(shell))
 
 
 PARENT_OPTIONS = ("after", "after_any", "after_batch")
@@ -5313,7 +5313,7 @@ class Claims(Part):
         claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
                  "finished_at": None, "duration": None, "exit_code": None, "expires_at": None}
         if not self._store.life.move(job, "claim", **claim):
-            raise WrongValue("job %d is %s, and yet stands where waiting jobs do" % (job.id, job.state))
+            raise WrongValue("job %d is %s, but is indexed as a waiting job" % (job.id, job.state))
         return job._replace(state="processing", gate=None, **claim)
 
     def _may_take(self, job, worker: int) -> bool:
@@ -5328,7 +5328,7 @@ class Claims(Part):
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, 0, None)
         if not pool and worker == self._store.workers.registered and not self._db.execute(
                 "SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
-            raise QueueGone("worker %d was taken for dead, and is off the list" % worker)
+            raise QueueGone("worker %d was considered dead and is no longer listed" % worker)
         if stop:
             return False  # a stop was requested, but the worker has not heard of it yet
         if job.slots > 1 or big:
@@ -6348,7 +6348,7 @@ class Keep(Part):
         return faults + self._lost()
 
     def _lost(self) -> list:
-        return ["job %d waits behind no gate" % job for job, in self._db.read(
+        return ["job %d waits without a gate" % job for job, in self._db.read(
             "SELECT id FROM job WHERE state IN ('pending','failed') AND gate IS NULL")]
 
     def wrong_values(self) -> list:
@@ -6386,7 +6386,7 @@ class Keep(Part):
                   if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
         found += [("the counter of %s ids stands at %d, and leaves none" % row, "UPDATE sqlite_sequence SET seq=("
                    "SELECT coalesce(max(id), 0) FROM %s) WHERE name='%s'" % (row[0], row[0]), ()) for row in self._counters()]
-        found += [("job %d is %s and yet has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._db.read(
+        found += [("job %d is %s but has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._db.read(
             "SELECT id, state FROM job WHERE gate IS NOT NULL AND "
             "(state NOT IN ('pending','failed') OR gate NOT BETWEEN 0 AND 5) LIMIT 1000")]
         return found
@@ -7489,7 +7489,7 @@ class Supervisor:
         if self._dead:
             return "waits for what dead workers left behind to end: worker %s" % ", ".join(map(str, sorted(self._dead)))
         if time.monotonic() < self._start_at:
-            return "waits before it starts a worker again: the last one did not live"
+            return "waits before it starts another worker: the last one died at once"
         return None
 
     def _set_status(self, why) -> None:
@@ -8026,7 +8026,7 @@ FAULT_TEXTS = {
 def explain_error(error, database=None) -> str:
     """Return what went wrong with the machine or the database, in one line."""
     if isinstance(error, UnicodeEncodeError):  # from a filter in SQL; only commands and directories may be any bytes
-        return "%s is no valid UTF-8, and so the name of no job, queue or batch: give it as `list` shows it" % quoted(error.object)
+        return "%s is not valid UTF-8, so no job, queue or batch has this name: give it as `list` shows it" % quoted(error.object)
     text = plain(str(error))
     where = plain(database) if database else "the database"
     if isinstance(error, sqlite3.Error):
@@ -8402,7 +8402,7 @@ def print_trouble(event: str, **facts) -> None:
 STILL_RUNNING = "still running"
 RESULTS = {  # command: its participle, and per good result how the line that reports it begins
     "retry": ("retried", {"pending": "Back to pending:", DUE_NOW: "Due now:"}), "remove": ("removed", {"removed": "Removed"}),
-    "cancel": ("cancelled", {"cancelled": "Cancelled", ASKED: "Asked for the end of"}), "edit": ("edited", {"edited": "Edited"}),
+    "cancel": ("cancelled", {"cancelled": "Cancelled", ASKED: "Asked to end:"}), "edit": ("edited", {"edited": "Edited"}),
     "hold": ("held", {"held": "Held"}), "release": ("released", {"released": "Released"})}
 
 
@@ -9304,7 +9304,7 @@ def cmd_enqueue(store, args) -> None:
         return print_stored(args, store, store.enqueue_parts(chain([args.first], args.plans), words_label(args.rest)))
     [job] = store.enqueue_many(args.first)
     if args.first.duplicates:
-        talk("job %d with this unique key is there already" % job)
+        talk("job %d already has this unique key" % job)
     if args.quiet or not is_terminal(sys.stdout):
         out(str(job))
     else:
@@ -9324,7 +9324,7 @@ def plans_of(args, options: dict, fixed=()):
             raise UserError("give a command or --file, not both")
         items = read_items(args.file)
         if not items and not fixed:
-            raise UserError("%s holds no job: a command a line is needed, or JSON objects" % quoted(args.file))
+            raise UserError("%s holds no job: write one command per line, or JSON objects" % quoted(args.file))
     else:
         items = commands_of(args, options)
         if items is not None:
@@ -9523,15 +9523,15 @@ def begin_wait(store, ids: list) -> tuple:
 
 
 def deadlock_text(job_id: int, within) -> str:
-    return ("job %d can't start before job %d, which runs this command, has ended: the workers are stopping, or all that may run it, "
-            "or the limit of its queue, are taken up by jobs that wait for it" % (job_id, within.id))
+    return ("job %d can't start before job %d, which runs this command, has ended: the workers are stopping, or jobs that wait "
+            "for it take up its workers or the limit of its queue" % (job_id, within.id))
 
 
 def warn_if_stuck(store, job_id: int) -> None:
     """Warn the user if no worker will take a job."""
     job = store.look.job(job_id)
     if not serving(store, job):
-        talk("no worker serves it: start some with `%s worker start`" % invoked())
+        talk("no worker serves its queue: start some with `%s worker start`" % invoked())
     elif job.state in WAITING and store.queues.is_paused(job.queue):
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
@@ -9553,7 +9553,7 @@ def print_stored(args, store, stored) -> None:
         verdict("Enqueued %s, %d to %d (batch %d)" % (plural(total - len(stored.duplicates), "job"), min(new), max(new), stored.batch))
         warn_if_stuck(store, max(new))
     if stored.duplicates:
-        talk("%s there already, by their unique key" % plural(len(stored.duplicates), "job"))
+        talk("%s with a unique key that an earlier job has: not stored again" % plural(len(stored.duplicates), "job"))
 
 
 def words_label(words: list) -> str:
@@ -9639,7 +9639,6 @@ def nothing_to_run(args) -> None:
 
 def refuse_run_options(args) -> None:
     """Refuse options of `run` that exclude each other."""
-    refuse_both(args, "resume", "retry_failed")
     for option, given_ in (("--keep-order", args.keep_order), ("--tag", args.tag and "none"), ("--group", args.group)):
         if given_ and args.output in ("none", "live" if given_ != "none" else "none"):
             raise UserError("%s and --output %s exclude each other" % (option, args.output))
@@ -9834,7 +9833,6 @@ class Run:
 
     def enqueue(self, first, plans, label: str) -> None:
         """Store the jobs, and keep them for this run."""
-        from itertools import chain
         with Store(self._supervisor.database) as store:
             stored = store.enqueue_parts(chain([first], plans), label, self._supervisor.id)
             self._total, self._duplicates = sum(map(len, stored.ids)), stored.duplicates  # the total counts duplicates too
@@ -9995,7 +9993,7 @@ class Run:
         for where, job_id in self._duplicates[:20]:
             job = store.look.find(job_id)
             if job is not None and job.state != "completed":
-                talk("%s %sjob %d, which has the same unique key, is there already and is %s" % (cross, where, job.id, job.state))
+                talk("%s %sjob %d already has this unique key and is %s" % (cross, where, job.id, job.state))
 
     def _write_junit(self, text: str) -> None:
         try:
@@ -10113,7 +10111,7 @@ def cmd_worker_stop(store, args) -> int:
     if not wanted:
         out("No workers are running")
     elif gone is False:
-        verdict("What dead workers held can't be released yet: the next `worker start` does so", False)
+        verdict("The jobs of dead workers can't be released yet: the next `worker start` releases them", False)
     else:
         verdict("%s%s" % ("Stopped " if gone else "Asked ", plural(len(workers), "worker") + ("" if gone else " to stop")))
     return 1 if gone is False else 0
@@ -11000,7 +10998,7 @@ def plan_schedule(args) -> None:
     """Set args.name, args.spec (None with --every) and args.plan from the words of `cron add`."""
     words = args.lead + args.rest
     if not words:
-        raise UserError("what should it be called? cron add NAME '*/5 * * * *' COMMAND")
+        raise UserError("a schedule needs a name: cron add NAME '*/5 * * * *' COMMAND")
     args.name, args.spec = parse_name(words.pop(0), "a schedule"), None
     if args.every is not None:
         if len(args.lead) > 1:
@@ -11008,12 +11006,12 @@ def plan_schedule(args) -> None:
         if args.tz is not None and args.job_at is None:
             raise UserError("--tz is the zone of a cron line or of --at, and --every has none: leave it out")
     elif not words:
-        raise UserError("when should it run? cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
+        raise UserError("a schedule needs a time: cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
     else:
         args.spec = words.pop(0)
         parse_cron(args.spec)
     if not words:
-        raise UserError("what should it run? Give a command after the options")
+        raise UserError("a schedule needs a command: give it after the options")
     args.plan = Plan([job_of_words(words, job_options(args))], taker="cron")
 
 
@@ -11100,7 +11098,7 @@ def parse_crontab(path: str) -> list:
                 raise UserError("line %d: %s" % (number, error)) from None
             wanted = None
     if not found:
-        raise UserError("%s holds no line that runs anything" % quoted(path))
+        raise UserError("%s has no line that runs a command" % quoted(path))
     return found
 
 
@@ -11301,14 +11299,14 @@ def cmd_doctor(args) -> int:
 def examine(path: str, fix: bool) -> list:
     """Return (level, about, text) of each thing that `doctor` checks."""
     if not os.path.exists(path):
-        return [("warn", "database", "%s is not there yet: the first job makes it" % path)]
+        return [("warn", "database", "%s does not exist yet: the first job creates it" % path)]
     return examine_files(Files(path), fix) + examine_queue(path, fix)
 
 
 def examine_files(files, fix: bool) -> list:
     """Return findings about files of the queue, or beside it, that are not its owner's alone."""
-    texts = {"owner": "%s, or something in it, is another user's than the database: `sudo chown -R` to its owner gives it back",
-             "kind": "%s is not a plain file, and none of ours: remove it", "mode": "others may read or write %s"}
+    texts = {"owner": "%s, or something in it, belongs to another user than the database does: `sudo chown -R` repairs that",
+             "kind": "%s is not a plain file, and queuectl did not make it: remove it", "mode": "others may read or write %s"}
     found = {}
     for path, kind, repair in OS.oddities(files):
         repaired = fix and repair is not None
@@ -11320,7 +11318,7 @@ def examine_files(files, fix: bool) -> list:
         text = (OS.distrust(files) or OS.foreign_files(files) if kind == "owner" else "") or texts[kind] % paths[0]
         rows.append(("fixed" if repaired else "bad" if kind == "owner" else "warn", "files",
                      text + ("" if len(paths) == 1 else " (and %s)" % plural(len(paths) - 1, "other"))))
-    return rows or [("ok", "files", "all are this queue's owner's alone")]
+    return rows or [("ok", "files", "only the owner of this queue can use its files")]
 
 
 def examine_queue(path: str, fix: bool) -> list:
@@ -11354,7 +11352,7 @@ def examine_database(store, fix: bool) -> list:
 
 def examine_schedules(store, _fix: bool) -> list:
     faults = [(schedule, schedule.trouble(time.time())) for schedule in store.schedules.list()]
-    return [("bad", "schedules", "%s: %s; put it right with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
+    return [("bad", "schedules", "%s: %s; replace it with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
             for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]
 
 
@@ -11385,7 +11383,7 @@ def examine_workers(store, fix: bool) -> list:
     for number, since in store.workers.unanswered().items():
         found.append(("warn", "workers", "supervisor %d has not answered since %s: is its process stopped?" % (number, local(since))))
     found += [("warn" if os.path.lexists(path) else "fixed", "workers", "%s belongs to no worker" % path) for path in strays]
-    return found or [("ok", "workers", "%d at work, no stale lock" % len(store.workers.workers()))]
+    return found or [("ok", "workers", "%d listed, no stale lock" % len(store.workers.workers()))]
 
 
 def examine_logs(store, fix: bool) -> list:
@@ -11394,7 +11392,7 @@ def examine_logs(store, fix: bool) -> list:
         for path in orphans:
             remove(path)
     if not orphans:
-        return [("ok", "logs", "each belongs to a job")]
+        return [("ok", "logs", "every log belongs to a job")]
     return [("fixed" if fix else "warn", "logs", "%s without a job, such as %s" % (plural(len(orphans), "log"), orphans[0]))]
 
 
@@ -11768,7 +11766,7 @@ COMMAND_GROUPS = (
         command("show", cmd_show, "job-id json", "show everything about one job, with its attempts", "show 12", shows=True),
         command("logs", cmd_logs, "ids filters", "print the output of jobs", "logs 12 -f", shows=True),
         command("explain", cmd_explain, "job-id json", "say why a job is not running", "explain 12", shows=True),
-        command("wait", cmd_wait, "ids filters", "wait until jobs have ended, and tell how by the exit status", "wait 12 --timeout 10m"),
+        command("wait", cmd_wait, "ids filters", "wait until jobs have ended; the exit status says how", "wait 12 --timeout 10m"),
         command("top", cmd_top, "", "watch queues, workers and jobs live, and act on them", "top", shows=True),
         command("stats", cmd_stats, "json", "show rates, durations and waiting times, by queue and by program",
                 "stats --since 1h", shows=True),
@@ -11778,20 +11776,20 @@ COMMAND_GROUPS = (
     )),
     ("change jobs", (
         command("cancel", cmd_cancel, "ids filters dry", "cancel jobs, running ones too", "cancel 12 15-18"),
-        command("hold", cmd_hold, "ids filters dry", "keep waiting jobs back", "hold 12"),
-        command("release", cmd_release, "ids filters dry", "let held jobs go", "release 12"),
+        command("hold", cmd_hold, "ids filters dry", "keep waiting jobs from starting", "hold 12"),
+        command("release", cmd_release, "ids filters dry", "let held jobs start", "release 12"),
         command("edit", cmd_edit, "ids dry job", "change waiting jobs", "edit 12 --priority 5", check=parse_edit),
         command("retry", cmd_retry, "ids filters dry", "run finished jobs again", "retry 12"),
         command("rm", cmd_rm, "ids filters dry", "remove finished jobs and their logs", "rm --older-than 7d --state completed"),
     )),
     ("the dead letter queue", (
         command("dlq list", cmd_list, "list filters limit json", "show the dead jobs", "dlq list", shows=True, check=only_dead),
-        command("dlq retry", cmd_dlq_retry, "ids filters dry", "send dead jobs back to pending", "dlq retry 12"),
+        command("dlq retry", cmd_dlq_retry, "ids filters dry", "retry dead jobs", "dlq retry 12"),
         command("dlq purge", cmd_dlq_purge, "ids filters dry", "remove dead jobs and their logs", "dlq purge --all"),
     )),
     ("workers", (
         command("worker list", cmd_worker_list, "json", "show the workers", "worker list", shows=True),
-        command("worker scale", cmd_worker_scale, "", "have more workers or fewer", "worker scale 8"),
+        command("worker scale", cmd_worker_scale, "", "change the number of workers", "worker scale 8"),
         command("worker restart", cmd_worker_restart, "", "replace the workers, each after its job", "worker restart"),
         command("service", cmd_service, "", "print a systemd, launchd or Windows service",
                 "service systemd --count 4", shows=True),
@@ -11799,21 +11797,21 @@ COMMAND_GROUPS = (
     ("queues, batches, schedules", (
         command("queue list", cmd_queue_list, "json", "show the queues", "queue list", shows=True),
         command("queue pause", cmd_queue_pause, "queues", "start no more jobs of a queue", "queue pause mail", check=check_queue_names),
-        command("queue resume", cmd_queue_resume, "queues", "let a paused queue go on", "queue resume --all", check=check_queue_names),
-        command("queue limit", cmd_queue_limit, "", "bound how many jobs of a queue run at once", "queue limit mail 2",
+        command("queue resume", cmd_queue_resume, "queues", "resume a paused queue", "queue resume --all", check=check_queue_names),
+        command("queue limit", cmd_queue_limit, "", "limit how many jobs of a queue run at once", "queue limit mail 2",
                 check=check_queue_limit),
-        command("queue rate", cmd_queue_rate, "", "bound how often jobs of a queue start", "queue rate mail 10/m", check=check_queue_rate),
+        command("queue rate", cmd_queue_rate, "", "limit how often jobs of a queue start", "queue rate mail 10/m", check=check_queue_rate),
         command("batch list", cmd_batch_list, "limit json", "show the batches: each bulk file and run is one", "batch list", shows=True),
         command("batch show", cmd_batch_show, "json", "show the progress of a batch", "batch show 3", shows=True),
-        command("cron add", cmd_cron_add, "job", "enqueue a job again and again, by a cron line or an interval",
+        command("cron add", cmd_cron_add, "job", "enqueue a job repeatedly, by a cron line or an interval",
                 "cron add nightly '30 2 * * *' ./backup.sh", True, 2, check=plan_schedule),
         command("cron edit", cmd_cron_edit, "job", "change a schedule: its times, its command, options of its jobs",
                 "cron edit nightly --cron '0 3 * * *' --timeout 1h", check=plan_schedule_edit),
         command("cron list", cmd_cron_list, "json", "show the schedules, with their next run", "cron list",
                 shows=True),
-        command("cron load", cmd_cron_load, "", "make schedules of a crontab", "cron load crontab.txt", check=read_crontab),
+        command("cron load", cmd_cron_load, "", "add the schedules of a crontab", "cron load crontab.txt", check=read_crontab),
         command("cron pause", cmd_cron_pause, "schedules", "pause a schedule", "cron pause nightly"),
-        command("cron resume", cmd_cron_resume, "schedules", "let a paused schedule go on", "cron resume nightly"),
+        command("cron resume", cmd_cron_resume, "schedules", "resume a paused schedule", "cron resume nightly"),
         command("cron rm", cmd_cron_rm, "schedules", "remove a schedule", "cron rm nightly"),
         command("cron run", cmd_cron_run, "schedules", "enqueue a schedule's job now", "cron run nightly"),
     )),
@@ -11822,11 +11820,11 @@ COMMAND_GROUPS = (
         command("config get", cmd_config_get, "setting", "print one setting", "config get max_retries", shows=True),
         command("config set", cmd_config_set, "setting", "change a setting",
                 "config set max_retries 5", check=check_setting),
-        command("config unset", cmd_config_unset, "setting", "put a setting back to its default", "config unset max_retries"),
+        command("config unset", cmd_config_unset, "setting", "reset a setting to its default", "config unset max_retries"),
         command("backup", cmd_backup, "", "copy a queue that is in use", "backup /backup/queue.db", check=check_new_file),
-        command("doctor", cmd_doctor, "json", "look for what is wrong, and repair it", "doctor --fix", shows=True),
+        command("doctor", cmd_doctor, "json", "find problems, and repair them with --fix", "doctor --fix", shows=True),
         command("export", cmd_export, "", "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
-        command("import", cmd_import, "", "fill a fresh queue with what `export` printed", "--db new.db import queue.jsonl"),
+        command("import", cmd_import, "", "fill a new queue from an export", "--db new.db import queue.jsonl"),
         command("install", cmd_install, "", "put a `queuectl` command on your PATH", "install"),
         command("completion", cmd_completion, "", "print completion for a shell",
                 "completion bash > ~/.queuectl-completion", shows=True),
@@ -11986,7 +11984,8 @@ def value_choices(args, found, actions, last: str) -> list:
     if place is None or found.rest and not option:
         return []
     fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
-             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS, "KEY": SETTINGS if found.words[0] == "config" else ()}
+             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS,
+             "KEY": SETTINGS if found.words[0] == "config" else ()}
     if place.metavar in fixed:
         return list(fixed[place.metavar])
     if not os.path.exists(find_database(args.db)):
@@ -12039,7 +12038,8 @@ def settle_encoding(args, metavars: dict) -> None:
 
 
 # Options that no command takes together.
-EXCLUSIVE = "json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts grafana-alerts cron-every"
+EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts grafana-alerts cron-every "
+             "resume-retry_failed")
 
 
 def refuse_exclusive(args) -> None:

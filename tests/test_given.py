@@ -104,7 +104,7 @@ def test_a_shell_is_looked_up_on_the_jobs_own_path(queue, tmp_path):
     shell.unlink()
     queue.cli("release", gone)
     drained(queue)
-    assert queue.job(gone).error == "can't be started: there is no shell %s any more" % shell
+    assert queue.job(gone).error == "can't be started: the shell %s no longer exists" % shell
 
 
 @needs_bash

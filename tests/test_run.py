@@ -178,7 +178,7 @@ def test_a_run_of_duplicates_tells_how_those_stand_and_does_not_succeed_while_th
     line = json.dumps({"command": "exit 0", "unique": "u"})
     done = queue.cli("run", "--file", "-", stdin="exit 0\n%s\n" % line, check=False)
     assert done.returncode == 1
-    assert "line 2: job %d, which has the same unique key, is there already and is pending" % number in done.stderr
+    assert "line 2: job %d already has this unique key and is pending" % number in done.stderr
     assert "1 of 2 completed" in done.stderr and "1 there already (1 pending)" in done.stderr
 
 
@@ -218,7 +218,7 @@ def test_a_junit_report_has_a_case_for_each_line_of_the_input(queue):
 def test_a_file_of_duplicates_is_enqueued_with_a_word_about_them(queue):
     line = json.dumps({"command": "exit 0", "unique": "u"})
     done = queue.cli("enqueue", "--file", "-", stdin=(line + "\n") * 3)
-    assert done.stdout.split() == ["1"] * 3 and done.stderr == "2 jobs there already, by their unique key\n"
+    assert done.stdout.split() == ["1"] * 3 and done.stderr == "2 jobs with a unique key that an earlier job has: not stored again\n"
 
 
 # ---- JUnit -----------------------------------------------------------------------------------------

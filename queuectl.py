@@ -6439,9 +6439,8 @@ class Keep(Part):
         with self._db.undo, Transaction(self._db) as now:
             self._store.queues.recount()
             self._store.workers.release_unlisted("crashed", "worker died", now)
-            for row in self._db.execute("SELECT " + JOB_SELECT + " FROM job "
-                                        "WHERE state IN ('pending','failed') AND gate IS NULL").fetchall():
-                self._store.life.regate(Job.of(row), now)
+            for job in self._db.jobs("job WHERE state IN ('pending','failed') AND gate IS NULL"):
+                self._store.life.regate(job, now)
             self._db.execute("INSERT INTO followup(parent, state, child, last) SELECT DISTINCT parent, parents.state, 0, ("
                              "SELECT max(id) FROM job) FROM dep JOIN job parents ON parents.id=parent JOIN job ON job.id=child "
                              "WHERE done=0 AND job.gate=3 AND parents.state IN ('completed','dead','cancelled')")

@@ -115,7 +115,7 @@ def test_options_are_completed(prompt, shell):
     here = prompt(shell)
     here.becomes("queuectl enqueue --max", "queuectl enqueue --max-retries")
     here.becomes("queuectl worker start --idle", "queuectl worker start --idle-timeout")
-    here.offers("queuectl list --s", "--since", "--sort", "--state")
+    here.offers("queuectl list --s", "--schedule", "--since", "--sort", "--state")
 
 
 @each_shell

@@ -347,6 +347,11 @@ def words_of(command):
     return command.split() + (["--priority", "3"] if command == "edit" else [])
 
 
+def as_words_of(command, words):
+    """A selection; in `edit`, --queue and --name are changes."""
+    return [{"--queue": "--in-queue", "--name": "--named"}.get(word, word) for word in words] if command == "edit" else words
+
+
 def named_in(text):
     return {int(number) for number in re.findall(r"job (\d+):", text)}
 
@@ -356,7 +361,7 @@ def test_a_dry_run_shows_which_jobs_a_selection_takes_and_changes_nothing(mixed,
     before = contents(mixed.db)
     able = BULK[command]
     for words, named in CHOICES:
-        status, shown, told = call(mixed, *words_of(command), *words, "--dry-run")
+        status, shown, told = call(mixed, *words_of(command), *as_words_of(command, words), "--dry-run")
         assert (status, named_in(shown)) == (0, named & able), (words, shown, told)
     for state, these in (("completed", {1, 2, 3}), ("dead", {4, 5}), ("cancelled", {6}), ("pending", {7, 8, 9})):
         status, shown, _ = call(mixed, *words_of(command), "--state", state, "--dry-run")
@@ -371,7 +376,7 @@ def test_a_dry_run_shows_which_jobs_a_selection_takes_and_changes_nothing(mixed,
 
 @pytest.mark.parametrize("command", BULK)
 def test_what_a_dry_run_showed_is_what_is_changed(mixed, command):
-    words = [*words_of(command), "--queue", "mail"]
+    words = [*words_of(command), *as_words_of(command, ["--queue", "mail"])]
     chosen = named_in(call(mixed, *words, "--dry-run")[1])
     before = {row[0]: row for row in mixed.sql("SELECT * FROM job")}
     assert call(mixed, *words)[0] == 0
@@ -385,7 +390,7 @@ def test_a_selection_that_names_no_jobs_or_contradicts_itself_is_refused(mixed, 
     before = contents(mixed.db)
     for words in ([], ["--all", "1"], ["--all", "--queue", "mail"], ["--state", "bad"], ["--batch", "77"], ["77"], ["last", "77"],
                   ["nobody"], ["20-30"], ["9-1"]):
-        status, shown, told = call(mixed, *words_of(command), *words)
+        status, shown, told = call(mixed, *words_of(command), *as_words_of(command, words))
         assert (status, shown) == (2, "") and told.count("\n") == 1, (words, shown, told)
     assert contents(mixed.db) == before
 

@@ -19,12 +19,12 @@ pytestmark = posix_only("descriptors, and terminals of a POSIX system")
 # How each command is called on the queue that `filled` makes; what it changed is told by the state of the queue.
 CALLS = {
     "run": ["true"], "enqueue": ["true"], "worker start": [], "worker stop": [], "status": [], "list": [], "show": ["1"],
-    "logs": ["2"], "explain": ["1"], "wait": ["2"], "top": [], "stats": [], "events": [], "cancel": ["1"], "hold": ["1"],
+    "logs": ["2"], "explain": ["1"], "wait": ["2"], "top": [], "stats": [], "events": [], "metrics": [], "cancel": ["1"], "hold": ["1"],
     "release": ["1"], "edit": ["1", "--priority", "3"], "retry": ["2"], "rm": ["2"], "dlq list": [],
     "dlq retry": ["3"], "dlq purge": ["3"], "worker list": [], "worker scale": None, "worker restart": None,
     "service": ["systemd"], "queue list": [], "queue pause": ["default", "mail"], "queue resume": ["mail", "default"],
     "queue limit": ["mail", "3"], "queue rate": ["mail", "3/m"], "batch list": [], "batch show": ["1"],
-    "cron add": ["hourly", "@hourly", "true"], "cron list": [], "cron load": ["crontab"], "cron pause": ["nightly", "daily"], "cron resume": ["nightly", "daily"],
+    "cron add": ["hourly", "@hourly", "true"], "cron edit": ["--timeout", "3s", "nightly"], "cron list": [], "cron load": ["crontab"], "cron pause": ["nightly", "daily"], "cron resume": ["nightly", "daily"],
     "cron rm": ["nightly", "daily"], "cron run": ["nightly", "daily"], "config list": [], "config get": ["timeout"],
     "config set": ["timeout", "9"], "config unset": ["timeout"], "backup": ["copy.db"], "doctor": [], "export": [],
     "import": None, "install": [], "completion": ["bash"]}

@@ -6538,26 +6538,22 @@ def seconds_text(seconds: float) -> str:
     return "%s s" % number_text(seconds)
 
 
-class Runner:
-    """Run attempts.
+# Functions of a worker.  asked(job): whether to cancel a job; setting(key): a setting in force; read(job): its input;
+# log(event, **facts): reports; record(job, pid, born): notes which process group runs, and since when; keep(): takes the
+# worker's lock again if its file was deleted.
+RunnerLinks = namedtuple("RunnerLinks", "asked setting read log record keep")
 
-    The worker gives these functions: `asked(job)` returns whether to cancel a job, `setting(key)` a setting in force,
-    `read(job)` its input; `log(event, **facts)` reports; `record(job, pid, born)` notes which process group runs, and
-    since when; `keep()` takes the worker's lock again if its file was deleted.
-    """
+
+class Runner:
+    """Run attempts.  `links`: what the worker does for it."""
 
     CHECK_S = 0.25  # how often a running job's output is measured; at first, and while it floods, eight times as often
 
-    def __init__(self, files, worker: int, signals, asked, setting, log, record, read, keep):
+    def __init__(self, files, worker: int, signals, links):
         self._files = files
         self._worker = worker
         self._signals = signals
-        self._asked = asked
-        self._setting = setting
-        self._log = log
-        self._record = record
-        self._read = read
-        self._keep = keep
+        self._asked, self._setting, self._read, self._log, self._record, self._keep = links
         self._output = None
         self._env = (None, {})   # the environment that was parsed last: most jobs share one
         self._path = files.output(worker)
@@ -6856,16 +6852,6 @@ def read_lock(path: str):
         return None
 
 
-def keep_lock(path: str, lock: int) -> int:
-    """Return the descriptor that holds a lock: a new one if its file was deleted, or made again by another process."""
-    if not OS.is_lost(path, lock):
-        return lock
-    make_directory(os.path.dirname(path))
-    fresh = OS.hold(path)
-    os.close(lock)
-    return fresh
-
-
 def write_status(lock: int, why) -> None:
     """Write into a lock file what its process waits for from now on; None: for nothing."""
     try:
@@ -6900,8 +6886,64 @@ def recorded_end(content, job):
         return None
 
 
-LEFT_TO_RESCUER = ()  # what Worker._exchange returns when it gives up: the outcome is in the lock file
+LEFT_TO_RESCUER = ()  # what Worker._finish_and_claim returns when it gives up: the outcome is in the lock file
 ENDS = ("completed", "failed", "timeout", "released", "cancelled")
+
+
+class LockFile:
+    """The lock file of this worker or supervisor: it holds the lock, and tells others what this process runs and waits for."""
+
+    def __init__(self, path: str, lock: int):
+        self.path = path
+        self._lock = lock
+        self._status = None
+        self._machine = OS.machine()
+        self.write()
+
+    def write(self, job: int = 0, attempt: int = 0, group: int = 0, born: float = 0.0, done: int = 0) -> None:
+        """Write what a rescuer needs: the process group to end, and when it began, which tells it from a later group."""
+        self._runs = "%d %d %d %d %.2f %d %s" % (os.getpid(), job, attempt, group, born, done, self._machine)
+        self._write_line(0, self._runs)
+
+    def _write_line(self, line: int, text: str) -> None:
+        try:
+            OS.write_lock_line(self._lock, line, text)
+        except OSError:
+            pass  # a rescuer knows no group, and waits for the attempt's lock; or an outcome is kept in memory only
+
+    def set_status(self, why) -> None:
+        """Write what this process waits for; None: for nothing but work."""
+        if why != self._status:
+            self._status = why
+            write_status(self._lock, why)
+
+    def on_wait(self, why) -> None:
+        """Write that a call waits for the database (None: no longer), unless that is part of another wait."""
+        if self._status in (None, WAIT_FOR_LOCK):
+            self.set_status(why)
+
+    def write_end(self, outcome) -> None:
+        """Write an outcome that the database does not take: a rescuer records it if this process can't."""
+        self._write_line(2, end_text(outcome))
+
+    def keep(self) -> bool:
+        """Take the lock again if its file was deleted, or made again by another process; return whether it was."""
+        if not OS.is_lost(self.path, self._lock):
+            return False
+        make_directory(os.path.dirname(self.path))
+        fresh = OS.hold(self.path)
+        os.close(self._lock)
+        self._lock = fresh
+        self._write_line(0, self._runs)
+        write_status(fresh, self._status)
+        return True
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def drop(self) -> None:
+        """Remove the file, and release the lock."""
+        OS.drop(self.path, self._lock)
 
 
 class Worker:
@@ -6911,20 +6953,17 @@ class Worker:
         self._spec = spec
         self._signals = signals
         self._log = log
-        self._lock = None
         self._store = Store(spec.database, patience=5.0, sync=False, create=False)
         self._store.db.sync = self._store.settings.value("sync") == "full"
-        self._store.db.on_wait = self._on_wait
-        self.id, self._lock = self._store.workers.add_worker(spec.supervisor)
-        self._lock_path = self._store.db.files.lock(self.id)
+        self.id, lock = self._store.workers.add_worker(spec.supervisor)
+        self._lock = LockFile(self._store.db.files.lock(self.id), lock)
+        self._store.db.on_wait = self._lock.on_wait
         self._done = 0
-        self._trouble = self._status = None
+        self._trouble = None
         self._kept_at = 0.0  # when the lock file was last checked
-        self._machine = OS.machine()
         self._loads = OS.loads()
-        self._write_lock(0, 0, 0, 0.0)
-        self._runner = Runner(self._store.db.files, self.id, signals, self._asked, self._setting, self._log_event, self._record,
-                              self._read, self._keep_lock)
+        links = RunnerLinks(self._asked, self._setting, self._read, self._log_event, self._record, self._keep_lock)
+        self._runner = Runner(self._store.db.files, self.id, signals, links)
 
     def work(self) -> None:
         """Run jobs until told to stop: one commit per job records the last outcome and claims the next job."""
@@ -6957,9 +6996,9 @@ class Worker:
             pass  # the lock becomes free, so the next supervisor removes the row
         self._store.close()
         if gone:
-            OS.drop(self._lock_path, self._lock)
+            self._lock.drop()
         else:
-            os.close(self._lock)
+            self._lock.close()
 
     def _stopping(self) -> bool:
         return bool(self._signals.stopping) or self._signals.orphaned()
@@ -6969,28 +7008,18 @@ class Worker:
 
     def _rest(self) -> None:
         """Wait for work, or for the machine's load to fall."""
-        self._write_lock(0, 0, 0, 0.0)
+        self._lock.write(done=self._done)
         self._kept_at = 0.0  # check the file now: the wait may be long
         self._keep_lock()
         if self._overloaded():
-            self._set_status("takes no job while the load is above %g" % self._spec.load)
+            self._lock.set_status("takes no job while the load is above %g" % self._spec.load)
             self._signals.pause(LOOK_S)
             return
-        self._set_status(None)
+        self._lock.set_status(None)
         self._signals.wait_for_work()
         if self._signals.look:
             self._log("reopen")
         self._signals.look = False
-
-    def _on_wait(self, why) -> None:
-        if self._status in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
-            self._set_status(why)
-
-    def _set_status(self, why) -> None:
-        """Write into the lock file, where others can read it, what this worker waits for; None: for nothing."""
-        if why != self._status and self._lock is not None:
-            self._status = why
-            write_status(self._lock, why)
 
     def _finish_and_claim(self, outcome, claim: bool):
         """Repeat Claims.finish_and_claim until it succeeds: a locked database or a full disk is not the job's failure.
@@ -7034,10 +7063,7 @@ class Worker:
         """Write an outcome into the lock file; return the words that report it."""
         if outcome is None:
             return ""
-        try:
-            OS.write_lock_line(self._lock, 2, end_text(outcome))
-        except OSError:
-            pass  # the outcome is kept in memory only
+        self._lock.write_end(outcome)
         return " that job %d has ended (%s)" % (outcome.job.id, error_text(outcome) or outcome.kind)
 
     def _keep_lock(self) -> None:
@@ -7048,11 +7074,7 @@ class Worker:
         self._kept_at = now
         self._store.db.sync = self._setting("sync") == "full"
         try:
-            lock = keep_lock(self._lock_path, self._lock)
-            if lock != self._lock:
-                self._lock = lock
-                self._write_lock(*self._written)
-                write_status(lock, self._status)
+            self._lock.keep()
         except OSError as error:
             self._log_event("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._store.db.files.root))
 
@@ -7075,17 +7097,8 @@ class Worker:
             return SETTINGS[key].default
 
     def _record(self, job, pid: int, born: float) -> None:
-        self._write_lock(job.id, job.attempt, pid, born)
-        self._set_status(None)
-
-    def _write_lock(self, job: int, attempt: int, group: int, born: float) -> None:
-        """Write what a rescuer needs: the process group to end, and when it began, which tells it from a later group."""
-        self._written = job, attempt, group, born
-        try:
-            OS.write_lock_line(self._lock, 0, "%d %d %d %d %.2f %d %s" % (
-                os.getpid(), job, attempt, group, born, self._done, self._machine))
-        except OSError:
-            pass  # without it a rescuer knows no group, and waits for the attempt's lock
+        self._lock.write(job.id, job.attempt, pid, born, self._done)
+        self._lock.set_status(None)
 
     def _report(self, outcome, more: bool) -> None:
         """Report how an attempt ended; `more`: the next report follows at once."""
@@ -7110,7 +7123,7 @@ class Worker:
     def _log_event(self, event: str, **facts) -> None:
         """Report an event; the same trouble only once, however long it lasts.  A mere wait is noted, not reported."""
         why = facts["why"] if event in ("trouble", "waits") else None
-        self._set_status(why)
+        self._lock.set_status(why)
         if event == "waits":
             return
         if why is None or why != self._trouble:
@@ -7238,35 +7251,97 @@ def end_attempt(store, files, worker, job, content, group: int):
     return None
 
 
+class Inbox:
+    """What reaches a supervisor between its turns: hints at a UDP port, and signals, which end a wait through a socket pair."""
+
+    MOST = 1000  # hints read per turn: a flood must not stop the other work
+
+    def __init__(self, handlers: dict):
+        import select
+        import signal
+        import socket
+        self._select = select.select
+        self._hints = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._hints.bind(("127.0.0.1", 0))
+        self._hints.setblocking(False)
+        self.port = self._hints.getsockname()[1]
+        self.token = os.urandom(6).hex()
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        for end in (self._wakeup, self._wakeup_writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+        heed(handlers)
+        if hasattr(signal, "SIGCHLD"):  # set it even if it was ignored at the start: waitpid needs that
+            signal.signal(signal.SIGCHLD, self._on_child)
+        ignore_other_signals()
+
+    def _on_child(self, *_) -> None:
+        """Do nothing: without a handler SIGCHLD would not reach the wake-up descriptor."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a signal, a hint or the time."""
+        self._select([self._hints, self._wakeup], [], [], min(seconds, OS.longest_wait))
+
+    def drain_signals(self) -> None:
+        """Empty the wake-up descriptor, or read MOST times in a flood; the handlers have noted what came."""
+        for _ in range(self.MOST):
+            try:
+                self._wakeup.recv(512)
+            except (BlockingIOError, InterruptedError):
+                break
+
+    def take_hints(self) -> list:
+        """Return the hints that came, at most MOST: how many jobs became ready, or 0 if something else is new."""
+        found = []
+        for _ in range(self.MOST):
+            try:
+                token, _, count = self._hints.recv(64).partition(b" ")
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # on Windows: a datagram was too long, or a port that is gone has answered
+            if token == self.token.encode() and count.isdigit():
+                found.append(int(count))
+        return found
+
+    def close(self) -> None:
+        """Close the descriptors, in a forked child."""
+        for end in (self._hints, self._wakeup, self._wakeup_writer):
+            end.close()
+
+
+# What a supervisor is started with.  kind: start or run; asked: the options of `worker start`, arguments: the same as JSON.
+SupervisorSpec = namedtuple("SupervisorSpec", "database kind count asked arguments", defaults=("",))
+
+
 class Supervisor:
-    """Keep `count` workers running; report through `log(event, **facts)`.  `asked`: see cmd_worker_start."""
+    """Keep `spec.count` workers running; report through `log(event, **facts)`."""
 
-    HINTS = 1000  # hints read per turn: a flood must not stop the other work
-
-    def __init__(self, database: str, kind: str, count: int, asked: dict, log, argv, arguments: str = ""):
-        self.kind = kind
-        self.count = count
+    def __init__(self, spec, log, argv):
+        self.kind = spec.kind
+        self.count = spec.count
         self.stopping = 0         # 0, GRACEFUL or IMMEDIATE
         self._reopen = False      # whether USR1 asked to open the log again
         self.within = None        # the job that runs this supervisor: --drain does not wait for it
         self.interrupted = None   # the signal that raised `stopping`: the user's, or a closed terminal's
-        self._queues, self._drain, self._load, self._idle_timeout = map(asked.get, ("queues", "drain", "load", "idle_timeout"))
+        self._queues, self._drain, self._load, self._idle_timeout = map(spec.asked.get, ("queues", "drain", "load", "idle_timeout"))
         self._log = log
         self._argv = list(argv)   # starts a worker as a new program on systems where we don't fork
-        self.database = database
+        self.database = spec.database
         self._store = self._connect()
         fault = OS.foreign_files(self.store.db.files)
         if fault:
             raise UserError(fault)
-        self._listen()
+        self._inbox = Inbox({"SIGTERM": self._on_stop, "SIGINT": self._on_stop, "SIGBREAK": self._on_stop, "SIGHUP": self._on_now,
+                             "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
         self._busy_at = self._last_event = None  # when one of the workers was last seen with a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
-        self.id, self._lock = self._repairing(lambda: self.store.workers.add_supervisor(
-            kind, self._port, self._token, count, self._queues, asked.get("max_jobs"), arguments))
-        self._record()
-        self._workers = OS.worker_processes(self._token)
+        self.id, lock = self._repairing(lambda: self.store.workers.add_supervisor(
+            spec.kind, self._inbox.port, self._inbox.token, spec.count, self._queues, spec.asked.get("max_jobs"), spec.arguments))
+        self._lock = LockFile(self.store.db.files.lock("s%d" % self.id), lock)
+        self._store.db.on_wait = self._lock.on_wait
+        self._workers = OS.worker_processes(self._inbox.token)
         self._trouble = ""
-        self._status = None       # the wait that our lock file shows
         self._wrong = None        # what failed in this turn
         self._locked = False      # whether that is a locked database: one wait per turn is enough
         self._news = False        # whether a hint came that has not been acted on
@@ -7295,41 +7370,9 @@ class Supervisor:
                 self._store = self._connect(create=False)
             except UserError as error:  # for example because other users may write to it now
                 raise OSError("can't open the database yet: %s" % error) from None
-            self._store.db.on_wait = self._on_wait
+            self._store.db.on_wait = self._lock.on_wait
             self._seen = None  # a new connection starts its own count of changes
         return self._store
-
-    def _on_wait(self, why) -> None:
-        if self._status in (None, WAIT_FOR_LOCK):  # otherwise this wait is part of another one
-            self._set_status(why)
-
-    def _record(self) -> None:
-        """Write what others look for in our lock file: our pid and machine."""
-        try:
-            OS.write_lock_line(self._lock, 0, "%d 0 0 0 0.00 0 %s" % (os.getpid(), OS.machine()))
-        except OSError:
-            pass  # without it a command can ask only through the database
-
-    def _listen(self) -> None:
-        """Open the port for hints, and the socket pair through which signals end a wait."""
-        import select
-        import signal
-        import socket
-        self._select = select.select
-        self._hints = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._hints.bind(("127.0.0.1", 0))
-        self._hints.setblocking(False)
-        self._port = self._hints.getsockname()[1]
-        self._token = os.urandom(6).hex()
-        self._wakeup, self._wakeup_writer = socket.socketpair()
-        for end in (self._wakeup, self._wakeup_writer):
-            end.setblocking(False)
-        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
-        heed({"SIGTERM": self._on_stop, "SIGINT": self._on_stop, "SIGBREAK": self._on_stop, "SIGHUP": self._on_now,
-              "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
-        if hasattr(signal, "SIGCHLD"):  # set it even if it was ignored at the start: waitpid needs that
-            signal.signal(signal.SIGCHLD, self._on_child)
-        ignore_other_signals()
 
     def _on_stop(self, number, _) -> None:
         self.stopping, self.interrupted = min(IMMEDIATE, self.stopping + 1), number
@@ -7339,9 +7382,6 @@ class Supervisor:
 
     def _on_reopen(self, *_) -> None:
         self._reopen = True
-
-    def _on_child(self, *_) -> None:
-        """Do nothing: without a handler SIGCHLD would not reach the wake-up descriptor."""
 
     # -- the loop --
 
@@ -7357,10 +7397,10 @@ class Supervisor:
         while self._ready_workers() < self.count and time.monotonic() < limit and not self.stopping:
             self._reap()
             self._replace()
-            self._set_status("waits for its workers to start (%d)" % self.count)
-            self._wait(0.05)
-            self._drain_signals()
-            self._drain_hints()
+            self._lock.set_status("waits for its workers to start (%d)" % self.count)
+            self._inbox.wait(0.05)
+            self._inbox.drain_signals()
+            self._inbox.take_hints()
         self._begun = True
 
     def _ready_workers(self) -> int:
@@ -7374,7 +7414,7 @@ class Supervisor:
                 self._try(each)
             if self.stopping and not self._workers.pids():
                 break
-            self._wait(self._pause(each))
+            self._inbox.wait(self._pause(each))
 
     def _repairing(self, action):
         """Return the result of `action`; if a row holds an invalid value, remove that value and repeat the action."""
@@ -7422,20 +7462,18 @@ class Supervisor:
             pause = min(pause, 0.1)
         return max(0.0, pause)
 
-    def _wait(self, seconds: float) -> None:
-        self._select([self._hints, self._wakeup], [], [], min(seconds, OS.longest_wait))
-
     def _turn(self) -> None:
         """Do what is due.  Steps that only read come first: a locked database or a full disk may refuse a write."""
         self._wrong, self._locked = None, False
-        self._drain_signals()
-        count, news = self._drain_hints()
-        self._news = self._news or news
+        self._inbox.drain_signals()
+        hints = self._inbox.take_hints()
+        self._news = self._news or (bool(hints) if self._drain else 0 in hints)
+        self._open_log()
         self._reap()
         self._relay()
         now = time.monotonic()
-        if count and not self.stopping:
-            self._workers.wake(count)
+        if sum(hints) and not self.stopping:
+            self._workers.wake(sum(hints))
         if now >= self._look_at:
             self._look_at = now + (0.1 if self._drain else LOOK_S)
             self._relayed = 0  # repeat it: a worker that was just starting may have missed it
@@ -7458,16 +7496,15 @@ class Supervisor:
             self._try(self._tick)
         if self._wrong is None and now >= self._start_at:
             self._trouble = ""  # report the trouble again if it comes back
-        self._set_status(self._waits())
+        self._lock.set_status(self._waits())
 
     def _answer(self) -> None:
         """Give a sign of life if asked (see Workers.unanswered) or if there was work; an idle supervisor writes nothing."""
-        path = Files(self.database).lock("s%d" % self.id)
         try:
-            stat = os.stat(path)
+            stat = os.stat(self._lock.path)
             if stat.st_atime_ns > stat.st_mtime_ns or self._seen != self._signed:
                 now = max(time.time_ns(), stat.st_atime_ns)
-                os.utime(path, ns=(now, now))
+                os.utime(self._lock.path, ns=(now, now))
                 self._signed = self._seen
         except OSError:
             pass  # its directory was deleted: nobody can ask there
@@ -7491,38 +7528,16 @@ class Supervisor:
             return "waits before it starts another worker: the last one died at once"
         return None
 
-    def _set_status(self, why) -> None:
-        if why != self._status:
-            self._status = why
-            write_status(self._lock, why)
-
-    def _drain_signals(self) -> None:
-        """Empty the wake-up descriptor, or read HINTS times in a flood; the handlers have noted what came."""
-        for _ in range(self.HINTS):
-            try:
-                self._wakeup.recv(512)
-            except (BlockingIOError, InterruptedError):
-                break
+    def _open_log(self) -> None:
+        """Have the log opened again, here and by the workers, if USR1 asked for that."""
         if self._reopen:
             self._reopen = False
             self._log("reopen")
-            for pid in self._workers.pids():
-                OS.signal_worker(pid, "look")
+            self._tell_workers("look")
 
-    def _drain_hints(self) -> tuple:
-        """Return (how many jobs became ready, whether anything else is new) from the hints that came, at most HINTS of them."""
-        total, news = 0, False
-        for _ in range(self.HINTS):
-            try:
-                token, _, count = self._hints.recv(64).partition(b" ")
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # on Windows: a datagram was too long, or a port that is gone has answered
-            if token == self._token.encode() and count.isdigit():
-                total += int(count)
-                news = news or not int(count) or self._drain
-        return total, news
+    def _tell_workers(self, word: str) -> None:
+        for pid in self._workers.pids():
+            OS.signal_worker(pid, word)
 
     def _heed(self, now: float) -> None:
         """Act on what is new in the database, if anything is; what fails is still new."""
@@ -7550,16 +7565,10 @@ class Supervisor:
     def _keep_lock(self) -> None:
         """Take the lock again if its file was deleted, and signal the workers to do so."""
         try:
-            lock = keep_lock(self.store.db.files.lock("s%d" % self.id), self._lock)
+            if self._lock.keep():
+                self._tell_workers("look")
         except OSError as error:
             self._log_once("can't make its lock file again: %s" % (error.strerror or error))
-            return
-        if lock != self._lock:
-            self._lock = lock
-            self._record()
-            write_status(lock, self._status)
-            for pid in self._workers.pids():
-                OS.signal_worker(pid, "look")
 
     def _cancel(self) -> None:
         for pid in set(self.store.workers.to_cancel(self.id)).intersection(self._workers.pids()):  # a row may name any process
@@ -7617,10 +7626,8 @@ class Supervisor:
 
     def _become_worker(self, spec, where: str) -> None:
         """Close what is the supervisor's in the forked child, and work."""
-        os.close(self._lock)
-        self._hints.close()
-        self._wakeup.close()
-        self._wakeup_writer.close()
+        self._lock.close()
+        self._inbox.close()
         work(spec, OS.worker_signals(where), self._log)
 
     def _reap(self) -> None:
@@ -7653,11 +7660,9 @@ class Supervisor:
             self._passed_on = self.stopping
             self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
         if self._passed_on == IMMEDIATE and time.monotonic() >= self._kill_at:
-            for pid in self._workers.pids():
-                OS.signal_worker(pid, "kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
+            self._tell_workers("kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
         if self.stopping > self._relayed:
-            for pid in self._workers.pids():
-                OS.signal_worker(pid, "stop" if self.stopping == GRACEFUL else "now")
+            self._tell_workers("stop" if self.stopping == GRACEFUL else "now")
             self._relayed = self.stopping
 
     def _kill_grace(self) -> float:
@@ -7685,10 +7690,10 @@ class Supervisor:
             self._try(self._rescue)
             if self._wrong is None and self._try(self._leave):
                 break
-            self._wait(1.0)
+            self._inbox.wait(1.0)
         if self._store is not None:
             self._store.close()
-        OS.drop(Files(self.database).lock("s%d" % self.id), self._lock)
+        self._lock.drop()
         self._log("ended")
 
     def _leave(self) -> bool:
@@ -9828,7 +9833,7 @@ class Run:
         self._died = 0             # how many jobs have died
         self._why_ended = None     # why the rest was cancelled
         self._told = 0             # the stop of which the user has been told
-        self._supervisor = Supervisor(database, "run", count, {"drain": True}, print_trouble, worker_argv(database))
+        self._supervisor = Supervisor(SupervisorSpec(database, "run", count, {"drain": True}), print_trouble, worker_argv(database))
 
     def enqueue(self, first, plans, label: str) -> None:
         """Store the jobs, and keep them for this run."""
@@ -10039,7 +10044,7 @@ def cmd_worker_start(args) -> int:
     log = Log(Files(database).journal)
     try:
         refuse_foreign_wal(database)
-        supervisor = Supervisor(database, "start", args.count, asked, log, worker_argv(database), text)
+        supervisor = Supervisor(SupervisorSpec(database, "start", args.count, asked, text), log, worker_argv(database))
         within = this_job(supervisor.store)
         supervisor.within = within and within.id
         supervisor.start()

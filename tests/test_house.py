@@ -168,7 +168,7 @@ def test_main_is_short_and_comes_last():
 def test_classes_are_short():
     for node in ast.walk(TREE):
         if isinstance(node, ast.ClassDef):
-            assert length(node) <= (400 if section_of(node.lineno) == "Store" else 600), node.name
+            assert length(node) <= 400, node.name
 
 
 def test_the_parts_of_the_store_use_no_private_name_of_each_other():

@@ -226,11 +226,11 @@ class Endless:
         for _ in range(2):
             self._sender.sendto(self._text, self._hints.getsockname())
         return self._hints.recv(size)
-listen = queuectl.Supervisor._listen
-def flooded(self):
-    listen(self)
-    self._hints = Endless(self._hints, self._token, 0)
-queuectl.Supervisor._listen = flooded
+listen = queuectl.Inbox.__init__
+def flooded(self, handlers):
+    listen(self, handlers)
+    self._hints = Endless(self._hints, self.token, 0)
+queuectl.Inbox.__init__ = flooded
 """
 
 

@@ -187,3 +187,45 @@ def test_the_line_of_the_cron_recipe_works_off_what_has_gathered_without_a_mail(
     assert done.stdout == done.stderr == "", "cron mails what is printed"
     queue.run([*ours, "wait", "1-3", "--timeout", "20"], env=env)
     wait_until(lambda: workers(queue, ours, env) == [], message="the workers end")
+
+
+# ---- coming from other tools: each line, beside its original ------------------------------------------
+
+def beside(language):
+    return [re.split(r"\s{2,}", line, maxsplit=1) for text in blocks(language) for line in text.splitlines()]
+
+
+def in_folder(queue, folder, line):
+    """What a line prints, sorted, and which files there are then, in a folder with a few files."""
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", "c d.txt", "x.log", "y.log"):
+        (folder / name).write_text(name * 3)
+    (folder / "c d.txt").rename(folder / "cd.txt")
+    (folder / "commands.txt").write_text("echo one\necho two; echo three\n")
+    program = "queuectl() { %s \"$@\"; }\n" % " ".join(map(shlex.quote, queue.command()))
+    done = queue.run(["sh", "-c", program + line], cwd=folder)
+    return sorted(done.stdout.splitlines()), sorted(path.name for path in folder.iterdir())
+
+
+@posix_only("GNU parallel and xargs")
+@pytest.mark.parametrize("there, here", beside("parallel") + beside("xargs"))
+def test_a_line_does_what_its_original_does(queue, there, here):
+    theirs, ours = in_folder(queue, queue.dir / "there", there), in_folder(queue, queue.dir / "here", here)
+    if "--tag" in here:  # a tag is the job's name or id here, its values there
+        theirs, ours = [([line.split()[-1] for line in lines], files) for lines, files in (theirs, ours)]
+    assert ours == theirs
+
+
+@posix_only("written for sh")
+def test_lines_for_those_who_come_from_other_queues(queue):
+    (queue.dir / "Makefile").write_text("all other:\n\t@echo made $@\n")
+    queue.start(1)
+    rows = beside("queues")
+    assert len(rows) > 10
+    for _, here in rows:
+        if "cancel" in here:
+            queue.enqueue("--hold", "exit 0")
+        if "edit" in here:
+            queue.enqueue("--hold", "exit 0")
+        queue.run(["sh", "-c", "queuectl() { %s \"$@\"; }\n%s" % (" ".join(map(shlex.quote, queue.command())), here)])
+    assert "made all" in queue.out("logs", 1)

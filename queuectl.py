@@ -112,15 +112,15 @@ CREATE TABLE job(
   queue TEXT NOT NULL DEFAULT 'default',
   priority INTEGER NOT NULL DEFAULT 0,
   run_at REAL NOT NULL,                      -- not before
-  delay REAL,                                -- seconds from which run_at was reckoned, to correct it when the clock jumps
-  command TEXT NOT NULL,                     -- a BLOB where it is not valid UTF-8
+  delay REAL,                                -- the seconds that gave run_at, to correct it if the clock jumps
+  command TEXT NOT NULL,                     -- a BLOB if it is not valid UTF-8
   name TEXT,
   labels TEXT,                               -- between slashes, as in /nightly/web/
   cwd TEXT NOT NULL,
   env INTEGER NOT NULL,
-  shell TEXT, stdin INTEGER, umask INTEGER,  -- stdin: what it reads, a row of env; NULL: sh, nothing, the worker's
+  shell TEXT, stdin INTEGER, umask INTEGER,  -- stdin: a row of env; NULL: sh, no input, the worker's umask
   attempt INTEGER NOT NULL DEFAULT 0,        -- attempts ever begun
-  attempts INTEGER NOT NULL DEFAULT 0,       -- those charged since a person last sent it to pending
+  attempts INTEGER NOT NULL DEFAULT 0,       -- those charged since a user last retried it
   crashes INTEGER NOT NULL DEFAULT 0,
   snoozes INTEGER NOT NULL DEFAULT 0,
   max_retries INTEGER NOT NULL,
@@ -134,11 +134,11 @@ CREATE TABLE job(
   held INTEGER NOT NULL DEFAULT 0,
   cause INTEGER,                             -- the parent whose end cancelled it
   batch INTEGER,
-  pool INTEGER,                              -- the supervisor of a `run` that it is kept for
+  pool INTEGER,                              -- reserved for: the supervisor of a `run`
   schedule TEXT,
   hook TEXT,                                 -- on_dead or on_idle: the setting whose command it is
   worker INTEGER,
-  cancel INTEGER NOT NULL DEFAULT 0,         -- asked for while it ran: 1 to cancel it, 2 to let it end though its worker is stopped
+  cancel INTEGER NOT NULL DEFAULT 0,         -- a request for a running job: CANCEL, or SPARE to let it end though its worker is stopped
   exit_code INTEGER, signal INTEGER,         -- how the last attempt ended; signal: the one that ended it
   error TEXT,                                -- why it ended so, in words, unless `signal` says it
   created_at REAL NOT NULL, started_at REAL, finished_at REAL, duration REAL);
@@ -157,24 +157,24 @@ CREATE INDEX job_expiry ON job(expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX job_big ON job(worker, slots) WHERE state='processing' AND slots>1;
 CREATE INDEX job_batch ON job(batch) WHERE batch IS NOT NULL;
 CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL;
-CREATE TABLE history(                        -- a row for each attempt that has ended, and for each change without one
+CREATE TABLE history(                        -- one row per attempt that has ended, and per change without an attempt
   seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
   outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, error TEXT,
-  output INTEGER);                           -- bytes that the attempt wrote; NULL: not known
+  output INTEGER);                           -- bytes that the attempt wrote; NULL: unknown
 CREATE INDEX history_job ON history(job);
-CREATE TABLE env(                            -- environments, and what jobs read
+CREATE TABLE env(                            -- environments, and inputs of jobs
   id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE INDEX env_hash ON env(hash);
 CREATE TABLE dep(                            -- child waits for parent; a negative parent is a batch
   parent INTEGER NOT NULL, child INTEGER NOT NULL, any INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY(parent, child)) WITHOUT ROWID;
 CREATE INDEX dep_child ON dep(child, done);
-CREATE TABLE followup(                       -- parents whose end or retry some children do not know of yet, in this order
+CREATE TABLE followup(                       -- parents whose end or retry has not reached all children yet, in order
   seq INTEGER PRIMARY KEY, parent INTEGER NOT NULL, state TEXT NOT NULL, -- state: the parent's then; pending after a retry
-  child INTEGER NOT NULL, last INTEGER NOT NULL);  -- children up to this one know; those after the last came later
+  child INTEGER NOT NULL, last INTEGER NOT NULL);  -- children up to `child` know; those after `last` were added later
 CREATE TABLE keylock(key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE waiting(                        -- a job that runs a command that waits for another job's end
+CREATE TABLE waiting(                        -- a job whose command waits for the end of the job `target`
   target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY(target, job)) WITHOUT ROWID;
 CREATE TABLE batch(
   id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT, total INTEGER NOT NULL, unfinished INTEGER NOT NULL, created_at REAL NOT NULL);
@@ -197,17 +197,17 @@ CREATE TABLE supervisor(
   jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '');
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
-  started_at REAL NOT NULL, note TEXT,                -- unused: a wait stands in the lock file
+  started_at REAL NOT NULL, note TEXT,                -- unused: the lock file says what it waits for
   born REAL,                                 -- when it registered, on the clock of OS.born
   place TEXT);                               -- device:inode:path of the database as it saw it; a copy differs
 CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE schedule(
   name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL,
-  no_overlap INTEGER NOT NULL,               -- a place in OVERLAPS
+  no_overlap INTEGER NOT NULL,               -- an index into OVERLAPS
   paused INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL, last_at REAL, last_job INTEGER,
   options TEXT NOT NULL, cwd TEXT NOT NULL, env INTEGER NOT NULL, created_at REAL NOT NULL, error TEXT,
   rule TEXT,                                 -- what tz means as a POSIX rule, for a machine without a file of that name
-  boot TEXT);                                -- the boot for which @reboot has been done
+  boot TEXT);                                -- the boot after which @reboot has fired
 CREATE TRIGGER job_moved AFTER UPDATE OF state, queue ON job WHEN old.state<>new.state OR old.queue<>new.queue BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
   UPDATE tally SET n=n+1, entered=entered+1, seconds=seconds+max(0, ifnull(new.started_at-new.run_at, 0)),
@@ -232,7 +232,7 @@ CREATE TRIGGER job_deleted AFTER DELETE ON job BEGIN
   UPDATE tally SET n=n-1 WHERE queue=old.queue AND state=old.state;
   UPDATE env SET uses=uses-1 WHERE id=old.env;
   DELETE FROM env WHERE id=old.env AND uses<=0;
-  DELETE FROM history WHERE job=old.id AND seq<(SELECT max(seq) FROM history);  -- so that no number is given twice
+  DELETE FROM history WHERE job=old.id AND seq<(SELECT max(seq) FROM history);  -- so that no seq is used twice
   DELETE FROM dep WHERE parent=old.id AND (done=1 OR NOT EXISTS(SELECT 1 FROM job WHERE id=dep.child AND gate IS NOT NULL));
   DELETE FROM dep WHERE child=old.id;
 END;
@@ -2135,7 +2135,7 @@ class Posix(PosixOwners):
         return None
 
     def drop(self, path: str, fd: int) -> None:
-        """Remove the lock file of a descriptor, then release the lock: whoever opened the file before sees that it is lost."""
+        """Remove the lock file of a descriptor, then release the lock: a process that has opened the file sees that it is lost."""
         remove(path)
         os.close(fd)
 
@@ -2701,7 +2701,7 @@ class PosixWriterLock:
         self._drawn = False  # whether there are byte locks to release
 
     def enter(self, seconds: float, in_order: bool) -> bool:
-        """Lock the gate; return False if it is still held after so many seconds.
+        """Take the lock; return False if another process still holds it after so many seconds.
 
         With `in_order=False` (workers) a caller may enter whenever the lock is free: a turn that is handed over
         has to wait until its process runs.
@@ -3821,7 +3821,7 @@ def marks(values) -> str:
 
 
 def startable(reserved_for) -> str:
-    """Return the SQL for a queue's jobs that only the queue's limits can keep back: those reserved for the `run` :own, or for none."""
+    """Return the SQL for a queue's jobs that only the limits of the queue can keep back: those of a `run`, or reserved for none."""
     return ("job INDEXED BY job_own WHERE pool=:reserved_for AND queue=queue.name AND gate=5" if reserved_for else
             "job INDEXED BY job_ready WHERE queue=queue.name AND gate=0")
 
@@ -4087,7 +4087,7 @@ def add_to_ranges(ranges: list, ids) -> None:
 
 
 def job_env(base: bytes, options: dict) -> bytes:
-    """Return the environment of a job with these options, from the one of whoever enqueues it."""
+    """Return the environment of a job with these options, from that of the user who enqueues it."""
     base = kept(base, CLEAN_ENV) if options.get("clean_env") else base
     return OS.merge(base, options["env"]) if "env" in options else base
 
@@ -4355,7 +4355,7 @@ class Database:
         self.on_wait = None     # called with what a call waits for, once that takes a second, and with None when it goes on
         self.hints = None       # how many jobs became ready in this transaction; None: no hint to send
         self.writer_lock = None
-        self.inside = False     # whether we hold the gate, which is the writer lock
+        self.inside = False     # whether we hold the writer lock
         self.undo = Undo(self)
         self.connection = self.execute = None
         self._socket = None
@@ -4861,7 +4861,7 @@ class Life(Part):
 
     def _alone(self, ids: list, states) -> list:
         """Return (id, state, batch, may be retried) of the jobs in these states whose change concerns no other: no key, no relatives."""
-        retried = "held=0 AND name IS NULL AND schedule IS NULL"  # otherwise other jobs, or the user's hold, have a say
+        retried = "held=0 AND name IS NULL AND schedule IS NULL"  # otherwise other jobs or the user's hold decide
         return [row for row in self._db.rows(
             "job", "id, state, batch, " + retried, "job WHERE key IS NULL AND unique_key IS NULL AND "
             "NOT EXISTS(SELECT 1 FROM dep WHERE parent=job.id AND done=0) AND "
@@ -5199,7 +5199,7 @@ class Claims(Part):
         """Record a worker's last outcome and claim its next job, in one transaction.
 
         Return (job, env data), the claimed Job and the environment that it should run in, or None.
-        `queues` is a list of names between slashes, None for all.  `own` is the supervisor id of a `run`, which takes
+        `queues` is a list of names between slashes, None for all.  `reserved_for` is the supervisor id of a `run`, which takes
         only the jobs reserved for it.  `again` says that an earlier try failed: its commit may have succeeded.
         """
         with self._db.undo, Transaction(self._db) as now:
@@ -6149,7 +6149,7 @@ class Look(Part):
             "ORDER BY id LIMIT :most", {"batch": batch, "most": most})]
 
 
-NO_ENV = b"\0"  # in an export without environments; whoever imports it gives the jobs the own one
+NO_ENV = b"\0"  # in an export without environments: the importing user's takes its place
 
 
 def without_env(options) -> str:
@@ -6825,7 +6825,7 @@ class Runner:
 # A process that claims, runs and records, one job after another.
 # Calls Runner, Store, Platform differences and small helpers; knows nothing of the command line or of printing.
 
-# What a worker is started with.  own: it belongs to a `run` and takes only that run's jobs.
+# What a worker is started with.  reserved: it belongs to a `run` and takes only that run's jobs.
 # load: it takes no new job while the machine's load is above this; None: no limit.
 class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved load")):
     __slots__ = ()
@@ -6840,7 +6840,7 @@ LockContent = namedtuple("LockContent", "pid job attempt group born done machine
 
 
 def read_lock(path: str):
-    """Return what a worker or supervisor wrote into its lock file, as a Record; None if it can't be read."""
+    """Return what a worker or supervisor wrote into its lock file; None if it can't be read."""
     try:
         with open(path, "rb", opener=no_link) as file:
             runs, wait, end = [file.read(LOCK_LINE).decode("utf-8", "replace").strip("\0 \n") for _ in range(3)]
@@ -9168,7 +9168,7 @@ def jobs_of_run(store, text: str, count) -> list:
 
 
 # == Commands ==========================================================================
-# One function per command, with its arguments above it; the table of all commands is at the end.  A command that takes (queue, args)
+# One function per command; the tables of their options and of the commands are at the end.  A command that takes (store, args)
 # gets the open queue.  Each command returns its exit status, None for 0.
 # Calls Views, Reports, Supervisor, Store; only the parser calls a command.
 
@@ -10250,7 +10250,7 @@ def cmd_worker_list(store, args) -> None:
 
 
 def cmd__worker(args) -> None:
-    """Run a worker as a separate program, for systems without fork; its arguments are a Post and its wake-up."""
+    """Run a worker as a separate program, for systems without fork; its arguments are a WorkerSpec and its wake-up."""
     spec = WorkerSpec(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
                 args.reserved == "1", None if args.load == "-" else float(args.load))
     work(spec, OS.worker_signals(args.where), print_trouble if spec.reserved else Log(Files(spec.database).journal))
@@ -11724,7 +11724,7 @@ backup         file           FILE      .        .     path of the copy; must no
 backup         --logs         .         .        .     copy the logs too, into FILE.d
 doctor         --fix          .         .        .     repair what can be repaired
 export         --output       FILE      .        .     write to FILE, which only you can read; it must not exist
-export         --no-env       .         .        .     leave out the environments of the jobs; whoever imports it gives them the own one
+export         --no-env       .         .        .     leave out the environments of the jobs: they get that of the importing user
 import         file           FILE      .        .     the output of `export` (-: standard input)
 completion     shell          SHELL     .        .     bash, zsh, fish or powershell
 service        kind           SERVICE   .        .     systemd (of this user), systemd-system, launchd or windows

@@ -216,7 +216,7 @@ def words_of_commands():
 
 @pytest.mark.parametrize("words", words_of_commands(), ids=" ".join)
 def test_the_help_of_a_command_has_purpose_options_and_an_example(queue, words):
-    text = queue.out(*words, "--help") + "\n"
+    text = queue.look([*words, "--help"]).stdout
     lines = text.splitlines()
     assert re.match("usage: queuectl " + " ".join(words) + r"( |$)", lines[0])
     purpose = next(block for block in text.split("\n\n")[1:] if block.strip())
@@ -225,7 +225,7 @@ def test_the_help_of_a_command_has_purpose_options_and_an_example(queue, words):
     assert re.search(r"(?im)^examples?:", text)
     assert re.search(r"queuectl(\.py)? .*%s\b" % " ".join(words), text.split("xample", 1)[1])
     assert max(map(len, lines)) <= 100
-    assert queue.out("help", *words) + "\n" == text
+    assert queue.look(["help", *words]).stdout == text
     assert not queue.db.exists()
 
 

@@ -130,16 +130,16 @@ def test_a_job_in_utf_8_is_run_where_python_knows_ascii_alone(queue):
 # ---- users -------------------------------------------------------------------------------------
 
 class PublicPlace:
-    """A directory that every user can reach, with a copy of the program, and a Python that every user may run."""
+    """A directory that every user can reach, and a Python that every user may run."""
 
-    def __init__(self, queue, folder):
+    def __init__(self, queue, folder, program):
         self.queue = queue
         self.folder = Path(folder)
         self.folder.chmod(0o755)
-        shutil.copy(str(SCRIPT), str(self.folder))
-        self.python = next((path for path in (sys.executable, "/usr/bin/python3") if self._runs(path)), None)
-        if self.python is None:
+        python = next((path for path in (sys.executable, "/usr/bin/python3") if self._runs(path)), None)
+        if python is None:
             pytest.skip("no Python that a plain user may run")
+        self.program = program(python)
 
     def _runs(self, python):
         again = "import os, sys; os.execv(sys.executable, [sys.executable, '-IS', '-c', 'import sqlite3'])"
@@ -156,15 +156,15 @@ class PublicPlace:
 
     def call(self, who, home, *words, check=True, cwd="/", prefix=()):
         prefix = self.user() if who == "ann" else prefix
-        return self.queue.run([*prefix, self.python, "-IS", str(self.folder / "queuectl.py"), *words], check=check,
+        return self.queue.run([*prefix, *self.program, *words], check=check,
                               cwd=cwd, env={"HOME": home if home is None else str(home)})
 
 
 @pytest.fixture
-def public(queue):
+def public(queue, public_program):
     needs("setpriv")
     with tempfile.TemporaryDirectory(prefix="queuectl-", dir="/tmp") as folder:  # TMPDIR may be root's alone
-        yield PublicPlace(queue, folder)
+        yield PublicPlace(queue, folder, public_program)
 
 
 @linux_only("setpriv")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, linux_only, posix_only, wait_until
+from conftest import linux_only, posix_only, wait_until
 from test_cli import one_error_line
 from test_places import needs
 
@@ -24,13 +24,11 @@ ANN, BOB = 4242, 4243
 class Town:
     """A folder that each user may write to, as /tmp, and three users: root, ann and bob."""
 
-    def __init__(self, queue, folder):
+    def __init__(self, queue, folder, program):
         self.queue = queue
         self.folder = Path(folder)
         self.folder.chmod(0o1777)
-        shutil.copy(str(SCRIPT), str(self.folder / "queuectl.py"))
-        (self.folder / "queuectl.py").chmod(0o644)
-        self.python = "/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable
+        self.program = program("/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable)
 
     def user(self, uid):
         return ["setpriv", "--reuid=%d" % uid, "--regid=%d" % uid, "--clear-groups"] if uid else []
@@ -46,7 +44,7 @@ class Town:
         return self.queue.run([*self.user(uid), "sh", "-c", text], cwd=str(self.folder), env=env).stdout
 
     def call(self, uid, db, *words, check=True, prefix=(), **env):
-        return self.queue.run([*prefix, *self.user(uid), self.python, "-IS", str(self.folder / "queuectl.py"), "--db", str(db), *words],
+        return self.queue.run([*prefix, *self.user(uid), *self.program, "--db", str(db), *words],
                               check=check, cwd="/", env=dict({"HOME": str(self.folder)}, **env))
 
     def refused(self, uid, db, *words, **env):
@@ -54,10 +52,10 @@ class Town:
 
 
 @pytest.fixture
-def town(queue):
+def town(queue, public_program):
     needs("setpriv")
     with tempfile.TemporaryDirectory(prefix="queuectl-", dir="/tmp") as folder:
-        yield Town(queue, folder)
+        yield Town(queue, folder, public_program)
 
 
 def mode(path):
@@ -368,7 +366,7 @@ def test_with_as_root_all_that_is_made_is_the_users_who_goes_on_with_it(town, wa
 
     def root(*words):
         if way == "option":
-            return town.queue.run([town.python, "-IS", str(town.folder / "queuectl.py"), "--as-root", "--db", str(db), *words], cwd="/")
+            return town.queue.run([*town.program, "--as-root", "--db", str(db), *words], cwd="/")
         if way == "variable":
             return town.call(0, db, *words, QUEUECTL_AS_ROOT="1")
         lead = 2 if words[0] in ("worker", "config") else 1
@@ -510,8 +508,8 @@ def test_a_limit_of_processes_is_waited_out(town):
     boss = None
     try:
         town.call(BOB, db, "enqueue", "echo fine; exit 0")
-        boss = subprocess.Popen(["setpriv", "--reuid=%d" % BOB, "--regid=%d" % BOB, "--clear-groups", "prlimit", "--nproc=9", town.python, "-IS",
-                                 str(town.folder / "queuectl.py"), "--db", str(db), "worker", "start", "--foreground", "--count", "3"],
+        boss = subprocess.Popen(["setpriv", "--reuid=%d" % BOB, "--regid=%d" % BOB, "--clear-groups", "prlimit", "--nproc=9",
+                                 *town.program, "--db", str(db), "worker", "start", "--foreground", "--count", "3"],
                                 stdout=open(str(home / "out"), "w"), stderr=subprocess.STDOUT, cwd="/", env=town.queue.environment())
         wait_until(lambda: "can't start" in (home / "out").read_text(), 20, "it says that it waits")
         os.killpg(hog.pid, signal.SIGKILL)
@@ -538,7 +536,7 @@ def test_a_disk_that_is_mounted_again_as_read_only_is_one_line_and_loses_nothing
     def call(*words, check=True):
         return town.queue.run(["nsenter", "-t", str(inside.pid), "-m", *words], check=check, cwd="/")
 
-    program = [town.python, "-IS", str(town.folder / "queuectl.py"), "--db", str(home / "q.db")]
+    program = [*town.program, "--db", str(home / "q.db")]
     try:
         call(*program, "run", "echo before")
         call(*program, "enqueue", "echo whole")

@@ -101,6 +101,7 @@ NOTIFY_S = 60.0              # timeout of an on_dead or on_idle command
 LOCK_LINE = 300              # bytes per line of a lock file: the running job, what its process waits for, an end not yet recorded
 JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is rotated
 TERMINAL_ROWS = 50           # rows that `list` shows by default
+GLANCE_BYTES = 32 * 2**20    # a larger database is checked by `doctor` only: `health` should be quick (60 MB: a second)
 STDIN_LIMIT = 2**20          # the most bytes of input that are stored with a job
 SCRIPT_FROM = 120000         # a command of more bytes runs from a file; Linux refuses one argument of 131,072 (MAX_ARG_STRLEN)
 
@@ -6053,9 +6054,12 @@ class Look(Part):
                 found.setdefault(job_id, []).append(parent)
         return found
 
-    def oldest_waiting(self):
-        """Return the job that could run and has waited longest, or None."""
-        ids = [job_id for job_id, _ in self.first_ready()]
+    def oldest_waiting(self, queue=None):
+        """Return the job, of one queue or of all, that could run and has waited longest, or None."""
+        ids = [job_id for job_id, name in self.first_ready() if queue in (None, name)]
+        ids += [job_id for job_id, in self._db.read(  # these are due, and no supervisor has made them ready
+            "SELECT id FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=:due AND (:queue IS NULL OR queue=:queue) "
+            "ORDER BY run_at LIMIT 1", {"queue": queue, "due": self._db.clock() - LOOK_S})]
         return self.find(min(ids)) if ids else None
 
     def first_ready(self) -> list:
@@ -6121,6 +6125,12 @@ class Look(Part):
                              "duration", "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
         return [dict(event._asdict(), at=utc(event.at), started_at=utc(event.started_at), error=error_text(event))
                 for event in map(Event._make, rows)]
+
+    def deaths_since(self, after: int, queues=None) -> int:
+        """Return how many jobs died after an event, in these queues (see startable)."""
+        return self._db.read(
+            "SELECT count(*) FROM history JOIN job ON job.id=history.job WHERE seq>:after AND history.state='dead' "
+            "AND (:queues IS NULL OR instr(:queues, '/'||queue||'/'))", {"after": after, "queues": queues})[0][0]
 
     def last_event(self) -> int:
         return self._db.read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
@@ -6332,10 +6342,19 @@ class Keep(Part):
         finally:
             remove(part)
 
+    def damage(self) -> list:
+        """Return what SQLite finds wrong with the file itself, as its lines; [] if nothing is.  Nothing of ours repairs it."""
+        return [line for line, in self._db.read("PRAGMA integrity_check(20)") if line != "ok"]
+
+    def damage_at_a_glance(self) -> list:
+        """Return what SQLite finds wrong with the file, its indexes aside; [] too for a file that takes longer than a second or so."""
+        if os.stat(self._db.path).st_size > GLANCE_BYTES:
+            return []
+        return [line for line, in self._db.read("PRAGMA quick_check(1)") if line != "ok"]
+
     def check(self) -> list:
-        """Return what is wrong inside the database, as lines of text; [] if nothing is."""
-        faults = [row[0] for row in self._db.read("PRAGMA integrity_check(20)") if row[0] != "ok"]
-        faults = faults or [fault for fault, _, _ in self.wrong_values()]
+        """Return what is wrong inside a sound file, as lines of text; [] if nothing is."""
+        faults = [fault for fault, _, _ in self.wrong_values()]
         if faults:
             return faults
         wrong = self._db.read("SELECT queue, state FROM tally WHERE n<>(SELECT count(*) FROM job WHERE job.queue=tally.queue "
@@ -7989,6 +8008,225 @@ def percentile(ordered, share: float) -> float:
     return round(ordered[min(len(ordered) - 1, int(len(ordered) * share))], 6)
 
 
+# -- what is wrong --
+
+# level: ok, warn or bad.  kind: see FINDINGS, with the values that its words need.  repair: a function that repairs it and returns
+# whether it did, or None.  Whoever takes the findings may repair one before the next is looked for.
+Finding = namedtuple("Finding", "level about kind values repair")
+FREE_BYTES = 64 * 2**20  # a disk with less is nearly full
+
+
+def finding(level: str, about: str, kind: str, repair=None, **values):
+    return Finding(level, about, kind, values, repair)
+
+
+def examine(path: str):
+    """Yield a Finding for each thing that `doctor` checks."""
+    yield from once(examine_all(path, (
+        examine_database, examine_workers, examine_locks, examine_schedules, examine_jobs, examine_logs)))
+
+
+def examine_all(path: str, parts):
+    if os.path.exists(path):
+        yield from examine_files(Files(path))
+    yield from examine_queue(path, parts)
+
+
+def once(findings):
+    """Yield findings, but not one that says the same again: the files and the database may be refused for one reason."""
+    told = set()
+    for found in findings:
+        same = "damaged" if found.kind == "damaged" else found.values.get("text")
+        if same is None or same not in told:
+            yield found
+        told.add(same)
+
+
+def examine_queue(path: str, parts):
+    """Yield what the parts, functions of a Store, find in one database, and its disk; a part that fails is a finding."""
+    if not os.path.exists(path):
+        yield finding("bad", "database", "no queue", path=path)
+        return
+    try:
+        refuse_foreign_wal(path)
+        with Store(path, create=False) as store:
+            for part in parts:
+                try:
+                    yield from part(store)
+                except WrongValue as error:
+                    yield finding("bad", "database", "wrong value", path=path, text=str(error))
+    except UserError as error:
+        yield finding("bad", "database", "refused", text=str(error))
+        return
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+        yield finding("bad", "database", "damaged", path=path, why=str(error))
+    yield from examine_disk(path)
+
+
+def examine_files(files):
+    """Yield findings about files of the queue, or beside it, that are not its owner's alone."""
+    found = {}
+    for path, kind, repair in OS.oddities(files):
+        found.setdefault((kind, repair is not None), []).append((path, repair))
+    for (kind, can_repair), rows in sorted(found.items()):
+        text = OS.distrust(files) or OS.foreign_files(files) if kind == "owner" else ""
+        level, values = "bad" if kind == "owner" else "warn", {"text": text} if text else {"path": rows[0][0]}
+        repair = partial(repair_all, [repair for _, repair in rows]) if can_repair else None
+        yield finding(level, "files", "foreign" if text else kind, repair, others=len(rows) - 1, **values)
+    if not found:
+        yield finding("ok", "files", "own files")
+
+
+def repair_all(repairs) -> bool:
+    for repair in repairs:
+        repair()
+    return True
+
+
+def examine_database(store):
+    damage = store.keep.damage()
+    if damage:
+        yield finding("bad", "database", "damaged", path=store.db.path, why=damage[0].split("\n")[-1])
+        return
+    faults = store.keep.check()
+    left = lru_cache(maxsize=None)(lambda: (store.keep.repair(), store.keep.check())[1])  # one repair is for all of them
+    for fault in faults:
+        yield finding("bad", "database", "fault", lambda fault=fault: fault not in left(), text=fault)
+    if not faults:
+        yield finding("ok", "database", "sound", path=store.db.path)
+
+
+def glance_at_database(store):
+    for line in store.keep.damage_at_a_glance():
+        yield finding("bad", "database", "damaged", path=store.db.path, why=line.split("\n")[-1])
+
+
+def examine_workers(store):
+    sound = True
+    for worker in store.workers.workers():
+        if not store.workers.is_alive(worker):
+            sound = False
+            yield finding("warn", "workers", "dead worker", partial(rescue_in_time, store, worker), id=worker.id, job=worker.job,
+                          wait=wait_report(read_lock(store.db.files.lock(worker.id))))
+    for fact in supervisor_report(store):
+        if fact["state"] in ("dead", "silent"):
+            sound = False
+            yield finding("warn", "workers", fact["state"] + " supervisor", fact["state"] == "dead" and partial(
+                forget_supervisor, store, fact["id"]), id=fact["id"], since=fact["since"])
+    if sound:
+        yield finding("ok", "workers", "workers", count=len(store.workers.workers()))
+
+
+def rescue_in_time(store, worker) -> bool:
+    """Rescue a worker's job, but first wait until it is known whether the worker is dead; return whether it was rescued."""
+    limit = time.monotonic() + MISSING_S + 2
+    while not rescue(store, worker):
+        if store.workers.is_alive(worker) is not None or time.monotonic() > limit:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def forget_supervisor(store, supervisor: int) -> bool:
+    """Remove a dead supervisor, unless workers of it are still listed; return whether it was removed."""
+    if any(worker.supervisor == supervisor for worker in store.workers.workers()):
+        return False
+    store.workers.remove_supervisor(supervisor)
+    return True
+
+
+def examine_locks(store):
+    for path in store.workers.stray_files():
+        yield finding("warn", "workers", "stray lock", partial(repair_all, [partial(remove, path)]), path=path)
+
+
+def examine_schedules(store):
+    """Yield findings about schedules that can't run, or that no supervisor fires."""
+    now, rows = store.db.clock(), store.schedules.list()
+    faults = [(row.name, row.trouble(now)) for row in rows]
+    for name, why in faults:
+        if why:
+            yield finding("bad", "schedules", "broken schedule", name=name, why=why)
+    stuck = unfired(store, rows)
+    if stuck:
+        yield stuck
+    elif not any(why for _, why in faults):
+        yield finding("ok", "schedules", "schedules", count=len(rows))
+
+
+def unfired(store, rows):
+    """Return the finding that no supervisor lives to fire these schedules, or None."""
+    coming = [row for row in rows if row.coming is not None]
+    if not coming or any(not supervisor.stop and OS.is_held(store.db.files.lock("s%d" % supervisor.id))
+                         for supervisor in store.workers.supervisors()):
+        return None
+    due = [row for row in coming if row.coming <= store.db.clock() - LOOK_S]
+    return (finding("bad", "schedules", "due schedule", name=due[0].name, others=len(due) - 1, since=due[0].coming) if due else
+            finding("warn", "schedules", "no supervisor", count=len(coming)))
+
+
+def examine_jobs(store, queues=(), max_wait=None, max_dead: int = 0):
+    """Yield findings about jobs that no worker serves, jobs that have waited longer than `max_wait`, and more than `max_dead` dead jobs."""
+    rows = [row for row in store.queues.list() if not queues or row.name in queues]
+    found = [stuck for stuck in (oldest_stuck(store, row, max_wait) for row in rows) if stuck]
+    dead = sum(row.jobs["dead"] for row in rows)
+    if dead > max_dead:
+        found.append(finding("warn", "jobs", "dead jobs", count=dead))
+    yield from found or [finding("ok", "jobs", "jobs", count=sum(row.jobs[state] for row in rows for state in WAITING))]
+
+
+def oldest_stuck(store, row, max_wait):
+    """Return the finding that the jobs of an open queue wait for workers, or that one has waited for too long; or None."""
+    job = None if row.paused else store.look.oldest_waiting(row.name)
+    if job is None:
+        return None
+    since = max(job.created_at, job.run_at)
+    if not serving(store, job):
+        return finding("bad", "jobs", "unserved", queue=row.name, job=job.id, since=since)
+    if max_wait is not None and store.db.clock() - since > max_wait:
+        return finding("warn", "jobs", "overdue", queue=row.name, job=job.id, since=since, most=max_wait)
+    return None
+
+
+def examine_logs(store):
+    orphans = store.keep.orphaned_logs()
+    if orphans:
+        yield finding("warn", "logs", "stray logs", partial(repair_all, [partial(remove, path) for path in orphans]),
+                      count=len(orphans), path=orphans[0])
+    else:
+        yield finding("ok", "logs", "logs")
+
+
+def examine_disk(path: str):
+    import shutil
+    kind, free = OS.network_disk(os.path.dirname(path)), shutil.disk_usage(os.path.dirname(path)).free
+    if kind:
+        yield finding("bad", "disk", "network disk", type=kind)
+    if free < FREE_BYTES:
+        yield finding("bad", "disk", "full disk", free=free)
+    elif not kind:
+        yield finding("ok", "disk", "disk", free=free)
+
+
+def health_report(path: str, queues=(), max_wait=None, max_dead: int = 0) -> dict:
+    """Return how a queue is: the worst level, the findings that are not ok, and counts of jobs and workers."""
+    def count(store):
+        for row in store.queues.list():
+            for state in STATES if not queues or row.name in queues else ():
+                counts[state] += row.jobs[state]
+        workers.extend(fact for fact in worker_report(store) if fact["state"] in ("idle", "busy"))
+        return ()
+
+    counts, workers = dict.fromkeys(STATES, 0), []
+    parts = (glance_at_database, partial(examine_jobs, queues=queues, max_wait=max_wait, max_dead=max_dead), examine_schedules,
+             examine_workers, count)
+    findings = [found for found in once(examine_queue(path, parts)) if found.level != "ok"]
+    level = max((found.level for found in findings), key=("ok", "warn", "bad").index, default="ok")
+    return {"level": level, "findings": findings, "jobs": counts, "workers": len(workers)}
+
+
 # == Views =============================================================================
 # How things look: tables, colours, progress, log lines, JSON, JUnit.  Text of jobs passes through `plain`.
 # Calls Reports, Store, Platform differences and small helpers; changes nothing in the database.
@@ -8591,6 +8829,50 @@ def supervisors_json(facts) -> list:
     return [dict(as_json(fact), note=SUPERVISOR_NOTES.get(fact["state"], fact["note"])) for fact in facts]
 
 
+# The words for each kind of Finding.
+FINDINGS = {
+    "no queue": "there is no queue at %(path)s: `%(me)s enqueue` makes one",
+    "foreign": "%(text)s%(more)s",
+    "owner": "%(path)s, or something in it, belongs to another user than the database does: `sudo chown -R` repairs that%(more)s",
+    "kind": "%(path)s is not a plain file, and queuectl did not make it: remove it%(more)s", "mode": "others may read or write %(path)s%(more)s",
+    "own files": "only the owner of this queue can use its files",
+    "wrong value": "%(path)s was changed by another program (%(text)s): `%(me)s doctor --fix` repairs it",
+    "refused": "%(text)s", "fault": "%(text)s", "sound": "%(path)s is sound",
+    "damaged": "%(path)s is damaged (%(why)s). Stop all workers, copy the file and its -wal away, then restore a backup, or try "
+               "`umask 077; sqlite3 OLD .recover | sqlite3 NEW`",
+    "dead worker": "worker %(id)d is dead%(held)s%(wait)s",
+    "dead supervisor": "supervisor %(id)d is dead: `%(me)s doctor --fix` or the next `worker start` releases what it left",
+    "silent supervisor": "supervisor %(id)d has not answered since %(time)s: is its process stopped?",
+    "stray lock": "%(path)s belongs to no worker", "workers": "%(count)d listed",
+    "broken schedule": "schedule %(name)s: %(why)s; replace it with `%(me)s cron add --replace`, or remove it",
+    "due schedule": "schedule %(name)s%(more)s was due at %(time)s, and no supervisor runs: `%(me)s worker start`",
+    "no supervisor": "no supervisor runs, so no schedule fires: `%(me)s worker start`",
+    "schedules": "%(count)d can run",
+    "unserved": "job %(job)d has waited %(for)s, and no worker serves queue %(queue)s: `%(me)s worker start`",
+    "overdue": "job %(job)d in queue %(queue)s has waited %(for)s, longer than %(limit)s",
+    "dead jobs": "%(count)d dead: `%(me)s dlq list` shows why; then `dlq retry` or `dlq purge` them", "jobs": "%(count)d waiting",
+    "stray logs": "%(count)d without a job, such as %(path)s", "logs": "every log belongs to a job",
+    "network disk": "a network file system (%(type)s), where SQLite's locks can't be trusted: move the queue to a local disk",
+    "full disk": "only %(mib)d MiB are free", "disk": "%(mib)d MiB are free, on a local file system",
+}
+
+
+IN_SHORT = dict(FINDINGS, damaged="%(path)s is damaged (%(why)s): `%(me)s doctor` says what can be done")
+
+
+def finding_text(found, words=FINDINGS) -> str:
+    """Return in words what a Finding says."""
+    values, others = dict(found.values, me=invoked()), found.values.get("others")
+    since, wait = values.get("since"), values.get("wait")
+    values["more"] = " (and %s)" % plural(others, "other") if others else ""
+    values["held"] = ", its job %d is not released yet" % values["job"] if found.kind == "dead worker" and values["job"] else ""
+    values["wait"] = "; " + note_text(dict(wait, state="dead")) if wait and wait["note"] else ""
+    values["time"], values["mib"] = local(since), values.get("free", 0) // 2**20
+    values["for"] = span(time.time() - since) if since else ""
+    values["limit"] = span(values.get("most") or 0)
+    return plain(words[found.kind] % values)
+
+
 # The lists of queues, batches, schedules, workers and settings: the title of each column, and its cell for one dict of the report.
 QUEUE_LIST = (
     ("QUEUE", lambda row: row["name"]), ("STATE", lambda row: "paused" if row["paused"] else "open"),
@@ -9172,7 +9454,22 @@ def jobs_of_run(store, text: str, count) -> list:
 # gets the open queue.  Each command returns its exit status, None for 0.
 # Calls Views, Reports, Supervisor, Store; only the parser calls a command.
 
+# The commands that store something, and so make a database that does not exist.
+CREATORS = ("run", "enqueue", "worker start", "cron add", "cron load", "config set", "queue pause", "queue limit", "queue rate", "import")
+
+
+def refuse_missing(path: str) -> None:
+    """Refuse a database that does not exist: a command that only looks must not make one at a mistyped path."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        raise UserError(OS.distrust(Files(path)) or "there is no queue at %s: `%s enqueue` makes one, or give another --db" % (
+            plain(path), invoked())) from None
+
+
 def open_queue(args):
+    if not args.creates:
+        refuse_missing(find_database(args.db))
     refuse_foreign_wal(find_database(args.db))
     store = Store(args.db)
     if is_terminal(sys.stderr):
@@ -11274,7 +11571,7 @@ def cmd_config_unset(store, args) -> None:
     print_setting(store, args.key)
 
 
-# -- backup, doctor --
+# -- backup, doctor, health --
 
 def check_new_file(args) -> None:
     args.file = os.path.abspath(args.file)
@@ -11289,128 +11586,39 @@ def cmd_backup(store, args) -> None:
 
 
 def cmd_doctor(args) -> int:
-    path = find_database(args.db)
-    findings = examine(path, args.fix)
-    if args.json:
-        out_json([{"level": level, "about": about, "text": text} for level, about, text in findings])
-    else:
-        for level, about, text in findings:
-            colour = {"ok": "green", "fixed": "green", "warn": "yellow"}.get(level, "red")
-            out("%s  %s  %s" % (paint(level.ljust(5), colour, sys.stdout), about.ljust(10), plain(text)))
-    return 1 if any(level == "bad" for level, _, _ in findings) else 0
-
-
-def examine(path: str, fix: bool) -> list:
-    """Return (level, about, text) of each thing that `doctor` checks."""
-    if not os.path.exists(path):
-        return [("warn", "database", "%s does not exist yet: the first job creates it" % path)]
-    return examine_files(Files(path), fix) + examine_queue(path, fix)
-
-
-def examine_files(files, fix: bool) -> list:
-    """Return findings about files of the queue, or beside it, that are not its owner's alone."""
-    texts = {"owner": "%s, or something in it, belongs to another user than the database does: `sudo chown -R` repairs that",
-             "kind": "%s is not a plain file, and queuectl did not make it: remove it", "mode": "others may read or write %s"}
-    found = {}
-    for path, kind, repair in OS.oddities(files):
-        repaired = fix and repair is not None
-        if repaired:
-            repair()
-        found.setdefault((kind, repaired), []).append(path)
+    """Print what is wrong; with --fix repair it.  Exit 1 for a warning, 2 for a fault."""
     rows = []
-    for (kind, repaired), paths in sorted(found.items()):
-        text = (OS.distrust(files) or OS.foreign_files(files) if kind == "owner" else "") or texts[kind] % paths[0]
-        rows.append(("fixed" if repaired else "bad" if kind == "owner" else "warn", "files",
-                     text + ("" if len(paths) == 1 else " (and %s)" % plural(len(paths) - 1, "other"))))
-    return rows or [("ok", "files", "only the owner of this queue can use its files")]
+    for found in examine(find_database(args.db)):
+        repaired = args.fix and found.repair and found.repair()
+        rows.append({"level": "fixed" if repaired else found.level, "about": found.about, "kind": found.kind, "text": finding_text(found)})
+    if args.json:
+        out_json(rows)
+    else:
+        for row in rows:
+            colour = {"ok": "green", "fixed": "green", "warn": "yellow"}.get(row["level"], "red")
+            out("%s  %s  %s" % (paint(row["level"].ljust(5), colour, sys.stdout), row["about"].ljust(10), row["text"]))
+    return max(LEVEL_STATUS[row["level"]] for row in rows)
 
 
-def examine_queue(path: str, fix: bool) -> list:
-    try:
-        refuse_foreign_wal(path)
-        with Store(path) as queue:
-            rows = []
-            for part in (examine_database, examine_workers, examine_schedules, examine_logs):
-                try:
-                    rows += part(queue, fix)
-                except WrongValue as error:
-                    rows.append(("bad", "database", explain_error(error, path)))
-            return rows + examine_disk(path)
-    except UserError as error:
-        return [("bad", "database", str(error))]
-    except sqlite3.DatabaseError as error:
-        if is_busy(error):
-            raise
-        return [("bad", "database", "%s: %s. Stop all workers, copy the file and its -wal away, then restore a backup, or try "
-                 "`umask 077; sqlite3 OLD .recover | sqlite3 NEW`" % (path, error))] + examine_disk(path)
+LEVEL_STATUS = {"ok": 0, "fixed": 0, "warn": 1, "bad": 2}
+HEALTH_WORDS = {"ok": "OK", "warn": "WARNING", "bad": "CRITICAL"}
 
 
-def examine_database(store, fix: bool) -> list:
-    faults = store.keep.check()
-    if faults and fix and not any("***" in fault or "page" in fault.lower() for fault in faults):
-        store.keep.repair()
-        left = store.keep.check()
-        return [("bad" if fault in left else "fixed", "database", fault) for fault in faults]
-    return [("bad", "database", fault) for fault in faults] or [("ok", "database", "%s is sound" % store.db.path)]
-
-
-def examine_schedules(store, _fix: bool) -> list:
-    faults = [(schedule, schedule.trouble(time.time())) for schedule in store.schedules.list()]
-    return [("bad", "schedules", "%s: %s; replace it with `%s cron add --replace`, or remove it" % (schedule.name, why, PROGRAM))
-            for schedule, why in faults if why] or [("ok", "schedules", "%s can run" % plural(len(faults), "schedule"))]
-
-
-def rescue_in_time(store, worker) -> bool:
-    """Rescue a worker's job, but first wait until it is known whether the worker is dead; return whether it was rescued."""
-    limit = time.monotonic() + MISSING_S + 2
-    while not rescue(store, worker):
-        if store.workers.is_alive(worker) is not None or time.monotonic() > limit:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def examine_workers(store, fix: bool) -> list:
-    supervisors, workers, strays = dead_supervisors(store), store.workers.workers(), store.workers.stray_files()
-    dead = [worker for worker in workers if not store.workers.is_alive(worker)]
-    if fix:
-        release_dead(store, supervisors, workers, partial(rescue_in_time, store))
-        store.workers.sweep()
-    left, found = {worker.id for worker in store.workers.workers()}, []
-    for worker in dead:
-        note = note_text(dict(wait_report(read_lock(store.db.files.lock(worker.id))), state="dead"))
-        found.append(("warn" if worker.id in left else "fixed", "workers", "worker %d is dead%s%s" % (
-            worker.id, ", its job %d is not released yet" % worker.job if worker.job else "", "; " + note if note else "")))
-    left = {supervisor.id for supervisor in store.workers.supervisors()}
-    found += [("warn" if number in left else "fixed", "workers",
-               "supervisor %d is dead: the next `worker start` releases what it left" % number) for number in sorted(supervisors)]
-    for number, since in store.workers.unanswered().items():
-        found.append(("warn", "workers", "supervisor %d has not answered since %s: is its process stopped?" % (number, local(since))))
-    found += [("warn" if os.path.lexists(path) else "fixed", "workers", "%s belongs to no worker" % path) for path in strays]
-    return found or [("ok", "workers", "%d listed, no stale lock" % len(store.workers.workers()))]
-
-
-def examine_logs(store, fix: bool) -> list:
-    orphans = store.keep.orphaned_logs()
-    if fix:
-        for path in orphans:
-            remove(path)
-    if not orphans:
-        return [("ok", "logs", "every log belongs to a job")]
-    return [("fixed" if fix else "warn", "logs", "%s without a job, such as %s" % (plural(len(orphans), "log"), orphans[0]))]
-
-
-def examine_disk(path: str) -> list:
-    import shutil
-    found = []
-    kind = OS.network_disk(os.path.dirname(path))
-    if kind:
-        found.append(("bad", "disk", "a network file system (%s), where SQLite's locks can't be trusted: "
-                      "move the queue to a local disk" % kind))
-    free = shutil.disk_usage(os.path.dirname(path)).free
-    if free < 64 * 2**20:
-        found.append(("warn", "disk", "only %d MiB are free" % (free // 2**20)))
-    return found or [("ok", "disk", "%d MiB are free, on a local file system" % (free // 2**20))]
+def cmd_health(args) -> int:
+    """Print one line for a monitoring system: what is wrong, then figures; exit 0, 1 for a warning, 2 if it is critical."""
+    queues = [parse_name(name, "a queue") for name in args.queue or ()]
+    report = health_report(find_database(args.db), queues, args.max_wait, args.max_dead)
+    jobs, worst_first = report["jobs"], sorted(report["findings"], key=lambda found: -LEVEL_STATUS[found.level])
+    waiting_now = jobs["pending"] + jobs["failed"]
+    if args.json:
+        out_json({"status": HEALTH_WORDS[report["level"]].lower(), "jobs": jobs, "workers": report["workers"], "findings": [
+            {"level": found.level, "about": found.about, "kind": found.kind, "text": finding_text(found)} for found in worst_first]})
+    else:
+        text = "; ".join(finding_text(found, IN_SHORT) for found in worst_first) or "%d waiting, %d running, %s" % (
+            waiting_now, jobs["processing"], plural(report["workers"], "worker"))
+        out("%s: %s | waiting=%d running=%d dead=%d workers=%d" % (
+            HEALTH_WORDS[report["level"]], text.replace("|", "/"), waiting_now, jobs["processing"], jobs["dead"], report["workers"]))
+    return LEVEL_STATUS[report["level"]]
 
 
 # -- export, import --
@@ -11723,6 +11931,9 @@ config-set     value          VALUE     .        .     the new value
 backup         file           FILE      .        .     path of the copy; must not exist
 backup         --logs         .         .        .     copy the logs too, into FILE.d
 doctor         --fix          .         .        .     repair what can be repaired
+health         --max-wait     DURATION  duration .     warn if a job that could run has waited longer than this
+health         --max-dead     N         0-%(most)d 0 warn if more than N jobs are dead (0)
+health         --queue        NAME*     .        .     look only at jobs of this queue (may be repeated)
 export         --output       FILE      .        .     write to FILE, which only you can read; it must not exist
 export         --no-env       .         .        .     leave out the environments of the jobs: they get that of the importing user
 import         file           FILE      .        .     the output of `export` (-: standard input)
@@ -11827,6 +12038,8 @@ COMMAND_GROUPS = (
         command("config unset", cmd_config_unset, "setting", "reset a setting to its default", "config unset max_retries"),
         command("backup", cmd_backup, "", "copy a queue that is in use", "backup /backup/queue.db", check=check_new_file),
         command("doctor", cmd_doctor, "json", "find problems, and repair them with --fix", "doctor --fix", shows=True),
+        command("health", cmd_health, "json", "say in one line, and by the exit status, whether all is well", "health --max-wait 10m",
+                shows=True),
         command("export", cmd_export, "", "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
         command("import", cmd_import, "", "fill a new queue from an export", "--db new.db import queue.jsonl"),
         command("install", cmd_install, "", "put a `queuectl` command on your PATH", "install"),
@@ -12073,6 +12286,7 @@ def parse_words(words: list):
     refuse_exclusive(args)
     args.shows = found.shows or getattr(args, "dry_run", False)
     args.run, args.check = found.run or complete, found.check
+    args.creates = " ".join(found.words) in CREATORS
     if args.as_root:
         os.environ[AS_ROOT] = "1"
     args.db = args.db if args.db is not None else db

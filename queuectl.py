@@ -5917,6 +5917,17 @@ class Schedules(Part):
         return rows[0][0] if rows else None
 
 
+# The filters by which commands select jobs: state, queue, name (a glob), batch, label, schedule.
+JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
+              "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:label IS NULL OR instr(labels, :label)) "
+              "AND (:schedule IS NULL OR schedule=:schedule)")
+
+
+def filter_values(states, queue=None, name=None, batch=None, label=None, schedule=None, **others) -> dict:
+    """Return the values for JOB_FILTER and the other parameters of its statement."""
+    return dict(others, states=slashed(states), queue=queue, name=name, batch=batch, label=label and slashed([label]), schedule=schedule)
+
+
 class Look(Part):
     """Queries that change nothing: jobs, their history, why a job waits, what has happened."""
 
@@ -5936,21 +5947,17 @@ class Look(Part):
     def ids_between(self, low: int, high: int) -> list:
         return [job for job, in self._db.read("SELECT id FROM job WHERE id BETWEEN ? AND ? ORDER BY id", (low, min(high, 2**62)))]
 
-    def select(self, states=(), queue=None, name=None, batch=None, ids=None, before=None, label=None, schedule=None):
-        """Return an array of the ids of the jobs that match every filter given, oldest first.
+    def select(self, states=(), ids=None, before=None, **filters):
+        """Return an array of the ids of the jobs that match every filter given (see JOB_FILTER), oldest first.
 
-        `name` is a glob, `before` a limit to their end time.  A million ids take 8 MB, and a tenth of that while they are read.
+        `before` is a limit to their end time.  A million ids take 8 MB, and a tenth of that while they are read.
         """
         from array import array
         found, wanted, last = array("q"), None if ids is None else set(ids), 0
         while True:
             rows = self._db.read(
-                "SELECT id FROM job WHERE (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
-                "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:before IS NULL OR finished_at<:before) "
-                "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) AND id>:last "
-                "ORDER BY id LIMIT 10000",
-                {"states": slashed(states), "queue": queue, "name": name, "batch": batch, "before": before,
-                 "label": label and slashed([label]), "schedule": schedule, "last": last})
+                "SELECT id FROM job WHERE " + JOB_FILTER + " AND (:before IS NULL OR finished_at<:before) AND id>:last "
+                "ORDER BY id LIMIT 10000", filter_values(states, before=before, last=last, **filters))
             if not rows:
                 return found
             last = rows[-1][0]
@@ -6022,29 +6029,25 @@ class Look(Part):
         except UserError:
             raise UserError("no job %s to come after" % quoted(ref)) from None
 
-    def jobs(self, states=(), limit: int = 0, before=None, batch=None, queue=None, name=None, since=None, sort=None, label=None,
-             schedule=None) -> list:
-        """Return the jobs that match every filter given, newest first, at most `limit` (0: 1,000), with ids below `before`.
+    def jobs(self, states=(), limit: int = 0, before=None, since=None, sort=None, **filters) -> list:
+        """Return the jobs that match every filter given (see JOB_FILTER), newest first, at most `limit` (0: 1,000).
 
-        `name` is a glob, `since` the earliest time of creation, `sort` a column to order by instead.
+        `before`: with lower ids than this.  `since`: the earliest time of creation.  `sort`: a column to order by instead.
         """
         states = list(states)
-        values = {"limit": limit or 1000, "before": 2**62 if before is None else before, "batch": batch, "queue": queue,
-                  "name": name, "since": since, "states": slashed(states), "label": label and slashed([label]), "schedule": schedule,
-                  "one": states[0] if len(states) == 1 else None}
+        values = filter_values(states, limit=limit or 1000, before=2**62 if before is None else before, since=since,
+                               one=states[0] if len(states) == 1 else None, **filters)
         # For each of these filters one index is worth using; the other filters apply to the rows that it finds.
-        where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
-                 "INDEXED BY job_schedule WHERE schedule=:schedule" if schedule is not None else
-                 "INDEXED BY job_label WHERE labels IS NOT NULL" if label is not None else
+        where = ("INDEXED BY job_batch WHERE batch=:batch" if values["batch"] is not None else
+                 "INDEXED BY job_schedule WHERE schedule=:schedule" if values["schedule"] is not None else
+                 "INDEXED BY job_label WHERE labels IS NOT NULL" if values["label"] is not None else
                  "INDEXED BY job_running WHERE state='processing'" if states == ["processing"] else
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
                  if len(states) == 1 and states[0] != "pending" else "WHERE 1")
         order = sort + ", id" if sort else "id DESC"
         return self._db.jobs(
-            "job " + where + " AND id<:before AND (:states IS NULL OR instr(:states, '/'||state||'/')) "
-            "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:since IS NULL OR created_at>=:since) "
-            "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) "
-            "ORDER BY " + order + " LIMIT :limit", values)
+            "job " + where + " AND id<:before AND (:since IS NULL OR created_at>=:since) AND " + JOB_FILTER +
+            " ORDER BY " + order + " LIMIT :limit", values)
 
     def parents(self, ids: list) -> dict:
         """Return, for each job that comes after others, the ids of those; a negative id is a batch."""
@@ -9502,17 +9505,21 @@ def ids_named(store, refs) -> list:
     return list(dict.fromkeys(job_id for ref in refs for job_id in store.look.ids(ref)))
 
 
+def filters_of(store, args) -> dict:
+    """Return the filters other than --state, as Look.jobs and Look.select take them."""
+    return {"queue": args.queue, "name": args.name, "label": args.label, "schedule": args.schedule,
+            "batch": store.queues.batch(args.batch).id if args.batch else None}
+
+
 def select_ids(store, args, states) -> list:
     """Return the ids of the jobs that a command should act on; a filter or --all selects only jobs in `states`."""
-    wanted, older_than = usable_states(args, states), getattr(args, "older_than", None)
-    filtered = bool(args.state or args.queue or args.name or args.batch or args.label or args.schedule) or older_than is not None
+    wanted, older_than, filters = usable_states(args, states), getattr(args, "older_than", None), filters_of(store, args)
+    filtered = bool(args.state or any(filters.values())) or older_than is not None
     if args.all and (args.ids or filtered) or not (args.all or args.ids or filtered):
         raise UserError("which jobs? Give ids or names, or a filter such as --state, or --all alone")
     ids = ids_named(store, args.ids) if args.ids else None
     if filtered or ids is None:
-        batch = store.queues.batch(args.batch).id if args.batch else None
-        before = time.time() - older_than if older_than is not None else None
-        ids = store.look.select(wanted, args.queue, args.name, batch, ids, before, args.label, args.schedule)
+        ids = store.look.select(wanted, ids, time.time() - older_than if older_than is not None else None, **filters)
     return ids
 
 
@@ -10577,14 +10584,10 @@ def cmd_list(store, args) -> None:
 
 def list_once(store, args) -> None:
     states, limit = states_asked(args), args.limit
-    columns = USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command")
-    if args.columns is not None:
-        columns = args.columns
-    filters = {"queue": args.queue, "name": args.name, "label": args.label, "schedule": args.schedule,
-               "sort": SORTS.get(args.sort),
-               "since": time.time() - args.since if args.since is not None else None}
-    filters["batch"] = store.queues.batch(args.batch).id if args.batch else None
-    narrowed = any(value is not None for key, value in filters.items() if key != "sort")
+    columns = args.columns or (USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command"))
+    filters = dict(filters_of(store, args), since=time.time() - args.since if args.since is not None else None)
+    narrowed = any(value is not None for value in filters.values())
+    filters["sort"] = SORTS.get(args.sort)
     total = None if narrowed else sum(n for state, n in store.queues.counts().items() if not states or state in states)
     pages = job_pages(store, states, limit, filters)
     if args.json:

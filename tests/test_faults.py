@@ -1356,6 +1356,17 @@ def test_a_pid_namespace_that_ends_as_a_whole_leaves_its_job_to_the_others(bench
 
 # ---- starting and stopping in a hurry ---------------------------------------------------------------------
 
+def test_the_first_commands_on_a_fresh_queue_may_come_all_at_once(queue):
+    for n in range(8):
+        path = str(queue.dir / ("fresh-%d.db" % n))
+        program = [*queue.program, "--db", path]
+        several = [subprocess.Popen([*program, *words], cwd=str(queue.dir), env=queue.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT) for words in (["enqueue", "exit 0"], ["enqueue", "exit 0"], ["status"], ["enqueue", "exit 0"])]
+        told = [process.communicate(timeout=30)[0] for process in several]
+        assert [process.returncode for process in several] == [0] * 4, told
+        assert len(json.loads(queue.run([*program, "list", "--json"]).stdout)) == 3
+
+
 @pytest.mark.parametrize("many", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_many_starts_at_once_and_then_many_stops_at_once(bench, many):
     jobs = bench.enqueue_many([bench.line("sleep=0.05", "exit=0")] * many)

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import ROOT, WINDOWS, posix_only, wait_until
+from jobs import change, states
 from life import Clock, claim, finish, open_store
 
 import queuectl
@@ -17,12 +18,6 @@ needs_zones = pytest.mark.skipif(WINDOWS or queuectl.zone_data("Asia/Tokyo") is 
 
 def schedules(queue):
     return {row["name"]: row for row in queue.json("cron", "list")}
-
-
-def change(queue, statement, *values):
-    connection = sqlite3.connect(str(queue.db), timeout=10, isolation_level=None)
-    connection.execute(statement, values)
-    connection.close()
 
 
 # ---- the zone of a schedule ---------------------------------------------------------------------------------------
@@ -575,3 +570,15 @@ def test_what_is_printed_as_a_crontab_can_be_loaded_and_runs_the_same(queue, tmp
     queue.cli("--db", other, "worker", "start", "--foreground", "--drain")
     assert queue.out("--db", other, "logs", 1) == "%s\nb c" % tmp_path
     assert queue.out("--db", other, "logs", 2) == "a  b"
+
+
+def test_a_job_that_comes_after_a_schedule_comes_after_its_newest_job(queue):
+    queue.cli("cron", "add", "nightly", "30 2 * * *", "echo backup")
+    queue.cli("cron", "add", "cleanup", "30 2 * * *", "--after", "nightly", "echo cleanup")
+    assert queue.cli("cron", "add", "typo", "30 2 * * *", "--after", "nightl", "echo", check=False).returncode == 2
+    change(queue, "UPDATE schedule SET next_at=next_at-86400*3")
+    queue.start(1)
+    wait_until(lambda: set(states(queue).values()) == {"completed"} and len(states(queue)) == 2, message="both ran")
+    assert [queue.out("logs", job) for job, in queue.sql("SELECT job FROM history ORDER BY seq")] == ["backup", "cleanup"]
+    [[parent, child]] = queue.sql("SELECT parent, child FROM dep")
+    assert (queue.job(parent).schedule, queue.job(child).schedule) == ("nightly", "cleanup")

@@ -1088,6 +1088,14 @@ def quote_within(quotes: str, text: str) -> str:
     return re.sub(r"([\\$`])", r"\\\1", text) if "`" in quotes else text
 
 
+def has_places(words: list) -> bool:
+    """Whether there is a place for a value in any of the words."""
+    if not any("{" in word for word in words):
+        return False
+    import re
+    return any(re.search(PLACE, word) for word in words)
+
+
 class Template:
     """A command with places for values.
 
@@ -1102,8 +1110,7 @@ class Template:
         if self._is_line and quote is not None:  # other shells know no quotes that a value could not end
             words = [re.sub("([\"'])" + PLACE + "\\1", r"\2", word) for word in words]
         self._words = [re.split(PLACE, word) for word in words]
-        self.has_places = any(len(parts) > 1 for parts in self._words)
-        if not self.has_places and words:
+        if words and not has_places(words):
             if self._is_line:
                 self._words[0][0] += " "
             self._words[len(words) - self._is_line:] = [(self._words[0] if self._is_line else [""]) + ["{}", ""]]
@@ -9628,8 +9635,8 @@ def plans_of(args, options: dict, fixed=()):
     """
     args.values, args.reads_stdin = False, "-" in (args.file, args.job_stdin)
     if args.file is not None:
-        if args.rest:
-            raise UserError("give a command or --file, not both")
+        if args.rest or args.arg_file or args.null or args.max_args:
+            raise UserError("give --file, whose lines are commands, or a command with its values: not both")
         items = read_items(args.file)
         if not items and not fixed:
             raise UserError("%s holds no job: write one command per line, or JSON objects" % quoted(args.file))
@@ -9669,7 +9676,7 @@ PART = 5000  # jobs made of values that are stored in one step
 def commands_of(args, options: dict):
     """Return an iterator of the commands that a template and its values make; None if the words are one command."""
     words, sources = split_sources(args.rest)
-    if len(words) == 2 and words[1] == "-" and Template(words[:1]).has_places:
+    if len(words) == 2 and words[1] == "-" and has_places(words[:1]):
         sources.insert(0, ("::::", [words.pop()]))
     end = b"\0" if args.null else b"\n"
     groups = [[FileValues(path, end)] for path in args.arg_file or ()]
@@ -9681,8 +9688,7 @@ def commands_of(args, options: dict):
             groups[-1].extend(new)
         else:
             groups.extend([source] for source in new)
-    made = template(words, options.get("shell") or default_shell(args)) if groups or len(words) else None
-    if not groups and made is not None and (made.has_places or args.null or args.max_args) and reads_stdin(options):
+    if not groups and words and (args.null or args.max_args or has_places(words)) and reads_stdin(options):
         groups = [[FileValues("-", end)]]
     if args.null and not any(isinstance(source, FileValues) for group in groups for source in group):
         raise UserError("-0 says how values end in a file or pipe, and there is none: give -a FILE, or - for standard input")
@@ -9690,6 +9696,7 @@ def commands_of(args, options: dict):
         if args.max_args:
             raise UserError("-n takes values, and there are none: give them after :::, or -a FILE")
         return None
+    made = template(words, options.get("shell") or default_shell(args))
     args.reads_stdin = settle_stdin(args, [source for group in groups for source in group])
     count = sum(map(len, groups))
     if args.max_args and count > 1:
@@ -10275,13 +10282,22 @@ class Run:
         talk("%s %d of %d completed in %s%s" % (
             paint("✔", "green", sys.stderr) if report["ok"] else paint("✘", "red", sys.stderr), report["completed"], self._total,
             span(took), "".join(", %d %s" % part for part in parts if part[0])))
-        if left and number:
+        if left and not number:
+            self._print_why_left(store)
+        elif left:
             talk("`{0} run --resume {1}` goes on with them, `{0} cancel --batch {1}` drops them".format(invoked(), self._batch))
+        elif is_terminal(sys.stderr) and self._total > 1 and report["dead"] + report["cancelled"]:
+            talk("`%s run --retry-failed %d` runs them again" % (invoked(), self._batch))
         if self._args.junit:
             jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
             duplicates = [store.look.find(job_id) for _, job_id in self._duplicates]
             self._write_junit(junit(jobs + [job for job in duplicates if job is not None], store.db.files, took))
         return status
+
+    def _print_why_left(self, store) -> None:
+        job = next(iter(store.look.jobs(("pending",), 1, batch=self._batch)), None)
+        for reason in why_waiting(store, job) if job is not None else []:
+            talk("job %d waits: %s" % (job.id, reason_text(job, reason)))
 
     def _print_bad(self, store, report: dict) -> None:
         """Print which jobs did not complete; their last lines too, unless those have been printed."""
@@ -12121,7 +12137,8 @@ def build_parser(found):
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
                     formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # else it imports shutil, 5 ms
-                    usage="%%(prog)s %s[options] COMMAND..." % ("[options] NAME SPEC " if found.lead else "") if found.rest else None)
+                    usage="%%(prog)s %s[options] COMMAND...%s" % ("[options] NAME SPEC " if found.lead else "", (
+                        " [::: VALUE...]" if "values" in found.takes else "")) if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     parser.add_argument("--as-root", action="store_true", help="as root, work the queue of another user (%s=1)" % AS_ROOT)
     add_options(parser, found)

@@ -197,7 +197,7 @@ def test_two_thousand_templates_give_the_command_lines_of_gnu_parallel(queue):
     (["-a", "-", "--stdin", "-", "cat {}"], "x\n", "standard input can be read once only"),
     (["-a", "-", "echo", "::::", "-"], "x\n", "standard input can be read once only"),
     (["echo {}"], "a\0b\n", "give -0"),
-    (["--file", "script", "echo {}", ":::", "a"], None, "not both")])
+    (["--file", "script", "echo {}", ":::", "a"], None, "not both"), (["--file", "script", "-a", "script"], None, "not both")])
 def test_input_that_is_not_used_is_an_error_that_stores_nothing(queue, args, stdin, told):
     (queue.dir / "script").write_text("#!/bin/sh\necho a\n")
     done = queue.cli("run", *args, stdin=stdin, check=False)

@@ -13,7 +13,8 @@ It needs only Python 3.8 or later and the standard library.  Three things always
 The file reads from top to bottom.  Each section calls only sections above it:
   Constants and schema   limits, states and events, the tables
   Errors                 what the user did wrong, what the machine refused
-  Small helpers          text, numbers, durations, exit codes, cron times, paths
+  Small helpers          text, numbers, durations, exit codes, cron times, time zones
+  Files                  the files beside a database, safe from other users
   Platform differences   locks, processes, wake-up and paths of each system
   Store                  all SQL: Database, and one class per subject
   Runner                 one attempt: its process, output, timeout and end
@@ -385,7 +386,7 @@ def is_damage(error) -> bool:
 
 
 # == Small helpers =====================================================================
-# Text, numbers, durations, exit codes, job options, paths: values in, values out.
+# Text, numbers, durations, exit codes, job options, times: values in, values out.
 # This section calls only Errors.
 
 def plain(text) -> str:
@@ -664,6 +665,11 @@ def parse_refs(raw, what: str) -> list:
     if not refs or not all(isinstance(ref, (str, int)) and not isinstance(ref, bool) for ref in refs):
         raise UserError("%s must be ids or names of jobs, not %s" % (what, quoted(raw)))
     return [part for ref in refs for part in str(ref).split(",") if part]
+
+
+def slashed(words):
+    """Return words joined by slashes, the form in which Store compares a list; None, which means all, if there are none."""
+    return "/%s/" % "/".join(words) if words else None
 
 
 def parse_labels(raw, what: str):
@@ -1466,11 +1472,126 @@ def rule_day(text: str, year: int) -> int:
     return first - EPOCH_DAY + days - (7 if days >= month_length(year, month) else 0)
 
 
-# -- files --
+# == Files =============================================================================
+# The files beside a database, and how files are made, moved and removed so that no other user can interfere.
+# This section calls Errors and Small helpers.
 
-def slashed(words):
-    """Return words joined by slashes, the form in which Store compares a list; None, which means all, if there are none."""
-    return "/%s/" % "/".join(words) if words else None
+# If the system has user ids (Windows has none), a queue belongs to one user.  Its files are created for that user only,
+# and no link is followed.  No file that another user owns or may write to is trusted, except root's: root may do anything.
+
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def acts_as_root() -> bool:
+    """Whether this process is root and asked, with --as-root, to work another user's queue."""
+    return bool(os.environ.get(AS_ROOT)) and hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def is_foreign(uid: int) -> bool:
+    """Whether this process should not trust the files of user `uid`."""
+    return uid not in (0, os.geteuid()) and not acts_as_root()
+
+
+def give_away(fd: int, like: str) -> None:
+    """Give a file that root created in another user's queue to that user, the owner of `like`."""
+    if acts_as_root():
+        info = os.stat(like)
+        if info.st_uid and not info.st_mode & S_ISVTX:
+            os.fchown(fd, info.st_uid, info.st_gid)
+
+
+def is_alone(info) -> bool:
+    """Whether this is a plain file with one name, owned by a user whom we trust."""
+    return S_ISREG(info.st_mode) and info.st_nlink <= 1 and not is_foreign(info.st_uid)
+
+
+def open_own(path: str, flags: int) -> int:
+    """Open or make a file of a queue.  Anything else than a plain file of this user alone is replaced by one."""
+    for _ in range(3):
+        try:
+            fd = os.open(path, flags | os.O_CREAT | NO_LINK, 0o600)
+            if is_alone(os.fstat(fd)):
+                give_away(fd, os.path.dirname(path))
+                return fd
+            os.close(fd)
+        except OSError:
+            if not os.path.lexists(path) or os.path.isdir(path) or os.path.isfile(path) and not os.path.islink(path):
+                raise
+        os.unlink(path)  # a link, a FIFO, a second name of another file: its directory is this user's alone
+    raise OSError(0, "is not a plain file, again and again", path)
+
+
+def make_directory(path: str, like=None) -> None:
+    """Create a directory and its missing parents, for this user only (os.makedirs leaves the parents to the umask)."""
+    if not os.path.isdir(path):
+        above = os.path.dirname(path)
+        make_directory(above)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            return  # another process was first
+        if acts_as_root():
+            fd = os.open(path, os.O_RDONLY | NO_LINK)
+            give_away(fd, like if like and os.path.exists(like) else above)
+            os.close(fd)
+
+
+def create(path: str):
+    """Open a new file, for this user only; it replaces whatever is at `path`."""
+    remove(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    give_away(fd, os.path.dirname(path))
+    return open(fd, "wb")
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open `path` as an opener of `open` does, but neither follow a link nor wait for a FIFO."""
+    return os.open(path, flags | NO_LINK | getattr(os, "O_NONBLOCK", 0), 0o600)
+
+
+def copy_bytes(source, target, most: int) -> int:
+    """Copy at most `most` bytes; return how many there were."""
+    copied = 0
+    while copied < most:
+        chunk = source.read(min(most - copied, 2 ** 16))
+        if not chunk:
+            break
+        target.write(chunk)
+        copied += len(chunk)
+    return copied
+
+
+def size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # there is no such file
+
+
+def flush_file(path: str, flush) -> None:
+    """Call `flush` with a descriptor of a file that should be on the disk."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        flush(fd)
+    finally:
+        os.close(fd)
+
+
+def move(path: str, target: str) -> None:
+    """Rename a file; if another program has it open, which prevents that on Windows, move its content."""
+    try:
+        os.replace(path, target)
+    except PermissionError:  # on other systems the next line fails too
+        with open(path, "rb", opener=no_link) as source, create(target) as copy:
+            copy_bytes(source, copy, 2 ** 50)
+        os.truncate(path, 0)
+
+
+def remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # removed already, or still open on Windows: the next cleanup removes it
 
 
 class Files:
@@ -1557,113 +1678,9 @@ class Files:
                 pass  # it holds other jobs' logs, or does not exist
 
 
-def size_of(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0  # there is no such file
-
-
-def move(path: str, target: str) -> None:
-    """Rename a file; if another program has it open, which prevents that on Windows, move its content."""
-    try:
-        os.replace(path, target)
-    except PermissionError:  # on other systems the next line fails too
-        with open(path, "rb", opener=no_link) as source, create(target) as copy:
-            copy_bytes(source, copy, 2 ** 50)
-        os.truncate(path, 0)
-
-
-# If the system has user ids (Windows has none), a queue belongs to one user.  Its files are created for that user only,
-# and no link is followed.  No file that another user owns or may write to is trusted, except root's: root may do anything.
-
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-
-
-def acts_as_root() -> bool:
-    """Whether this process is root and asked, with --as-root, to work another user's queue."""
-    return bool(os.environ.get(AS_ROOT)) and hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-def is_foreign(uid: int) -> bool:
-    """Whether this process should not trust the files of user `uid`."""
-    return uid not in (0, os.geteuid()) and not acts_as_root()
-
-
-def give_away(fd: int, like: str) -> None:
-    """Give a file that root created in another user's queue to that user, the owner of `like`."""
-    if acts_as_root():
-        info = os.stat(like)
-        if info.st_uid and not info.st_mode & S_ISVTX:
-            os.fchown(fd, info.st_uid, info.st_gid)
-
-
-def make_directory(path: str, like=None) -> None:
-    """Create a directory and its missing parents, for this user only (os.makedirs leaves the parents to the umask)."""
-    if not os.path.isdir(path):
-        above = os.path.dirname(path)
-        make_directory(above)
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            return  # another process was first
-        if acts_as_root():
-            fd = os.open(path, os.O_RDONLY | NO_LINK)
-            give_away(fd, like if like and os.path.exists(like) else above)
-            os.close(fd)
-
-
-def create(path: str):
-    """Open a new file, for this user only; it replaces whatever is at `path`."""
-    remove(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    give_away(fd, os.path.dirname(path))
-    return open(fd, "wb")
-
-
-def no_link(path: str, flags: int) -> int:
-    """Open `path` as an opener of `open` does, but neither follow a link nor wait for a FIFO."""
-    return os.open(path, flags | NO_LINK | getattr(os, "O_NONBLOCK", 0), 0o600)
-
-
-def launching(path: str) -> list:
-    """Return statements that load this file by its path, from cached bytecode, and run it; `path` is a literal."""
-    return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
-            "queuectl.__file__ = " + path, "SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)",
-            "queuectl.leave(queuectl.main())"]
-
-
-def copy_bytes(source, target, most: int) -> int:
-    """Copy at most `most` bytes; return how many there were."""
-    copied = 0
-    while copied < most:
-        chunk = source.read(min(most - copied, 2 ** 16))
-        if not chunk:
-            break
-        target.write(chunk)
-        copied += len(chunk)
-    return copied
-
-
-def remove(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass  # removed already, or still open on Windows: the next cleanup removes it
-
-
 # == Platform differences ==============================================================
 # Locks, processes, wake-up, places: one class per system with the same methods; `OS` is the one for this machine.
-# Calls Small helpers.  References: flock(2), setsid(2), proc(5), posix_spawn(3).
-
-def flush_file(path: str, flush) -> None:
-    """Call `flush` with a descriptor of a file that should be on the disk."""
-    fd = os.open(path, os.O_RDWR)
-    try:
-        flush(fd)
-    finally:
-        os.close(fd)
-
+# This section calls Small helpers and Files.  References: flock(2), setsid(2), proc(5), posix_spawn(3).
 
 def signal_text(number: int) -> str:
     """Return a signal in words."""
@@ -1700,25 +1717,11 @@ def ignore_other_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def is_alone(info) -> bool:
-    """Whether this is a plain file with one name, owned by a user whom we trust."""
-    return S_ISREG(info.st_mode) and info.st_nlink <= 1 and not is_foreign(info.st_uid)
-
-
-def open_own(path: str, flags: int) -> int:
-    """Open or make a file of a queue.  Anything else than a plain file of this user alone is replaced by one."""
-    for _ in range(3):
-        try:
-            fd = os.open(path, flags | os.O_CREAT | NO_LINK, 0o600)
-            if is_alone(os.fstat(fd)):
-                give_away(fd, os.path.dirname(path))
-                return fd
-            os.close(fd)
-        except OSError:
-            if not os.path.lexists(path) or os.path.isdir(path) or os.path.isfile(path) and not os.path.islink(path):
-                raise
-        os.unlink(path)  # a link, a FIFO, a second name of another file: its directory is this user's alone
-    raise OSError(0, "is not a plain file, again and again", path)
+def launching(path: str) -> list:
+    """Return statements that load this file by its path, from cached bytecode, and run it; `path` is a literal."""
+    return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
+            "queuectl.__file__ = " + path, "SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)",
+            "queuectl.leave(queuectl.main())"]
 
 
 ProcessEntry = namedtuple("ProcessEntry", "pid group born")  # a line of the process table; born: on the clock of `OS.born`
@@ -3674,7 +3677,7 @@ def lock_advice(database: str) -> str:
 
 # == Store =============================================================================
 # All SQL; each statement stands in the method that runs it.  Order: rows, Transaction, Plan, Database, the parts of Store, the Python API.
-# This section calls Small helpers and Platform differences (locks, paths).  It starts no process and prints nothing.
+# This section calls Small helpers, Files and Platform differences (locks, paths).  It starts no process and prints nothing.
 
 # SQLite's TEXT may hold any bytes.  By default the sqlite3 module can't read a row that is not valid UTF-8, not even to repair it.
 as_text = partial(str, encoding="utf-8", errors="surrogateescape")

@@ -18,7 +18,7 @@ try:
 except ImportError:  # PyPy
     symtable = None
 
-SECTIONS = ["Constants and schema", "Errors", "Small helpers", "Platform differences", "Store", "Runner", "Worker",
+SECTIONS = ["Constants and schema", "Errors", "Small helpers", "Files", "Platform differences", "Store", "Runner", "Worker",
          "Supervisor", "Reports", "Views", "Metrics", "Python API", "Commands", "Parser", "Main"]
 BANNER = re.compile(r"^# == (.+?) =+$", re.M)
 SOURCE = SCRIPT.read_text("utf-8") if SCRIPT.exists() else ""

@@ -1232,7 +1232,6 @@ def parse_cron(spec: str):
 
 def parse_cron_field(text: str, name: str, first: int, last: int, names: list) -> tuple:
     """Return the sorted values of one field: a list of N, N-M or *, each with an optional /step."""
-
     monthly, weekly = last == 31, last == 6
 
     def refuse(why: str):
@@ -8760,9 +8759,14 @@ def as_shown(line: str) -> str:
             before = at - 1 if at <= len(cells) and cells[at - 1][1] else at - 2
             if 0 <= before < len(cells):
                 cells[before] = (cells[before][0], cells[before][1] + char)
+    return in_colours(cells, "".join(pen))
+
+
+def in_colours(cells: list, pen: str) -> str:
+    """Return cells (colour, characters) as text with escapes, which leaves the terminal with the colour `pen`."""
     shown, last = [], ""
-    for colour, text in cells + [("".join(pen), "")]:
-        if colour != last and (text or colour == "".join(pen)):
+    for colour, text in cells + [(pen, "")]:
+        if colour != last and (text or colour == pen):
             shown.append(("\x1b[0m" if last else "") + colour)
             last = colour
         shown.append(text)

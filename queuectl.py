@@ -455,6 +455,17 @@ def internal_error(error) -> str:
     return "internal error: %s: %s (QUEUECTL_DEBUG=1 shows where; please report it)" % (type(error).__name__, plain(str(error))[:200])
 
 
+@lru_cache(maxsize=None)
+def program_version() -> str:
+    """Return the version and a checksum of this file, by which a process finds that another runs the file as it was."""
+    import binascii
+    try:
+        with open(__file__, "rb") as file:
+            return "%s-%08x" % (__version__, binascii.crc32(file.read()))
+    except OSError:
+        return __version__
+
+
 def utc(seconds):
     """Return Unix seconds as ISO 8601 in UTC with milliseconds; None for None and for a time that has no such form."""
     if seconds is None:
@@ -6867,7 +6878,8 @@ class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved l
 
 
 # What a worker or supervisor wrote into its lock file.  status, since: what it waits for, and since when; end: see end_text.
-LockContent = namedtuple("LockContent", "pid job attempt group born done machine since status end")
+# version: program_version of a supervisor's process; "" for a worker, which runs its supervisor's.
+LockContent = namedtuple("LockContent", "pid job attempt group born done machine version since status end")
 
 
 def read_lock(path: str):
@@ -6877,8 +6889,9 @@ def read_lock(path: str):
             runs, wait, end = [file.read(LOCK_LINE).decode("utf-8", "replace").strip("\0 \n") for _ in range(3)]
         since, _, status = wait.partition(" ")
         words = runs.split() or ["0"] * 6  # a rescuer made the file again, and wrote only its wait into it
-        return LockContent(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), words[6] if len(words) > 6 else "",
-                      float(since or 0), status, end)
+        machine, version = (words[6:] + ["", ""])[:2]
+        return LockContent(*[int(word) for word in words[:4]], float(words[4]), int(words[5]), machine, version,
+                           float(since or 0), status, end)
     except (OSError, ValueError, IndexError):
         return None
 
@@ -7748,9 +7761,13 @@ def wait_report(content) -> dict:
 
 
 def worker_report(store) -> list:
-    """Return every listed worker with what its lock file adds: whether it lives, jobs done, and what it waits for."""
+    """Return every listed worker with what its lock file adds: whether it lives, jobs done, and what it waits for.
+
+    `queues` is None for all; `place` is here or elsewhere (another container or boot); `outdated`: its file is not as this one.
+    """
     now = store.db.clock()
     supervisors = {supervisor.id: supervisor for supervisor in store.workers.supervisors()}
+    versions = {number: getattr(read_lock(store.db.files.lock("s%d" % number)), "version", "") for number in supervisors}
     facts = []
     for worker in store.workers.workers():
         content = read_lock(store.db.files.lock(worker.id))
@@ -7760,9 +7777,13 @@ def worker_report(store) -> list:
             state = "dead"
         elif supervisor is None or supervisor.stop:
             state = "stopping"
+        version = versions.get(worker.supervisor) or None
         facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
                       "done": content.done if content else 0, "started_at": worker.started_at,
-                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_report(content)})
+                      "uptime": round(max(0.0, now - worker.started_at), 3), **wait_report(content),
+                      "queues": supervisor and supervisor.queues and supervisor.queues.strip("/").split("/"),
+                      "place": "here" if worker.machine == OS.machine() else "elsewhere",
+                      "version": version and version.partition("-")[0], "outdated": version and version != program_version()})
     return facts
 
 
@@ -7787,8 +7808,11 @@ def waiting(facts: list) -> list:
 
 
 def status_report(store) -> dict:
+    """Return counts of jobs, workers and supervisors, and as `warnings` the findings about what nothing will run."""
     return {"jobs": store.queues.counts(), "workers": worker_report(store), "supervisors": supervisor_report(store),
-            "oldest_waiting": store.look.oldest_waiting(), "database": store.db.path}
+            "oldest_waiting": store.look.oldest_waiting(), "database": store.db.path,
+            "warnings": [found for found in [oldest_stuck(store, row, None) for row in store.queues.list()] +
+                         [unfired(store, store.schedules.list())] if found]}
 
 
 def job_pages(store, states, limit: int, filters=None):
@@ -8126,7 +8150,8 @@ def examine_workers(store):
         if fact["state"] in ("dead", "silent"):
             sound = False
             yield finding("warn", "workers", fact["state"] + " supervisor", fact["state"] == "dead" and partial(
-                forget_supervisor, store, fact["id"]), id=fact["id"], since=fact["since"])
+                forget_supervisor, store, fact["id"]), id=fact["id"], since=fact["since"],
+                          workers=[worker.id for worker in store.workers.workers() if worker.supervisor == fact["id"]])
     if sound:
         yield finding("ok", "workers", "workers", count=len(store.workers.workers()))
 
@@ -8832,6 +8857,10 @@ def note_text(fact) -> str:
     return note + (", since %s" % local(fact["since"]) if fact["since"] else "")
 
 
+def worker_note(fact) -> str:
+    return note_text(fact) or ("another version of the file: restart to use the new one" if fact["outdated"] else "")
+
+
 def as_json(value):
     """Return a report as `--json` prints it: moments in ISO 8601 UTC, jobs as their to_dict."""
     if isinstance(value, Job):
@@ -8858,7 +8887,7 @@ FINDINGS = {
     "damaged": "%(path)s is damaged (%(why)s). Stop all workers, copy the file and its -wal away, then restore a backup, or try "
                "`umask 077; sqlite3 OLD .recover | sqlite3 NEW`",
     "dead worker": "worker %(id)d is dead%(held)s%(wait)s",
-    "dead supervisor": "supervisor %(id)d is dead: `%(me)s doctor --fix` or the next `worker start` releases what it left",
+    "dead supervisor": "supervisor %(id)d is dead: %(rest)s",
     "silent supervisor": "supervisor %(id)d has not answered since %(time)s: is its process stopped?",
     "stray lock": "%(path)s belongs to no worker", "workers": "%(count)d listed",
     "broken schedule": "schedule %(name)s: %(why)s; replace it with `%(me)s cron add --replace`, or remove it",
@@ -8874,6 +8903,10 @@ FINDINGS = {
 }
 
 
+def finding_json(found) -> dict:
+    return {"level": found.level, "about": found.about, "kind": found.kind, "text": finding_text(found)}
+
+
 IN_SHORT = dict(FINDINGS, damaged="%(path)s is damaged (%(why)s): `%(me)s doctor` says what can be done")
 
 
@@ -8884,6 +8917,8 @@ def finding_text(found, words=FINDINGS) -> str:
     values["more"] = " (and %s)" % plural(others, "other") if others else ""
     values["held"] = ", its job %d is not released yet" % values["job"] if found.kind == "dead worker" and values["job"] else ""
     values["wait"] = "; " + note_text(dict(wait, state="dead")) if wait and wait["note"] else ""
+    values["rest"] = ("worker %s of it still runs, and ends after its job" % ", ".join(map(str, values["workers"])) if values.get("workers")
+                      else "`%s doctor --fix` or the next `worker start` releases what it left" % invoked())
     values["time"], values["mib"] = local(since), values.get("free", 0) // 2**20
     values["for"] = span(time.time() - since) if since else ""
     values["limit"] = span(values.get("most") or 0)
@@ -8907,7 +8942,8 @@ SCHEDULE_LIST = (
 WORKER_LIST = (
     ("ID", lambda row: row["id"]), ("STATE", lambda row: row["state"]), ("PID", lambda row: row["pid"]),
     ("JOB", lambda row: row["job"] or "-"), ("DONE", lambda row: row["done"]), ("UPTIME", lambda row: span(row["uptime"])),
-    ("NOTE", note_text))
+    ("QUEUES", lambda row: ",".join(row["queues"] or ["all"])), ("PLACE", lambda row: row["place"]),
+    ("VERSION", lambda row: row["version"] or "-"), ("NOTE", lambda row: worker_note(row)))
 SETTING_LIST = (
     ("KEY", lambda row: row["key"]), ("VALUE", lambda row: row["value"]), ("DEFAULT", lambda row: row["default"]),
     ("HOLDS", lambda row: row["holds"]), ("MEANING", lambda row: row["meaning"]))
@@ -8918,7 +8954,7 @@ def print_list(rows, columns, none: str) -> None:
     """Print a report's dicts as a table of these columns, or on stderr the line for an empty list."""
     if rows:
         print_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows],
-                    ("QUEUE", "LABEL", "COMMAND", "NAME", "ERROR", "NOTE", "MEANING"), LIST_COLOURS)
+                    ("QUEUE", "QUEUES", "LABEL", "COMMAND", "NAME", "ERROR", "NOTE", "MEANING"), LIST_COLOURS)
     elif none:
         talk(none)
 
@@ -9631,6 +9667,7 @@ def cmd_enqueue(store, args) -> None:
         out(str(job))
     else:
         verdict("Enqueued job %d" % job)
+    if not args.quiet and is_terminal(sys.stderr):
         warn_if_stuck(store, job)
 
 
@@ -9858,6 +9895,13 @@ def warn_if_stuck(store, job_id: int) -> None:
         talk("queue %s is paused: `%s queue resume %s` lets it go on" % (job.queue, invoked(), OS.quote([job.queue])))
 
 
+def warn_if_unserved(store, queue: str) -> None:
+    """Warn the user if no worker will take the jobs that a schedule puts into a queue."""
+    if not any(supervisor.kind == "start" and is_serving(store, supervisor, queue) for supervisor in store.workers.supervisors()):
+        talk("no worker serves queue %s, so nothing will run it: start some with `%s worker start`; `%s service` brings them back after a "
+             "reboot" % (plain(queue), invoked(), invoked()))
+
+
 def enqueue_file(store, args) -> None:
     plan = args.first
     progress = Progress(len(plan.items))
@@ -9873,6 +9917,7 @@ def print_stored(args, store, stored) -> None:
             sys.stdout.writelines("%d\n" % job for job in ids)
     elif new:
         verdict("Enqueued %s, %d to %d (batch %d)" % (plural(total - len(stored.duplicates), "job"), min(new), max(new), stored.batch))
+    if new and not args.quiet and is_terminal(sys.stderr):
         warn_if_stuck(store, max(new))
     if stored.duplicates:
         talk("%s with a unique key that an earlier job has: not stored again" % plural(len(stored.duplicates), "job"))
@@ -10374,16 +10419,20 @@ def cmd_worker_start(args) -> int:
         supervisor = Supervisor(SupervisorSpec(database, "start", args.count, asked, text), log, worker_argv(database))
         within = this_job(supervisor.store)
         supervisor.within = within and within.id
+        if not announced:
+            tell_others(supervisor.store, supervisor.id)
+        first = supervisor.store.look.last_event()
         supervisor.start()
         log("started", text="%s, queue %s" % (plural(args.count, "worker"), plain(database)))
         announce(answer, "ready %d" % supervisor.id)
         supervisor.run()
+        died = supervisor.store.look.deaths_since(first, asked["queues"]) if asked["drain"] else 0
         supervisor.close()
+        return 1 if died else 0
     except (QueueGone, UserError, OSError, sqlite3.Error) as error:
         announce(answer, "error %s" % plain(explain_error(error, database)))
         log("trouble", why=explain_error(error, database))
         return 2
-    return 0
 
 
 def warn_root(database: str) -> None:
@@ -10409,7 +10458,17 @@ def announce(answer, line: str) -> None:
             pass  # that `worker start` did not wait
 
 
+def tell_others(store, but=None) -> None:
+    """Tell the user how many workers run already, beside those of one supervisor."""
+    others = [fact for fact in worker_report(store) if fact["state"] in ("idle", "busy") and fact["supervisor"] != but]
+    if others:
+        talk("%s already: `%s worker list` shows them, `%s worker stop` stops them all" % (
+            "1 other worker runs" if len(others) == 1 else "%d other workers run" % len(others), invoked(), invoked()))
+
+
 def start_in_background(args, database: str, asked: str) -> None:
+    with Store(database) as store:
+        tell_others(store)
     pid, log = launch(database, args.count, asked)
     where = ("" if args.db is None else " --db %s" % plain(args.db)) + (" --as-root" if acts_as_root() else "")
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
@@ -10445,6 +10504,9 @@ def cmd_worker_stop(store, args) -> int:
         verdict("The jobs of dead workers can't be released yet: the next `worker start` releases them", False)
     else:
         verdict("%s%s" % ("Stopped " if gone else "Asked ", plural(len(workers), "worker") + ("" if gone else " to stop")))
+    kept = [fact["id"] for fact in worker_report(store) if fact["supervisor"] not in wanted and fact["state"] in ("idle", "busy")]
+    if kept:
+        talk("worker %s: not stopped, since a `run` has its own workers; they end with it" % ", ".join(map(str, kept)))
     return 1 if gone is False else 0
 
 
@@ -10651,7 +10713,8 @@ def cmd_status(store, args) -> None:
     facts = status_report(store)
     counts, workers, oldest = facts["jobs"], facts["workers"], facts["oldest_waiting"]
     if args.json:
-        return out_json(dict(as_json(facts), supervisors=supervisors_json(facts["supervisors"])))
+        warnings = [finding_json(found) for found in facts.pop("warnings")]
+        return out_json(dict(as_json(facts), supervisors=supervisors_json(facts["supervisors"]), warnings=warnings))
     width = max(len(str(n)) for n in counts.values())
     for state in STATES:
         out("%s  %s" % (paint(state.ljust(10), STATE_COLOURS[state] if counts[state] else "dim", sys.stdout),
@@ -10663,8 +10726,8 @@ def cmd_status(store, args) -> None:
     if oldest:
         line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), plain(oldest.command))
         out(fit(line, terminal_width(sys.stdout) or 100))
-        if not workers:
-            talk("queuectl: no worker is running: `%s worker start` starts some" % invoked())
+    for found in facts["warnings"][:5]:
+        talk("%s: %s" % (PROGRAM, finding_text(found)))
 
 
 def one_job(store, ref: str):
@@ -11529,6 +11592,9 @@ def cmd_cron_list(store, args) -> None:
         print_crontab(store)
     else:
         show_list(args, schedule_report(store), SCHEDULE_LIST, "No schedules: `%s cron add` makes one" % invoked())
+        stuck = unfired(store, store.schedules.list())
+        if stuck:
+            talk(finding_text(stuck))
 
 
 def each_schedule(store, args, change) -> None:
@@ -11615,8 +11681,8 @@ def cmd_doctor(args) -> int:
     """Print what is wrong; with --fix repair it.  Exit 1 for a warning, 2 for a fault."""
     rows = []
     for found in examine(find_database(args.db)):
-        repaired = args.fix and found.repair and found.repair()
-        rows.append({"level": "fixed" if repaired else found.level, "about": found.about, "kind": found.kind, "text": finding_text(found)})
+        row = finding_json(found)
+        rows.append(dict(row, level="fixed") if args.fix and found.repair and found.repair() else row)
     if args.json:
         out_json(rows)
     else:
@@ -11637,8 +11703,8 @@ def cmd_health(args) -> int:
     jobs, worst_first = report["jobs"], sorted(report["findings"], key=lambda found: -LEVEL_STATUS[found.level])
     waiting_now = jobs["pending"] + jobs["failed"]
     if args.json:
-        out_json({"status": HEALTH_WORDS[report["level"]].lower(), "jobs": jobs, "workers": report["workers"], "findings": [
-            {"level": found.level, "about": found.about, "kind": found.kind, "text": finding_text(found)} for found in worst_first]})
+        out_json({"status": HEALTH_WORDS[report["level"]].lower(), "jobs": jobs, "workers": report["workers"],
+                  "findings": [finding_json(found) for found in worst_first]})
     else:
         text = "; ".join(finding_text(found, IN_SHORT) for found in worst_first) or "%d waiting, %d running, %s" % (
             waiting_now, jobs["processing"], plural(report["workers"], "worker"))

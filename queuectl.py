@@ -59,6 +59,7 @@ AS_ROOT = "QUEUECTL_AS_ROOT"  # --as-root sets this variable, which child proces
 STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
 WAITING = ("pending", "failed")
 FINAL = ("completed", "dead", "cancelled")
+LISTED_STATES = STATES + ("held",)  # what --state takes: `held` are the waiting jobs that wait for `release`
 
 # Each event, and the states that it moves a job from and to.  Life.move applies them; only `restore` (import) sets a state directly.
 TRANSITIONS = {
@@ -3772,6 +3773,14 @@ def checked(table: str, columns: str, row):
     return row
 
 
+def without_wrong(table: str, columns: str, row) -> list:
+    """Return a row with a neutral value in place of each that its column can't have, so that a list can show the others."""
+    wrong = examined(table, columns, tuple(map(type, row)))[0] + too_large(columns, row)
+    kinds = {column: column_types(table)[column] for column in wrong}
+    return [value if column not in wrong else None if type(None) in kinds[column] else kinds[column][0]()
+            for column, value in zip((column.rpartition(".")[2] for column in columns.split(", ")), row)]
+
+
 # What a job shows of itself, as name: column.  Its options come from their table: a new one is shown without another line.
 SHOWN = {name: name for name in ("id", "name", "state", "queue", "priority", "command", "cwd", "attempts", "attempt", "crashes", "snoozes",
                                  "exit_code", "signal", "error", "duration", "batch", "schedule", "hook", "worker", "stdin", "held",
@@ -3793,6 +3802,15 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
         if job.command.__class__ is bytes or job.cwd.__class__ is bytes:
             job = cls._make(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in row)
         return job
+
+    @classmethod
+    def listed(cls, row):
+        """Return a row for a list, which one wrong row must not hide: its error says what is wrong with it."""
+        try:
+            return cls.of(row)
+        except WrongValue as error:
+            job = cls._make(without_wrong("job", JOB_SELECT, row))
+            return job._replace(state=job.state if job.state in STATES else "dead", error="%s: `doctor --fix` repairs it" % error)
 
     def to_dict(self) -> dict:
         """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
@@ -4567,6 +4585,10 @@ class Database:
         """Return the first of these jobs, or None."""
         return next(iter(self.jobs(rest, values)), None)
 
+    def rows_to_show(self, table: str, columns: str, rest: str, values=()) -> list:
+        """Return rows of a table for a list: a wrong value is replaced, not refused."""
+        return [without_wrong(table, columns, row) for row in self.read("SELECT %s FROM %s" % (columns, rest), values)]
+
     def check_file(self) -> None:
         """Raise QueueGone if the path no longer leads to the open database: SQLite would not notice."""
         try:
@@ -4728,7 +4750,7 @@ class Queues(Part):
     def list(self) -> list:
         """Return every queue, with its limits and a count for each state."""
         return [QueueRow(*row, self.counts(row[0]))
-                for row in self._db.rows("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
+                for row in self._db.rows_to_show("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
 
     def set(self, name: str, **changes) -> None:
         """Change paused, max_running, or rate with every (seconds between two starts) of a queue; create it if it is missing."""
@@ -4738,8 +4760,8 @@ class Queues(Part):
             self._db.hint()
 
     def batches(self, limit: int = 50) -> list:
-        return [Batch._make(row) for row in self._db.rows("batch", ", ".join(Batch._fields), "batch ORDER BY id DESC LIMIT ?",
-                                                          (limit or -1,))]
+        return [Batch._make(row) for row in self._db.rows_to_show("batch", ", ".join(Batch._fields), "batch ORDER BY id DESC LIMIT ?",
+                                                                  (limit or -1,))]
 
     def batch(self, ref, but=None):
         """Return the batch with this id, or the `last` one, ignoring the id `but`; raise UserError if there is none."""
@@ -5938,7 +5960,7 @@ class Schedules(Part):
 
 
 # The filters by which commands select jobs: state, queue, name (a glob), batch, label, schedule.
-JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
+JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/') OR held=1 AND gate IS NOT NULL AND instr(:states, '/held/')) AND (:queue IS NULL OR queue=:queue) "
               "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:label IS NULL OR instr(labels, :label)) "
               "AND (:schedule IS NULL OR schedule=:schedule)")
 
@@ -6063,11 +6085,11 @@ class Look(Part):
                  "INDEXED BY job_label WHERE labels IS NOT NULL" if values["label"] is not None else
                  "INDEXED BY job_running WHERE state='processing'" if states == ["processing"] else
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
-                 if len(states) == 1 and states[0] != "pending" else "WHERE 1")
+                 if len(states) == 1 and states[0] not in ("pending", "held") else "WHERE 1")
         order = sort + ", id" if sort else "id DESC"
-        return self._db.jobs(
-            "job " + where + " AND id<:before AND (:since IS NULL OR created_at>=:since) AND " + JOB_FILTER +
-            " ORDER BY " + order + " LIMIT :limit", values)
+        return [Job.listed(row) for row in self._db.read(
+            "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:since IS NULL OR created_at>=:since) AND " + JOB_FILTER +
+            " ORDER BY " + order + " LIMIT :limit", values)]
 
     def parents(self, ids: list) -> dict:
         """Return, for each job that comes after others, the ids of those; a negative id is a batch."""
@@ -6408,6 +6430,7 @@ class Keep(Part):
             keys = [column for before, after in parts for column in before.split()[:1] or after.strip("()").split(", ")]
             quoted_key = "||' '||".join("quote(%s)" % column for column in keys)
             key = "CAST(%s AS BLOB)" % quoted_key if "WITHOUT ROWID" in text else "rowid"
+            label = "CAST(name AS BLOB)" if keys == ["name"] else key  # a schedule or queue is known by its name
             for column, kinds in types.items():
                 wrong = "typeof(%s) NOT IN (%s)" % (column, ", ".join("'%s'" % names[kind] for kind in kinds))
                 if int in kinds:
@@ -6415,13 +6438,13 @@ class Keep(Part):
                 words = WORDS.get("%s.%s" % (table, column))
                 if words:
                     wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
-                rows = self._db.read("SELECT %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, table, wrong))
+                rows = self._db.read("SELECT %s, %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, label, table, wrong))
                 if str in kinds:  # only texts with more than printable ASCII can be not valid
-                    rows += [row for row in self._db.read("SELECT %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
-                        key, column, table, column, column)) if not is_valid(row[1])]
-                for where, value in rows:
+                    rows += [row for row in self._db.read("SELECT %s, %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
+                        key, column, label, table, column, column)) if not is_valid(row[1])]
+                for where, value, name in rows:
                     found.append(("%s %s has a wrong value in %s: %s" % (
-                        table, plain(where if isinstance(where, bytes) else str(where)), column, quoted(value)),
+                        table, plain(name if isinstance(name, bytes) else str(name)), column, quoted(value)),
                         *self._repairs(table, column, kinds, key, where)))
         found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
                   for key, value in self._db.read("SELECT key, value FROM config")
@@ -8269,7 +8292,8 @@ def health_report(path: str, queues=(), max_wait=None, max_dead: int = 0) -> dic
 # Calls Reports, Store, Platform differences and small helpers; changes nothing in the database.
 
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
-STATE_COLOURS = {"pending": "cyan", "processing": "blue", "completed": "green", "failed": "yellow", "dead": "red", "cancelled": "dim"}
+STATE_COLOURS = {"pending": "cyan", "held": "dim", "processing": "blue", "completed": "green", "failed": "yellow", "dead": "red",
+                 "cancelled": "dim"}
 
 
 def is_terminal(stream) -> bool:
@@ -8537,15 +8561,25 @@ def when_text(job, now: float) -> str:
     if job.state in WAITING and job.run_at > now:
         return "in " + span(job.run_at - now)
     if job.state == "processing":
-        return "for " + span(now - job.started_at)
+        return "for " + span(now - (job.started_at or now))
     return span(now - (job.finished_at or job.created_at)) + " ago"
+
+
+def titled(job) -> str:
+    """Return the command of a job, after its name if it has one."""
+    return job.command if job.name is None else "%s: %s" % (job.name, job.command)
+
+
+def state_word(job) -> str:
+    """Return the state of a job as lists show it: a waiting job that is held is `held`."""
+    return "held" if job.held and job.state in WAITING else job.state
 
 
 # Columns of `list`: the title, and the function that returns the cell of a job at the time `now`.
 COLUMNS = {
     "id": ("ID", lambda job, now: job.id),
     "name": ("NAME", lambda job, now: job.name or ""),
-    "state": ("STATE", lambda job, now: "held" if job.held and job.state in WAITING else job.state),
+    "state": ("STATE", lambda job, now: state_word(job)),
     "tries": ("TRIES", lambda job, now: "%d/%d" % (job.attempts, job.max_retries + 1)),
     "when": ("WHEN", lambda job, now: when_text(job, now)),
     "queue": ("QUEUE", lambda job, now: job.queue),
@@ -8557,7 +8591,7 @@ COLUMNS = {
     "started": ("STARTED", lambda job, now: utc(job.started_at) or "-"),
     "finished": ("FINISHED", lambda job, now: utc(job.finished_at) or "-"),
     "cwd": ("CWD", lambda job, now: job.cwd),
-    "command": ("COMMAND", lambda job, now: job.command if job.name is None else "%s: %s" % (job.name, job.command)),
+    "command": ("COMMAND", lambda job, now: titled(job)),
     "error": ("ERROR", lambda job, now: error_text(job) or ""),
 }
 USUAL_COLUMNS = ("id", "state", "tries", "when", "command", "error")
@@ -8566,7 +8600,7 @@ USUAL_COLUMNS = ("id", "state", "tries", "when", "command", "error")
 def print_jobs(jobs, columns=USUAL_COLUMNS, widths=None) -> list:
     now = time.time()
     return print_table([COLUMNS[c][0] for c in columns], [[COLUMNS[c][1](job, now) for c in columns] for job in jobs],
-                       ("COMMAND", "ERROR", "CWD"), dict(STATE_COLOURS, held="dim"), widths)
+                       ("COMMAND", "ERROR", "CWD"), STATE_COLOURS, widths)
 
 
 def print_tree(jobs: list, parents: dict) -> None:
@@ -8581,8 +8615,9 @@ def print_tree(jobs: list, parents: dict) -> None:
         job, first, more = stack.pop()
         other = [str(parent) if parent > 0 else "batch %d" % -parent for parent in parents.get(job.id, ())
                  if parent != max([p for p in parents[job.id] if p in known], default=None)]
-        out("%s%d %s  %s%s" % (first, job.id, paint(job.state, STATE_COLOURS[job.state], sys.stdout), plain(job.command),
-                              "  (also after %s)" % ", ".join(other) if other else ""))
+        state, more_after = state_word(job), " and %s" % plural(len(other) - 5, "other") if len(other) > 5 else ""
+        out("%s%d %s  %s%s" % (first, job.id, paint(state, STATE_COLOURS[state], sys.stdout), plain(titled(job)),
+                              "  (also after %s%s)" % (", ".join(other[:5]), more_after) if other else ""))
         below = children.get(job.id, ())
         for child in reversed(below):
             last = child is below[-1]
@@ -9545,7 +9580,7 @@ def usable_states(args, states) -> list:
     """Return the states asked for, else all of `states`; refuse a state that the command does not accept."""
     asked = states_asked(args)
     for state in asked:
-        if state not in states:
+        if state not in states and not (state == "held" and "pending" in states):
             raise UserError("this command takes jobs that are %s, not %s: leave out --state %s" % (either(states), state, state))
     return asked or list(states)
 
@@ -10671,7 +10706,7 @@ def list_once(store, args) -> None:
     states, limit = states_asked(args), args.limit
     columns = args.columns or (USUAL_COLUMNS if not 0 < terminal_width(sys.stdout) < 60 else ("id", "state", "command"))
     filters = dict(filters_of(store, args), since=time.time() - args.since if args.since is not None else None)
-    narrowed = any(value is not None for value in filters.values())
+    narrowed = "held" in states or any(value is not None for value in filters.values())
     filters["sort"] = SORTS.get(args.sort)
     total = None if narrowed else sum(n for state, n in store.queues.counts().items() if not states or state in states)
     pages = job_pages(store, states, limit, filters)
@@ -11407,7 +11442,9 @@ def plan_schedule(args) -> None:
 
 def cmd_cron_add(store, args) -> None:
     store.schedules.add(args.name, args.spec, args.every, args.plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
-    verdict("S" + next_text(store.schedules.get(args.name))[1:])
+    schedule = store.schedules.get(args.name)
+    verdict("S" + next_text(schedule)[1:])
+    warn_if_unserved(store, job_of_schedule(schedule).get("queue") or "default")
 
 
 def plan_schedule_edit(args) -> None:
@@ -12035,12 +12072,12 @@ service        --count        N         1-%(workers)d 1 worker processes (1)
 install        --uninstall    .         .        .     remove the command
 dry            --dry-run      .         .        .     only show which jobs would be changed
 json           --json         .         .        .     print JSON""" % {
-    "states": ", ".join(STATES), "sorts": ", ".join(SORTS), "columns": ", ".join(COLUMNS), "rows": TERMINAL_ROWS,
+    "states": ", ".join(LISTED_STATES), "sorts": ", ".join(SORTS), "columns": ", ".join(COLUMNS), "rows": TERMINAL_ROWS,
     "workers": MOST_WORKERS, "most": 10**12}
 # The parsers that only commands use; those of job options are in OPTION_PARSERS.
 OPTION_KINDS = {
     "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, whole=False), "sort": one_of(*SORTS),
-    "states": lambda raw, what: [parse_choice(state, what, STATES) for state in raw.split(",")],
+    "states": lambda raw, what: [parse_choice(state, what, LISTED_STATES) for state in raw.split(",")],
     "columns": lambda raw, what: [parse_choice(column.strip(), what, tuple(COLUMNS)) for column in raw.split(",")],
     "since": lambda raw, what: parse_duration(raw, what, 1), "interval": lambda raw, what: parse_duration(raw, what, 1),
     "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS),
@@ -12293,7 +12330,7 @@ def value_choices(args, found, actions, last: str) -> list:
     place = (option or [action for action in actions if not action.option_strings] or [None])[0]
     if place is None or found.rest and not option:
         return []
-    fixed = {"S": STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
+    fixed = {"S": LISTED_STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
              "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS,
              "KEY": SETTINGS if found.words[0] == "config" else ()}
     if place.metavar in fixed:

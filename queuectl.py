@@ -6099,6 +6099,12 @@ class Look(Part):
                 found.setdefault(job_id, []).append(parent)
         return found
 
+    def children(self, job) -> list:
+        """Return the ids of the jobs that come after a job, or after its batch."""
+        return [child for child, in self._db.read(
+            "SELECT child FROM dep WHERE parent=:id UNION SELECT child FROM dep WHERE parent=-:batch ORDER BY 1",
+            {"id": job.id, "batch": job.batch})]
+
     def oldest_waiting(self, queue=None):
         """Return the job, of one queue or of all, that could run and has waited longest, or None."""
         ids = [job_id for job_id, name in self.first_ready() if queue in (None, name)]
@@ -6176,6 +6182,10 @@ class Look(Part):
         return self._db.read(
             "SELECT count(*) FROM history JOIN job ON job.id=history.job WHERE seq>:after AND history.state='dead' "
             "AND (:queues IS NULL OR instr(:queues, '/'||queue||'/'))", {"after": after, "queues": queues})[0][0]
+
+    def ended_since(self, after: int) -> int:
+        """Return how many attempts ended after an event."""
+        return self._db.read("SELECT count(*) FROM history WHERE seq>? AND attempt IS NOT NULL", (after,))[0][0]
 
     def last_event(self) -> int:
         return self._db.read("SELECT coalesce(max(seq), 0) FROM history")[0][0]
@@ -7852,9 +7862,13 @@ def job_pages(store, states, limit: int, filters=None):
 
 
 def job_report(store, job) -> dict:
-    """Return everything about one job: the row, its attempts, and what its worker waits for."""
+    """Return everything about one job: the row, its attempts, its relatives, its log, and what its worker waits for."""
     content = read_lock(store.db.files.lock(job.worker)) if job.state == "processing" else None
-    return {"job": job, "history": history_report(store, job), **wait_report(content)}
+    parents, log = store.look.parents([job.id]).get(job.id, []), output_of(store, job, job.attempt)
+    return {"job": job, "parents": [parent for parent in parents if parent > 0],
+            "after_batches": [-parent for parent in parents if parent < 0], "children": store.look.children(job),
+            "log": log if os.path.exists(log) else None,
+            "history": history_report(store, job), **wait_report(content)}
 
 
 def history_report(store, job) -> list:
@@ -8190,11 +8204,9 @@ def rescue_in_time(store, worker) -> bool:
 
 
 def forget_supervisor(store, supervisor: int) -> bool:
-    """Remove a dead supervisor, unless workers of it are still listed; return whether it was removed."""
-    if any(worker.supervisor == supervisor for worker in store.workers.workers()):
-        return False
-    store.workers.remove_supervisor(supervisor)
-    return True
+    """Remove a dead supervisor, unless workers of it still live; return whether it was removed."""
+    workers = [worker for worker in store.workers.workers() if worker.supervisor == supervisor]
+    return not release_dead(store, {supervisor}, workers, partial(rescue, store))
 
 
 def examine_locks(store):
@@ -8487,6 +8499,12 @@ def plural(count: int, noun: str) -> str:
     return "%d %s%s" % (count, noun, "" if count == 1 else "s")
 
 
+def few(items, most: int = 10) -> str:
+    """Return the first of many items as text, and how many more there are."""
+    more = " and %s" % plural(len(items) - most, "other") if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
 def out_json(value) -> None:
     """Print JSON in ASCII: whatever a job is called, no control character gets through."""
     import json
@@ -8615,9 +8633,9 @@ def print_tree(jobs: list, parents: dict) -> None:
         job, first, more = stack.pop()
         other = [str(parent) if parent > 0 else "batch %d" % -parent for parent in parents.get(job.id, ())
                  if parent != max([p for p in parents[job.id] if p in known], default=None)]
-        state, more_after = state_word(job), " and %s" % plural(len(other) - 5, "other") if len(other) > 5 else ""
+        state = state_word(job)
         out("%s%d %s  %s%s" % (first, job.id, paint(state, STATE_COLOURS[state], sys.stdout), plain(titled(job)),
-                              "  (also after %s%s)" % (", ".join(other[:5]), more_after) if other else ""))
+                              "  (also after %s)" % few(other, 5) if other else ""))
         below = children.get(job.id, ())
         for child in reversed(below):
             last = child is below[-1]
@@ -10780,6 +10798,11 @@ def cmd_show(store, args) -> None:
     for key, value in facts.items():
         if value not in (None, False) and key not in ("attempt",):
             out("%-13s %s" % (key, plain(str(value))))
+    for key in ("parents", "after_batches", "children"):
+        if report[key]:
+            out("%-13s %s" % (key.replace("_", " "), few(report[key])))
+    if report["log"]:
+        out("%-13s %s" % ("log", plain(report["log"])))
     if report["note"]:
         out("%-13s %s" % ("waits", "worker %d %s" % (job.worker, note_text(dict(report, state=job.state)))))
     if report["history"]:
@@ -10792,30 +10815,50 @@ def cmd_show(store, args) -> None:
 
 def cmd_logs(store, args) -> None:
     ids = select_ids(store, args, STATES)
+    if args.path:
+        return print_log_paths(store, ids, args)
     if args.follow:
         _, ids = begin_wait(store, ids)
     readers = []
     for job in [store.look.job(job_id) for job_id in ids]:
-        first = last = max(1, job.attempt)
-        if args.attempt is not None:
-            first = last = parse_number(args.attempt, "--attempt", 1, max(1, job.attempt), whole=True)
-        prefix = "%d | " % job.id if len(ids) > 1 else ""
-        begun = [attempt.attempt for attempt in store.look.history(job.id)] if args.all_attempts else [first]
-        for attempt in begun or [first]:
+        last, prefix = max(1, job.attempt), "%d | " % job.id if len(ids) > 1 else ""
+        for attempt in attempts_asked(store, job, args):
             readers.append(LogReader(store, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
             readers[-1].skip_to_last(args.lines)
         if args.follow or len(ids) > 1:
             continue
         if job.attempt == 0:
             talk("job %d has not run yet" % job.id)
-        elif job.state != "processing" and not os.path.exists(store.db.files.log(job.id, first)):
-            talk(("job %d, attempt %d: its log was not copied, or is removed" if wrote(store, job, first) else
-                  "job %d wrote nothing in attempt %d") % (job.id, first))
+        elif job.state != "processing" and not os.path.exists(store.db.files.log(job.id, readers[-1].attempt)):
+            talk(no_output_text(store, job, readers[-1].attempt))
     write = output_writer(len(ids) > 1)
     while readers:
         readers = [reader for reader in readers if reader.read(write, args.follow)]
         if readers and OS.reader_left(0.05):
             break
+
+
+def attempts_asked(store, job, args) -> list:
+    """Return the attempts of a job whose output `logs` should print."""
+    if args.all_attempts:
+        return [attempt.attempt for attempt in store.look.history(job.id)] or [1]
+    most = max(1, job.attempt)
+    return [most if args.attempt is None else parse_number(args.attempt, "--attempt", 1, most, whole=True)]
+
+
+def print_log_paths(store, ids: list, args) -> None:
+    for job in map(store.look.job, ids):
+        for attempt in attempts_asked(store, job, args):
+            path = output_of(store, job, attempt)
+            if os.path.exists(path):
+                out(path)
+            else:
+                talk(no_output_text(store, job, attempt) if job.attempt else "job %d has not run yet" % job.id)
+
+
+def no_output_text(store, job, attempt: int) -> str:
+    return ("job %d, attempt %d: its log was not copied, or is removed" if wrote(store, job, attempt) else
+            "job %d wrote nothing in attempt %d") % (job.id, attempt)
 
 
 def output_writer(prefixed: bool):
@@ -10876,12 +10919,13 @@ class LogReader:
     def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False, whole_lines: bool = False):
         self._store = queue
         self._job = job
-        self._attempt = attempt
+        self.attempt = attempt
         self._prefix = prefix.encode()
         self._whole_lines = whole_lines or bool(prefix)
         self._onward = onward
         self._offset = 0
         self._rest = b""
+        self._open_line = False  # whether the last output did not end its line
         self._cut = False        # whether the output passed log_limit while it was followed
 
     def read(self, write, follow: bool) -> bool:
@@ -10889,8 +10933,8 @@ class LogReader:
         job = self._store.look.find(self._job)
         if job is None:
             return False
-        log = self._store.db.files.log(self._job, self._attempt)
-        if running(self._store, job, self._attempt):
+        log = self._store.db.files.log(self._job, self.attempt)
+        if running(self._store, job, self.attempt):
             place = self._offset, self._cut
             data = self._part(self._store.db.files.output(job.worker))
             again = self._store.look.find(self._job)
@@ -10907,20 +10951,36 @@ class LogReader:
         while data:
             self._pass(data, write)
             data = self._part(log)
-        if job.attempt < self._attempt:
+        if job.attempt < self.attempt:
             return follow and job.state not in FINAL
         self._flush(write)
-        if self._onward and (job.state not in FINAL or job.attempt > self._attempt):
-            self._attempt, self._offset = self._attempt + 1, 0
+        if self._onward and (job.state not in FINAL or job.attempt > self.attempt):
+            self._say(write, "job %d, %s" % (job.id, self._end_of_attempt()))
+            self.attempt, self._offset = self.attempt + 1, 0
             return True
+        if self._onward:
+            self._say(write, "job %d is %s" % (job.id, ending_text(job)))
         return False
+
+    def _end_of_attempt(self) -> str:
+        """Return in words how the attempt ended; a released or crashed one too is followed by another."""
+        ended = next((attempt for attempt in self._store.look.history(self._job) if attempt.attempt == self.attempt), None)
+        outcome, why = (ended.outcome, error_text(ended)) if ended else ("ended", None)
+        return "attempt %d %s%s; attempt %d follows" % (self.attempt, outcome, " (%s)" % plain(why) if why else "", self.attempt + 1)
+
+    def _say(self, write, text: str) -> None:
+        """Print a line between the outputs of attempts: on stderr, apart from the jobs' bytes."""
+        if self._open_line and write.__class__ is TerminalWriter:
+            write(b"\n")
+        self._open_line = False
+        talk(paint("-- %s --" % text, "dim", sys.stderr))
 
     def skip_to_last(self, lines) -> None:
         """Start at the last `lines` lines of the present output; None: at the beginning."""
         job = self._store.look.find(self._job)
         if lines is None or job is None:
             return
-        path = output_of(self._store, job, self._attempt)
+        path = output_of(self._store, job, self.attempt)
         try:
             with open(path, "rb", opener=no_link) as file:
                 place, found = file.seek(0, os.SEEK_END), 0
@@ -10964,6 +11024,7 @@ class LogReader:
             self._rest = lines.pop()
             data = b"".join(self._prefix + line + b"\n" for line in lines)
         if data:
+            self._open_line = not data.endswith(b"\n")
             write(data)
 
     def _flush(self, write) -> None:
@@ -11062,7 +11123,7 @@ def cmd_events(store, args) -> None:
 def cmd_top(queue, args) -> None:
     screen = Top(queue)
     if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
-        for line in screen.lines(terminal_width(sys.stdout) or 80, 24):
+        for line in screen.page(terminal_width(sys.stdout) or 80, 24):
             out(line)
         return
     with OS.raw_terminal(screen.end) as keys:
@@ -11079,7 +11140,8 @@ def cmd_top(queue, args) -> None:
 class Top:
     """The live view: what it shows, and what its keys do."""
 
-    KEYS = "↑↓ move  f filter  enter log  e explain  c cancel  r retry  p pause/resume  q quit"
+    KEYS = "↑↓ move  f filter  enter log  e explain  c cancel  r retry  p pause  q quit"
+    MESSAGE_S = 6.0  # how long a message stays
     MOVES = {"k": -1, "up": -1, "j": 1, "down": 1, "page up": -1, "page down": 1}
     FILTERS = ((), ("processing",), ("pending", "failed"), ("dead",), ("completed",))
 
@@ -11092,9 +11154,9 @@ class Top:
         self._jobs = []
         self._page = 1
         self._asked = None       # the job for which `c` was pressed, until the next key
-        self._message = ""
+        self._message, self._said_at = "", 0.0
         self._log = None         # the job whose log is shown instead of the list
-        self._ends = []          # the chart: how many events each second had
+        self._ends = []          # the chart: how many attempts ended in each second
         self._last = None
         self._sampled = 0.0
 
@@ -11110,10 +11172,11 @@ class Top:
     def lines(self, width: int, height: int) -> list:
         if self._log is not None:
             return self._log_lines(width, height)
-        head = self._head(width, height)[:max(2, height - 7)]
+        head = self._head(width, height)[:max(2, min(height - 7, height // 2))]
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
         self._jobs = self._store.look.jobs(states, 1000)
+        self._jobs.sort(key=lambda job: job.state != "processing")  # what runs comes first, however old it is
         ids = [job.id for job in self._jobs]
         self._place = ids.index(self._marked) if self._marked in ids else max(0, min(self._place, len(ids) - 1))
         self._marked = ids[self._place] if ids else None
@@ -11122,22 +11185,33 @@ class Top:
         body = [fit("  %6s %-10s %-6s %-9s %s" % ("ID", "STATE", "TRIES", "WHEN", "COMMAND   (%s)" % (", ".join(states) or "all")), width)]
         now = time.time()
         for i, job in list(enumerate(self._jobs))[top:top + rows]:
-            line = fit("%s %6d %-10s %-6s %-9s %s" % (">" if i == self._place else " ", job.id, job.state, "%d/%d" % (
-                job.attempts, job.max_retries + 1), when_text(job, now), plain(job.command) + (
+            line = fit("%s %6d %-10s %-6s %-9s %s" % (">" if i == self._place else " ", job.id, state_word(job), "%d/%d" % (
+                job.attempts, job.max_retries + 1), when_text(job, now), plain(titled(job)) + (
                 "   (%s)" % plain(error_text(job)) if error_text(job) else "")), width)
             body.append(paint(line, "bold" if i == self._place else STATE_COLOURS[job.state], sys.stdout))
         body += [""] * (rows + 1 - len(body))
+        if self._asked is None and time.monotonic() > self._said_at + self.MESSAGE_S:
+            self._message = ""
         return head + body + [fit(plain(self._message), width), paint(fit(self.KEYS, width), "dim", sys.stdout)]
+
+    def page(self, width: int, height: int) -> list:
+        """Return what fits on a page of a pipe or file: without the mark, the keys and the chart, which need a second look."""
+        lines = [line.rstrip() for line in self.lines(width, height + 3)[:-2]]
+        del lines[2]
+        while not lines[-1]:
+            lines.pop()
+        return [" " + line[1:] if line[:2] == "> " else line for line in lines]
 
     def _head(self, width: int, height: int) -> list:
         counts = self._store.queues.counts()
         if time.monotonic() - self._sampled >= 0.95:
             self._sampled, last = time.monotonic(), self._store.look.last_event()
-            self._ends = (self._ends + [max(0, last - self._last)])[-max(10, width - 30):] if self._last is not None else []
+            ended = 0 if self._last is None else self._store.look.ended_since(self._last)
+            self._ends = (self._ends + [ended])[-max(10, width - 30):] if self._last is not None else []
             self._last = last
         lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._store.db.path)), width),
                  fit("  ".join("%s %d" % (state, counts[state]) for state in STATES), width),
-                 fit("events/s %6d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
+                 fit("ended/s %7d  %s" % (self._ends[-1] if self._ends else 0, bars(self._ends)), width)]
         for row in self._store.queues.list()[:4]:
             lines.append(fit("queue %-12s %s  %d waiting, %d running%s" % (
                 row.name, "paused" if row.paused else "open  ", row.jobs["pending"] + row.jobs["failed"], row.jobs["processing"],
@@ -11145,7 +11219,7 @@ class Top:
         for worker in worker_report(self._store)[:8]:
             job = self._store.look.find(worker["job"]) if worker["job"] else None
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
-                             "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(job.command))), width))
+                             "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(titled(job)))), width))
         for job in self._store.look.jobs(("dead",), 2) if height > 20 else ():
             lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(error_text(job) or ""),
                                                                plain(job.command)), width), "red", sys.stdout))
@@ -11158,6 +11232,9 @@ class Top:
         path = output_of(self._store, job, job.attempt)
         lines = [fit("log of job %d, attempt %d, %s   (any key: back)" % (job.id, job.attempt, job.state), width)]
         return lines + [fit(line, width) for line in last_lines(path, height - 2)]
+
+    def _say(self, text: str) -> None:
+        self._message, self._said_at = text, time.monotonic()
 
     def press(self, key: str) -> None:
         """Do what a key stands for; "" is no key."""
@@ -11180,22 +11257,22 @@ class Top:
             self._log = job.id
         elif job is not None and key == "c":
             self._asked = job.id
-            self._message = "cancel job %d? y cancels it, any other key does not" % job.id
+            self._say("cancel job %d? y cancels it, any other key does not" % job.id)
         elif job is not None and key == "r":
-            self._message = result_text("retry", *self._store.life.retry([job.id])[0])
+            self._say(result_text("retry", *self._store.life.retry([job.id])[0]))
         elif job is not None and key == "e":
             why = why_waiting(self._store, job)
-            self._message = "job %d: %s" % (job.id, "; ".join(reason_text(job, reason) for reason in why) or error_text(job) or job.state)
+            self._say("job %d: %s" % (job.id, "; ".join(reason_text(job, reason) for reason in why) or error_text(job) or job.state))
 
     def _answer(self, key: str) -> None:
         if key:
-            self._message = result_text("cancel", *self._store.life.cancel([self._asked])[0]) if key == "y" else ""
+            self._say(result_text("cancel", *self._store.life.cancel([self._asked])[0]) if key == "y" else "")
             self._asked = None
 
     def _pause(self, name: str) -> None:
         paused = not self._store.queues.is_paused(name)
         self._store.queues.set(name, paused=int(paused))
-        self._message = "queue %s is %s" % (name, "paused" if paused else "open")
+        self._say("queue %s is %s" % (name, "paused" if paused else "open"))
 
 
 # -- retry, rm, edit --
@@ -12019,6 +12096,7 @@ list           --sort         SORT      sort     .     order by %(sorts)s
 list           --columns      LIST      columns  .     columns to show, separated by commas: %(columns)s
 list           --tree         .         .        .     draw which job runs after which
 list           --watch        .         .        .     draw the list again each second, until Ctrl-C
+logs           --path         .         .        .     print where the output lies, instead of the output
 logs           --attempt      N         .        .     output of this attempt (the latest)
 logs           --all-attempts .         .        .     output of every attempt, one after the other
 logs           -n,--lines     N         0-%(most)d . only the last N lines
@@ -12385,7 +12463,7 @@ def settle_encoding(args, metavars: dict) -> None:
 
 
 # Options that no command takes together.
-EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts grafana-alerts cron-every "
+EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts path-follow path-lines grafana-alerts cron-every "
              "resume-retry_failed")
 
 

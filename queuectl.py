@@ -8933,7 +8933,8 @@ FINDINGS = {
     "no queue": "there is no queue at %(path)s: `%(me)s enqueue` makes one",
     "foreign": "%(text)s%(more)s",
     "owner": "%(path)s, or something in it, belongs to another user than the database does: `sudo chown -R` repairs that%(more)s",
-    "kind": "%(path)s is not a plain file, and queuectl did not make it: remove it%(more)s", "mode": "others may read or write %(path)s%(more)s",
+    "kind": "%(path)s is not a plain file, and queuectl did not make it: remove it%(more)s",
+    "mode": "others may read or write %(path)s%(more)s",
     "own files": "only the owner of this queue can use its files",
     "wrong value": "%(path)s was changed by another program (%(text)s): `%(me)s doctor --fix` repairs it",
     "refused": "%(text)s", "fault": "%(text)s", "sound": "%(path)s is sound",
@@ -12463,8 +12464,8 @@ def settle_encoding(args, metavars: dict) -> None:
 
 
 # Options that no command takes together.
-EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts path-follow path-lines grafana-alerts cron-every "
-             "resume-retry_failed")
+EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts path-follow path-lines grafana-alerts "
+             "cron-every resume-retry_failed")
 
 
 def refuse_exclusive(args) -> None:

@@ -292,6 +292,7 @@ def test_the_json_of_every_view_is_what_the_readme_promises(queue):
 
 
 def test_json_lists_are_empty_arrays_when_there_is_nothing(queue):
+    queue.cli("config", "set", "timeout", "9")
     assert queue.json("list") == queue.json("dlq", "list") == queue.json("worker", "list") == []
     assert set(queue.json("status")["jobs"].values()) == {0}
 

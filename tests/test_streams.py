@@ -26,7 +26,7 @@ CALLS = {
     "queue limit": ["mail", "3"], "queue rate": ["mail", "3/m"], "batch list": [], "batch show": ["1"],
     "cron add": ["hourly", "@hourly", "true"], "cron edit": ["--timeout", "3s", "nightly"], "cron list": [], "cron load": ["crontab"], "cron pause": ["nightly", "daily"], "cron resume": ["nightly", "daily"],
     "cron rm": ["nightly", "daily"], "cron run": ["nightly", "daily"], "config list": [], "config get": ["timeout"],
-    "config set": ["timeout", "9"], "config unset": ["timeout"], "backup": ["copy.db"], "doctor": [], "export": [],
+    "config set": ["timeout", "9"], "config unset": ["timeout"], "backup": ["copy.db"], "doctor": [], "health": ["--max-dead", "9"], "export": [],
     "import": None, "install": [], "completion": ["bash"]}
 BREAKS = ("closed", "full", "pipe", "socket", "terminal")
 READER_LEFT = ("pipe", "socket", "terminal")

@@ -79,11 +79,11 @@ def test_the_throughput_is_a_chart_that_moves(queue, top):
     screen = top()
     for _ in range(2):
         queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 8)
-        screen.until("events/s +[1-9]")
-        screen.until("events/s +0 ")
+        screen.until("ended/s +[1-9]")
+        screen.until("ended/s +0 ")
     queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 8)
-    text = screen.until("events/s +[1-9]")
-    chart = re.search(r"events/s +\d+  (.*)", text).group(1)
+    text = screen.until("ended/s +[1-9]")
+    chart = re.search(r"ended/s +\d+  (.*)", text).group(1)
     assert len(re.findall("[\u2581-\u2588]+", chart)) >= 3, text
 
 
@@ -95,21 +95,21 @@ def test_keys_do_not_hurry_the_chart(queue, top):
     queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 20)
     change(queue, lambda store: store.queues.counts())
     screen.until("completed 21")
-    screen.until("events/s +[1-9]")
+    screen.until("ended/s +[1-9]")
     for _ in range(10):
         screen.keys("j", "k")
-    text = screen.until("events/s +0 ")
-    bars = re.findall("[\u2581-\u2588]", re.search(r"events/s.*", text).group(0))
+    text = screen.until("ended/s +0 ")
+    bars = re.findall("[\u2581-\u2588]", re.search(r"ended/s.*", text).group(0))
     assert 1 <= len(bars) <= 2, text
 
 
 def test_removed_jobs_do_not_break_the_chart(queue, top):
     settle(queue, *["exit 0"] * 5)
     screen = top()
-    screen.until("events/s +0")
+    screen.until("ended/s +0")
     queue.cli("rm", "--all")
     screen.until("completed 0")
-    text = screen.until("events/s +0")
+    text = screen.until("ended/s +0")
     assert not re.search("[\u2581-\u2588]", text)
 
 

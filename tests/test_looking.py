@@ -1,0 +1,107 @@
+"""show, logs, list and top: relatives, paths, held jobs, the lines between attempts."""
+from __future__ import annotations
+
+import os
+import re
+
+from conftest import posix_only, wait_until
+
+
+def test_show_has_parents_children_and_the_path_of_the_log(queue):
+    first, second = queue.enqueue("--name", "build", "echo built"), queue.enqueue("--after", "build", "exit 0")
+    third = queue.enqueue("--after", "build", "--after", str(second), "exit 0")
+    shown = queue.json("show", first)
+    assert (shown["parents"], shown["children"], shown["log"]) == ([], [second, third], None)
+    assert queue.json("show", third)["parents"] == [first, second]
+    assert re.search(r"^children +%d, %d$" % (second, third), queue.out("show", first), re.M)
+    queue.start(1)
+    queue.wait_for(third, "completed")
+    path = queue.json("show", first)["log"]
+    with open(path) as file:
+        assert file.read() == "built\n"
+    assert "log           " + path in queue.out("show", first)
+    assert queue.out("logs", "--path", "build") == path
+
+
+def test_show_names_the_batch_that_a_job_comes_after(queue):
+    queue.cli("enqueue", "--file", "-", stdin="exit 0\nexit 0\n")
+    job = queue.enqueue("--after-batch", "last", "exit 0")
+    assert queue.json("show", job)["after_batches"] == [1] and queue.json("show", 1)["children"] == [job]
+
+
+def test_logs_path_names_every_attempt_and_says_when_there_is_none(queue):
+    job, quiet = queue.enqueue("--max-retries", "1", "--backoff-base", "0", "echo x; exit 1"), queue.enqueue("exit 0")
+    assert "has not run yet" in queue.cli("logs", "--path", job).stderr
+    queue.start(1)
+    queue.wait_for(job, "dead"), queue.wait_for(quiet, "completed")
+    assert len(queue.out("logs", "--path", "--all-attempts", job).splitlines()) == 2
+    assert "wrote nothing" in queue.cli("logs", "--path", quiet).stderr
+    done = queue.cli("logs", "--path", "-f", job, check=False)
+    assert done.returncode == 2 and "exclude each other" in done.stderr
+
+
+def test_held_is_a_state_wherever_states_are_given_or_shown(queue):
+    held, free = queue.enqueue("--hold", "exit 0"), queue.enqueue("exit 0")
+    assert [job["id"] for job in queue.json("list", "--state", "held")] == [held]
+    assert {job["id"] for job in queue.json("list", "--state", "pending")} == {held, free}
+    for words in (["list"], ["list", "--tree"], ["top", "--once"]):
+        assert re.search(r"\b%d +held\b" % held, queue.out(*words)), words
+    assert "Released 1 job" in queue.out("release", "--state", "held")
+    assert queue.json("list", "--state", "held") == []
+    assert queue.cli("retry", "--state", "held", check=False).returncode == 2
+
+
+def test_a_tree_shows_names_and_at_most_five_other_parents(queue):
+    names = ["n%d" % number for number in range(9)]
+    for name in names:
+        queue.enqueue("--name", name, "exit 0")
+    queue.enqueue("--name", "last-of-all", *[word for name in names for word in ("--after", name)], "exit 0")
+    line = queue.out("list", "--tree").splitlines()[-1]
+    assert "last-of-all: exit 0" in line and "(also after 1, 2, 3, 4, 5 and 3 others)" in line, line
+
+
+def test_logs_f_draws_a_line_between_attempts_and_says_how_the_job_ended(queue):
+    go = queue.dir / "go"
+    job = queue.enqueue("--max-retries", "1", "--backoff-base", "0.1", *queue.script(
+        "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.02)\nprint('out of', os.environ['QUEUECTL_ATTEMPT'], flush=True)\n"
+        "sys.exit(3)", go))
+    queue.start(1)
+    follower = queue.beside("logs", "-f", job)
+    queue.wait_for(job, "processing")
+    wait_until(lambda: queue.json("show", job)["history"], message="it runs")
+    go.touch()
+    assert follower.ends() == 0
+    lines = [line for line in follower.text().splitlines() if line]
+    assert lines[-3:] == ["-- job %d, attempt 1 failed (exit 3); attempt 2 follows --" % job, "out of 2", "-- job %d is dead (exit 3) --" % job], lines
+
+
+def test_what_logs_f_says_is_not_in_the_output(queue):
+    job = queue.enqueue("--max-retries", "0", "echo data; exit 1")
+    queue.start(1)
+    queue.wait_for(job, "dead")
+    done = queue.cli("logs", "-f", job)
+    assert done.stdout.splitlines() == ["data"] and "is dead (exit 1)" in done.stderr
+
+
+def test_top_shows_running_jobs_first_with_their_names(queue):
+    job = queue.enqueue("--name", "long-one", *queue.sleeper(60))
+    queue.start(1)
+    queue.wait_for(job, "processing")
+    queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 60)
+    rows = queue.out("top", "--once").splitlines()
+    heading = next(place for place, row in enumerate(rows) if "STATE" in row)
+    assert re.match(r" +%d processing .*long-one: " % job, rows[heading + 1]), rows
+    assert len(rows) <= 24 and not [row for row in rows if row.startswith(">")] and max(map(len, rows)) <= 80
+    queue.stop("--now")
+
+
+def test_the_keys_of_top_fit_80_columns():
+    import queuectl
+    assert len(queuectl.Top.KEYS) < 80 and queuectl.Top.KEYS.endswith("q quit")
+
+
+@posix_only("a terminal")
+def test_a_page_of_top_goes_to_a_pipe_as_text(queue):
+    queue.enqueue("exit 0")
+    assert "\x1b" not in queue.cli("top").stdout and "q quit" not in queue.cli("top").stdout
+    assert os.linesep == "\n"

@@ -12464,8 +12464,8 @@ def settle_encoding(args, metavars: dict) -> None:
 
 
 # Options that no command takes together.
-EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts path-follow path-lines grafana-alerts "
-             "cron-every resume-retry_failed")
+EXCLUSIVE = ("json-tree json-columns json-watch json-crontab tree-columns tree-sort attempt-all_attempts path-follow path-lines "
+             "grafana-alerts cron-every resume-retry_failed")
 
 
 def refuse_exclusive(args) -> None:

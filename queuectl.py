@@ -6911,7 +6911,7 @@ class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved l
 
 
 # What a worker or supervisor wrote into its lock file.  status, since: what it waits for, and since when; end: see end_text.
-# version: program_version of a supervisor's process; "" for a worker, which runs its supervisor's.
+# version: its program_version; "" if it is of 1.0.
 LockContent = namedtuple("LockContent", "pid job attempt group born done machine version since status end")
 
 
@@ -6974,7 +6974,7 @@ class LockFile:
         self.path = path
         self._lock = lock
         self._status = None
-        self._machine = OS.machine()
+        self._machine = "%s %s" % (OS.machine() or "-", program_version())
         self.write()
 
     def write(self, job: int = 0, attempt: int = 0, group: int = 0, born: float = 0.0, done: int = 0) -> None:
@@ -7800,7 +7800,6 @@ def worker_report(store) -> list:
     """
     now = store.db.clock()
     supervisors = {supervisor.id: supervisor for supervisor in store.workers.supervisors()}
-    versions = {number: getattr(read_lock(store.db.files.lock("s%d" % number)), "version", "") for number in supervisors}
     facts = []
     for worker in store.workers.workers():
         content = read_lock(store.db.files.lock(worker.id))
@@ -7810,7 +7809,7 @@ def worker_report(store) -> list:
             state = "dead"
         elif supervisor is None or supervisor.stop:
             state = "stopping"
-        version = versions.get(worker.supervisor) or None
+        version = content.version or None if content else None
         facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
                       "done": content.done if content else 0, "started_at": worker.started_at,
                       "uptime": round(max(0.0, now - worker.started_at), 3), **wait_report(content),

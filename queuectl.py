@@ -5960,8 +5960,8 @@ class Schedules(Part):
 
 
 # The filters by which commands select jobs: state, queue, name (a glob), batch, label, schedule.
-JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/') OR held=1 AND gate IS NOT NULL AND instr(:states, '/held/')) AND (:queue IS NULL OR queue=:queue) "
-              "AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:label IS NULL OR instr(labels, :label)) "
+JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/') OR held=1 AND gate IS NOT NULL AND instr(:states, '/held/')) "
+              "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:label IS NULL OR instr(labels, :label)) "
               "AND (:schedule IS NULL OR schedule=:schedule)")
 
 

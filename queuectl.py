@@ -5961,8 +5961,8 @@ class Schedules(Part):
 
 # The filters by which commands select jobs: state, queue, name (a glob), batch, label, schedule.
 JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/') OR held=1 AND gate IS NOT NULL AND instr(:states, '/held/')) "
-              "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) AND (:label IS NULL OR instr(labels, :label)) "
-              "AND (:schedule IS NULL OR schedule=:schedule)")
+              "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) "
+              "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule)")
 
 
 def filter_values(states, queue=None, name=None, batch=None, label=None, schedule=None, **others) -> dict:
@@ -10824,6 +10824,7 @@ def cmd_logs(store, args) -> None:
         last, prefix = max(1, job.attempt), "%d | " % job.id if len(ids) > 1 else ""
         for attempt in attempts_asked(store, job, args):
             readers.append(LogReader(store, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
+            readers[-1].tells = args.follow
             readers[-1].skip_to_last(args.lines)
         if args.follow or len(ids) > 1:
             continue
@@ -10925,6 +10926,7 @@ class LogReader:
         self._onward = onward
         self._offset = 0
         self._rest = b""
+        self.tells = False       # whether it says on stderr how attempts and the job ended
         self._open_line = False  # whether the last output did not end its line
         self._cut = False        # whether the output passed log_limit while it was followed
 
@@ -10970,6 +10972,8 @@ class LogReader:
 
     def _say(self, write, text: str) -> None:
         """Print a line between the outputs of attempts: on stderr, apart from the jobs' bytes."""
+        if not self.tells:
+            return
         if self._open_line and write.__class__ is TerminalWriter:
             write(b"\n")
         self._open_line = False

@@ -4276,6 +4276,8 @@ class Plan:
                 where, quoted(columns["name"]), other.id, other.state)) from None
         store.db.execute("UPDATE tally SET n=n+1, entered=entered+1 WHERE queue=? AND state='pending'", (name,))
         self._uses[columns["env"]] += 1
+        if columns.get("expires_at") is not None:
+            store.db.hint()  # also of a job that is kept back: a supervisor must know when it expires
         self._new.append((item, job_id))
         return job_id
 

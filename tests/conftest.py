@@ -274,8 +274,15 @@ class LiveQueue:
         text = "import sys; sys.path.insert(0, %r); import queuectl; queuectl.LOOK_S = 3600.0; sys.exit(queuectl.main())" % str(ROOT)
         process = self.background_process([sys.executable, "-c", text, "--db", str(self.db), "worker", "start", "--foreground",
                                            "--count", str(count)])
-        wait_until(lambda: len(self.json("worker", "list")) == count, 30, "the workers are there")
+        wait_until(lambda: self.count_of_workers() == count, 30, "the workers are there")
         return process
+
+    def count_of_workers(self):
+        """How many workers there are; 0 while there is no queue yet."""
+        try:
+            return len(self.sql("SELECT id FROM worker")) if self.db.exists() else 0
+        except sqlite3.OperationalError:  # its tables are being made
+            return 0
 
     def job(self, ref):
         """The job's record, read through the Python API: cheap enough to poll. None: no such job yet."""

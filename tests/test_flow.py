@@ -1417,10 +1417,10 @@ def test_delay_at_and_ttl_with_a_worker_at_work(queue):
     queue.start_blind()
     delayed = queue.enqueue("--delay", "600ms", "exit 0")
     timed = queue.enqueue("--at", datetime.fromtimestamp(time.time() + 1.2).isoformat(), "exit 0")
-    expires = queue.enqueue("--ttl", "300ms", "--hold", "exit 0")
     for number in (delayed, timed):
         job = queue.wait_for(number, "completed")
         assert job.started_at >= job.run_at
+    expires = queue.enqueue("--ttl", "300ms", "--hold", "exit 0")  # with nothing else due that would wake the supervisor
     job = queue.wait_for(expires, "cancelled")
     assert job.error == "expired" and job.finished_at >= job.created_at + 0.3
     assert "expired" in queue.out("explain", expires)

@@ -609,7 +609,7 @@ queuectl.Database.sync_wal = told
 def test_sync_full_reaches_workers_that_are_running(queue):
     bench, syncs = Bench(queue), queue.dir / "syncs"
     bench.patched_beside(SYNCS % str(syncs), "worker", "start", "--foreground")
-    [pid] = wait_until(lambda: queue.db.exists() and queue.json("worker", "list") and list(bench.workers().values()))
+    [pid] = wait_until(lambda: queue.count_of_workers() and list(bench.workers().values()))
 
     def synced():
         queue.wait_for(queue.enqueue("exit 0"), "completed")

@@ -528,7 +528,7 @@ def test_nobody_takes_the_job_of_a_worker_that_is_stopped_and_it_is_recorded_onc
         now = bench.queue.job(job)
         assert (now.state, now.attempt) == ("processing", 1)
         time.sleep(0.1)
-    assert bench.journal("end", job=job), "the job has ended meanwhile"
+    wait_until(lambda: bench.journal("end", job=job), message="the job has ended meanwhile")
     kill(worker, number=signal.SIGCONT)
     bench.queue.wait_for(job, "completed")
     assert outcomes(bench, job) == ["completed"]

@@ -85,7 +85,7 @@ SCHEMA_VERSION = 2
 APPLICATION_ID = 0x71756575  # "queu": marks a SQLite database as a queue
 CLAIM_LIMIT = 100            # the most jobs that one claim promotes or sets aside
 AT_ONCE = 500                # the most jobs that one transaction of a command changes: others wait for it some 20 ms
-FOLLOWUPS = 200              # the most children that one transaction tells of their parent's end or retry
+FOLLOWUPS = 200              # the most children that one transaction changes after their parent's end or retry
 TIDY_S = 0.1                 # how long a supervisor removes old jobs before it looks after the rest, for three times as long
 TIDY_IDLE_S = 30.0           # how often it looks for old jobs if none is known to come of age
 PATIENCE_S = 30.0            # how long a command waits for a locked database
@@ -4959,7 +4959,7 @@ class Life(Part):
         if job.batch is not None:
             self._store.followups.count_batch(job.batch, 1)
         self.regate(job._replace(state="pending", gate=HELD, run_at=now), now)
-        self._store.followups.note(job.id, "pending")
+        self._store.followups.add(job.id, "pending")
         return True
 
     def duplicate(self, job):
@@ -4997,7 +4997,7 @@ class Life(Part):
                         job_id = left.pop()
                         job = self._store.look.row(job_id)
                         results[job_id] = GONE if job is None else action(job, now)
-                        most = self._store.followups.follow_noted(now, most - 1)
+                        most = self._store.followups.follow_added(now, most - 1)
                 self._store.followups.catch_up()
         return [(job_id, results[job_id]) for job_id in ids]
 
@@ -5127,13 +5127,13 @@ class Followups(Part):
     def __init__(self, store):
         super().__init__(store)
         self._moved = None   # while a command changes jobs: the ids of those that a parent's change has changed
-        self._noted = False  # whether `note` has added a row since the last step
+        self._added = False  # whether `add` has added a row since the last step
 
     def settle(self, job, state: str, now: float) -> None:
         """Do what follows at once from a job's end: pass its key on, count its batch, and note its children."""
         if job.key is not None:
             self._store.life.pass_key(job._replace(state=state), now)
-        self.note(job.id, state)
+        self.add(job.id, state)
         if job.batch is not None:
             self.count_batch(job.batch, -1)
 
@@ -5142,22 +5142,22 @@ class Followups(Part):
         self._db.execute("UPDATE batch SET unfinished=unfinished+? WHERE id=?", (change, batch))
         row = self._db.execute("SELECT 1 FROM batch WHERE id=? AND unfinished<=0", (batch,)).fetchone()
         if row and change < 0:
-            self.note(-batch, "completed")
+            self.add(-batch, "completed")
             self._db.hint()
 
-    def note(self, parent: int, state: str) -> None:
+    def add(self, parent: int, state: str) -> None:
         """Note that the children of a parent must be told of its end or retry: in steps, for they may be many."""
         if self._db.execute("SELECT 1 FROM dep WHERE parent=? AND done=0 LIMIT 1", (parent,)).fetchone():
             self._db.execute("INSERT INTO followup(parent, state, child, last) VALUES(?, ?, 0, (SELECT max(id) FROM job))", (parent, state))
             self._db.hint()
-            self._noted = True
+            self._added = True
 
     def follow(self, now: float, most=None) -> int:
-        """Take a step of what follows from ends and retries: tell at most so many children; return how many more it might have told.
+        """Take a step of what follows from ends and retries: change at most so many children; return how many more it might have changed.
 
         The rows are done in order, so that each child learns of its parents' changes in the order in which they came.
         """
-        self._noted, most = False, FOLLOWUPS if most is None else most
+        self._added, most = False, FOLLOWUPS if most is None else most
         while most > 0:
             rows = self._db.rows("followup", "seq, parent, state, child, last", "followup ORDER BY seq LIMIT 1")
             if not rows:
@@ -5170,7 +5170,7 @@ class Followups(Part):
                 if job is not None and state == "pending":
                     self._retry_child(job, parent, now)
                 elif job is not None:
-                    self._tell_child(job, parent, state, any_end, now)
+                    self._release_child(job, parent, state, any_end, now)
             if len(children) < most:
                 self._db.execute("DELETE FROM followup WHERE seq=?", (seq,))
             else:
@@ -5184,11 +5184,11 @@ class Followups(Part):
             with self._db.undo, Transaction(self._db) as now:
                 self.follow(now)
 
-    def follow_noted(self, now: float, most=None) -> int:
-        """Do as `follow` does, if anything was noted since the last step."""
-        return self.follow(now, most) if self._noted else FOLLOWUPS if most is None else most
+    def follow_added(self, now: float, most=None) -> int:
+        """Do as `follow` does, if anything was added since the last step."""
+        return self.follow(now, most) if self._added else FOLLOWUPS if most is None else most
 
-    def _tell_child(self, job, parent: int, state: str, any_end: int, now: float) -> None:
+    def _release_child(self, job, parent: int, state: str, any_end: int, now: float) -> None:
         """Free a child whose parent has ended, or cancel it."""
         if state == "completed" or any_end:
             self._db.execute("UPDATE dep SET done=1 WHERE parent=? AND child=?", (parent, job.id))
@@ -5290,7 +5290,7 @@ class Claims(Part):
                 "state, output) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job.id, job.attempt, worker, outcome.pid, outcome.started_at, now, outcome.duration, kind,
                  outcome.exit_code, outcome.signal, end["error"], state, outcome.output))
-            self._store.followups.follow_noted(now)
+            self._store.followups.follow_added(now)
             if job.slots > 1 or self._db.execute("SELECT 1 FROM queue WHERE name=? AND max_running IS NOT NULL", (job.queue,)).fetchone():
                 self._db.hint(job.slots)  # others may have waited for its slots or its place in the queue's limit
         return state
@@ -5362,27 +5362,27 @@ class Claims(Part):
         return job._replace(state="processing", gate=None, **claim)
 
     def _may_take(self, job, worker: int) -> bool:
-        """Whether the worker's pool has enough free slots, and may still take jobs (--max-jobs, which this counts).
+        """Whether the worker's supervisor has enough free slots, and may still take jobs (--max-jobs, which this counts).
 
-        The pool waits for the job that is first in line, so that big jobs don't starve.  A job that asks for more slots
-        than the pool has takes all of them.  (`+worker` makes SQLite examine each big job, of which there are few.)
+        Its workers wait for the job that is first in line, so that big jobs don't starve.  A job that asks for more slots
+        than there are takes all of them.  (`+worker` makes SQLite examine each big job, of which there are few.)
         """
-        pool, slots, left, stop, big = self._db.execute(
+        supervisor, slots, left, stop, big = self._db.execute(
             "SELECT id, slots, jobs_left, stop, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
             " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, 0, None)
-        if not pool and worker == self._store.workers.registered and not self._db.execute(
+        if not supervisor and worker == self._store.workers.registered and not self._db.execute(
                 "SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
             raise QueueGone("worker %d was considered dead and is no longer listed" % worker)
         if stop:
             return False  # a stop was requested, but the worker has not heard of it yet
         if job.slots > 1 or big:
             [running] = self._db.execute("SELECT count(*) FROM job INDEXED BY job_running WHERE state='processing' AND worker IN ("
-                                         "SELECT id FROM worker WHERE supervisor=?)", (pool,)).fetchone()
+                                         "SELECT id FROM worker WHERE supervisor=?)", (supervisor,)).fetchone()
             if running + (big or 0) + min(job.slots, slots) > slots:
                 return False
         if left is not None:
-            self._db.execute("UPDATE supervisor SET jobs_left=jobs_left-1 WHERE id=? AND jobs_left>0", (pool,))
+            self._db.execute("UPDATE supervisor SET jobs_left=jobs_left-1 WHERE id=? AND jobs_left>0", (supervisor,))
             if left <= 1:
                 self._db.hint()
         return left is None or left > 0
@@ -5721,7 +5721,7 @@ class Schedules(Part):
             self._store.followups.follow(now)
         with self._db.undo, Transaction(self._db) as now:
             self.fire(now)
-            self._store.followups.follow_noted(now)
+            self._store.followups.follow_added(now)
 
     def repair_clock(self) -> None:
         """Bring relative times back within their own delay, after the clock was set back."""
@@ -6579,7 +6579,7 @@ class Store:
         plan = items if isinstance(items, Plan) else Plan(items)
         with self.db.undo, Transaction(self.db) as now:
             ids = plan.store(self, now, label, reserved_for, progress)
-            more = self.followups.follow_noted(now) <= 0
+            more = self.followups.follow_added(now) <= 0
         if more:
             self.followups.catch_up()
         return ids
@@ -6980,7 +6980,7 @@ class LockFile:
         self.write()
 
     def write(self, job: int = 0, attempt: int = 0, group: int = 0, born: float = 0.0, done: int = 0) -> None:
-        """Write what a rescuer needs: the process group to end, and when it began, which tells it from a later group."""
+        """Write what a rescuer needs: the process group to end, and when it began: a later group may have its number."""
         self._runs = "%d %d %d %d %.2f %d %s" % (os.getpid(), job, attempt, group, born, done, self._machine)
         self._write_line(0, self._runs)
 
@@ -7752,7 +7752,7 @@ class Supervisor:
     def _rescue(self) -> None:
         """Release what any dead worker left, and remove the rows of dead supervisors once their workers are gone.
 
-        At least once per second the locks tell who is dead.  So nobody is forgotten because an earlier try failed,
+        At least once per second the locks tell which are dead.  So none is forgotten because an earlier try failed,
         or because the supervisor that should have done it is suspended.
         """
         pids = self._workers.pids()
@@ -7974,14 +7974,14 @@ def deadlocked(store, job_id: int, seen=frozenset()) -> bool:
         return later.issuperset(other.id for other in running if other.queue == job.queue)
     homes = {worker.id: worker.supervisor for worker in store.workers.workers()}
     listed = store.workers.supervisors()
-    pools = [pool for pool in listed if serves(store, pool, job)]
-    if not pools:
-        stopping = {pool.id for pool in listed if pool.stop}
+    serving = [supervisor for supervisor in listed if serves(store, supervisor, job)]
+    if not serving:
+        stopping = {supervisor.id for supervisor in listed if supervisor.stop}
         return any(other.id in later and homes.get(other.worker) in stopping for other in running)
-    for pool in pools:
-        busy = [other for other in running if homes.get(other.worker) == pool.id]
-        used = sum(min(other.slots, pool.slots) for other in busy)
-        if used + min(job.slots, pool.slots) <= pool.slots or not later.issuperset(other.id for other in busy):
+    for supervisor in serving:
+        busy = [other for other in running if homes.get(other.worker) == supervisor.id]
+        used = sum(min(other.slots, supervisor.slots) for other in busy)
+        if used + min(job.slots, supervisor.slots) <= supervisor.slots or not later.issuperset(other.id for other in busy):
             return False
     return True
 
@@ -9102,11 +9102,11 @@ def metrics_report(store) -> dict:
     found = {line.split()[0]: [] for line in METRICS.splitlines()}
     found["build_info"].append(({"version": __version__}, 1))
     for row in store.queues.list():
-        queue, own = {"queue": row.name}, {state: counters.get((row.name, state), (0,) * 11) for state in STATES}
-        found["jobs"] += [(dict(queue, state=state), own[state][0]) for state in STATES]
+        queue, counts = {"queue": row.name}, {state: counters.get((row.name, state), (0,) * 11) for state in STATES}
+        found["jobs"] += [(dict(queue, state=state), counts[state][0]) for state in STATES]
         found["queue_paused"].append((queue, int(bool(row.paused))))
         found["oldest_ready_seconds"].append((queue, max(0, now - ready.get(row.name, now))))
-        entered = {state: own[state][1] for state in STATES}
+        entered = {state: counts[state][1] for state in STATES}
         for name, count in (("enqueued", entered["pending"]), ("attempts", entered["processing"]), ("completed", entered["completed"]),
                             ("failures", entered["failed"] + entered["dead"]), ("retries", entered["failed"]),
                             ("deaths", entered["dead"]), ("cancellations", entered["cancelled"])):
@@ -9114,8 +9114,8 @@ def metrics_report(store) -> dict:
         for outcome, name in MISHAPS.items():
             found[name].append((queue, mishaps.get((row.name, outcome), 0)))
         for outcome, states in (("completed", ("completed",)), ("failed", ("failed", "dead"))):
-            found["attempt_duration_seconds"].append((dict(queue, outcome=outcome), histogram([own[state] for state in states])))
-        found["wait_seconds"].append((queue, histogram([own["processing"]])))
+            found["attempt_duration_seconds"].append((dict(queue, outcome=outcome), histogram([counts[state] for state in states])))
+        found["wait_seconds"].append((queue, histogram([counts["processing"]])))
     found.update(metrics_of_system(store, now))
     return found
 
@@ -10572,12 +10572,12 @@ def stop_supervisors(store, wanted: set, how: int):
     now (IMMEDIATE) have kill_grace and some seconds; then they are killed.
     """
     within = this_job(store)
-    own = {worker.supervisor for worker in store.workers.workers() if within is not None and worker.id == within.worker}
+    ours = {worker.supervisor for worker in store.workers.workers() if within is not None and worker.id == within.worker}
     if how == IMMEDIATE:
         store.db.patience = 2.0
-        if own & wanted:
+        if ours & wanted:
             store.workers.spare(within)
-    for supervisor in sorted(wanted, key=lambda number: (number in own, number)):  # ours last: it may kill us at once
+    for supervisor in sorted(wanted, key=lambda number: (number in ours, number)):  # ours last: it may kill us at once
         ask_stop(store, supervisor, how)
     if within is not None:
         talk("job %d runs this command, which therefore does not wait until the workers have stopped" % within.id)

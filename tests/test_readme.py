@@ -1,15 +1,19 @@
 """README.md: what it shows works."""
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from conftest import ROOT, SCRIPT, linux_only, posix_only, wait_until
+from conftest import ROOT, SCRIPT, LiveQueue, linux_only, posix_only, wait_until
 
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8") if README.exists() else ""
@@ -111,7 +115,7 @@ def recipe(about):
 
 
 def test_the_recipes_are_those_that_are_run_here():
-    known = [*PLACES, "systemd", "cron"]
+    known = [*PLACES, "systemd,", "ssh", "docker", "systemd-run", "cron"]
     assert [recipe(about) for about in known] == re.findall(r"^```\w+\n(.*?)^```$", RECIPES, re.M | re.S)
 
 
@@ -156,7 +160,7 @@ command=$(sed -n 's/^ExecStart=//p' "$unit")
         (queue.dir / "bin" / name).write_text(stand_in % script)
         (queue.dir / "bin" / name).chmod(0o755)
     with tempfile.TemporaryDirectory() as short:  # a socket's path has room for 107 bytes
-        queue.run(["sh", "-e", "-c", recipe("systemd")], env=dict(env, XDG_RUNTIME_DIR=short))
+        queue.run(["sh", "-e", "-c", recipe("systemd,")], env=dict(env, XDG_RUNTIME_DIR=short))
     assert len((queue.dir / "called").read_text().splitlines()) == 2
     ours = ["python3", "queuectl.py"]
     try:
@@ -189,10 +193,77 @@ def test_the_line_of_the_cron_recipe_works_off_what_has_gathered_without_a_mail(
     wait_until(lambda: workers(queue, ours, env) == [], message="the workers end")
 
 
-# ---- coming from other tools: each line, beside its original ------------------------------------------
+@linux_only("sshd")
+def test_the_ssh_recipe_waits_for_a_machine_that_is_down_and_then_runs_the_job_there(queue, tmp_path):
+    """A real sshd of this user on a port of its own; `ssh` gets the configuration that finds it by the name in the recipe."""
+    sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    if not sshd or not shutil.which("ssh"):
+        pytest.skip("openssh-server is not installed")
+    env, folder = of_ours(queue), tmp_path / "ssh"
+    folder.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # sshd as root wants it
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "sshd_config").write_text(
+        "Port %d\nListenAddress 127.0.0.1\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nUsePAM no\nPidFile none\n"
+        "PermitRootLogin yes\n" % (port, folder / "host", folder / "user.pub"))
+    (folder / "config").write_text(
+        "Host build.example.org\n HostName 127.0.0.1\n Port %d\n IdentityFile %s\n IdentitiesOnly yes\n StrictHostKeyChecking no\n"
+        " UserKnownHostsFile /dev/null\n LogLevel ERROR\n" % (port, folder / "user"))
+    script(queue.dir / "bin" / "ssh", 'exec %s -F %s "$@"' % (shutil.which("ssh"), folder / "config"))
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "Makefile").write_text("all:\n\t@echo made in $(CURDIR)\n")
+    line = recipe("ssh").splitlines()[1].replace("/srv/site", str(site)).replace("--snooze 30s", "--snooze 0.2s")
+    job = int(run_line(queue, line, env).stdout)
+    queue.start(1)
+    wait_until(lambda: queue.job(job).snoozes > 0, 30, "a snooze while no sshd listens")
+    assert queue.job(job).attempts <= 1
+    server = queue.background_process([sshd, "-D", "-e", "-f", str(folder / "sshd_config")])
+    try:
+        assert queue.wait_for(job, "completed", "dead", timeout=60).state == "completed", queue.out("logs", job) + server.text()
+    finally:
+        server.terminate()
+    assert "made in " + str(site) in queue.out("logs", job) and queue.job(job).attempts == 1
+    queue.stop()
+
+
+@posix_only("recipes for sh")
+@pytest.mark.parametrize("place", ["docker", "systemd-run"])
+def test_the_docker_and_systemd_run_recipes_hand_on_their_arguments_and_exit_status(queue, place):
+    """Stand-ins: neither a docker nor a running systemd is there.  Each prints its arguments and exits as its job would."""
+    env = of_ours(queue)
+    script(queue.dir / "bin" / place, 'printf "%s\\n" "$@"; exit 3')
+    job = int(run_line(queue, recipe(place).splitlines()[1].replace("enqueue ", "enqueue --max-retries 0 "), env).stdout)
+    queue.start(1, "--foreground", "--drain", check=False)
+    words = shlex.split(recipe(place).splitlines()[1])
+    assert queue.out("logs", job).splitlines() == words[words.index(place) + 1:]
+    assert queue.job(job).exit_code == 3
+
+
+def script(path, text):
+    path.write_text("#!/bin/sh\n%s\n" % text)
+    path.chmod(0o755)
+
+
+def run_line(queue, line, env, **options):
+    """Runs a line of the documents by sh, with `queuectl` on the PATH and this test's queue."""
+    if not (queue.dir / "bin" / "queuectl").exists():
+        script(queue.dir / "bin" / "queuectl", 'exec %s "$@"' % " ".join(map(shlex.quote, queue.program)))
+    return queue.run(["sh", "-c", line], env=dict(env, QUEUECTL_DB=str(queue.db)), **options)
+
+
+# ---- coming from another tool: every line of the page ----------------------------------------
+
+PAGE = (ROOT / "coming-from.md").read_text("utf-8") if (ROOT / "coming-from.md").exists() else ""
+
 
 def beside(language):
-    return [re.split(r"\s{2,}", line, maxsplit=1) for text in blocks(language) for line in text.splitlines()]
+    return [re.split(r"\s{2,}", line, maxsplit=1) for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S) if name == language for line in text.splitlines()]
 
 
 def in_folder(queue, folder, line):
@@ -216,16 +287,78 @@ def test_a_line_does_what_its_original_does(queue, there, here):
     assert ours == theirs
 
 
+def lines_of_page():
+    """(section, what one types here) of each row; a cell may hold several commands, and \\| stands for |."""
+    found = []
+    for part in PAGE.split("\n## ")[1:]:
+        for row in re.findall(r"^\| .* \|$", part, re.M)[1:]:
+            ours = re.split(r"(?<!\\\\) \| ", row.strip("| "))[-1]
+            found.append((part.partition("\n")[0], [line.replace("\\|", "|") for line in re.findall(r"`([^`]+)`", ours)]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A queue as the page supposes: job 1 is completed, 2 dead, 3 not due yet, 4 held, 5 the last one of the schedule `backup`."""
+    queue = LiveQueue(tmp_path_factory.mktemp("page"))
+    of_ours(queue)
+    for name in ("make", "cc", "convert", "mail", "notify"):
+        script(queue.dir / "bin" / name, "exit 0")
+    for name in ("backup.sh", "report.sh", "script.sh"):
+        script(queue.dir / name, "echo $0")
+    (queue.dir / "crontab.txt").write_text("30 2 * * * ./other.sh\n")
+    for name, text in re.findall(r"`([\w.]+)`[^\n]*\n\n```\n(.*?)^```$", PAGE, re.M | re.S):
+        (queue.dir / name).write_text(text)
+    for path in ("a.log", "b.log"):
+        (queue.dir / path).write_text("words\n")
+    queue.enqueue("echo words")
+    queue.enqueue("--max-retries", 0, "exit 1")
+    queue.cli("cron", "add", "backup", "0 2 * * *", "./backup.sh")
+    for _ in range(2):
+        queue.enqueue("--hold", "exit 0")
+    queue.cli("cron", "run", "backup")
+    queue.start(1, "--foreground", "--drain", check=False)
+    queue.cli("edit", 3, "--delay", "1h")
+    queue.cli("release", 3)
+    queue.cli("queue", "limit", "mail", "3")
+    yield queue
+    queue.close()
+
+
 @posix_only("written for sh")
-def test_lines_for_those_who_come_from_other_queues(queue):
-    (queue.dir / "Makefile").write_text("all other:\n\t@echo made $@\n")
+@pytest.mark.parametrize("section, lines", lines_of_page(), ids=lambda value: value if isinstance(value, str) else " ; ".join(value))
+def test_each_line_of_the_page_for_users_of_other_tools_does_what_it_says(prepared, queue, section, lines):
+    shutil.rmtree(str(queue.dir))
+    shutil.copytree(str(prepared.dir), str(queue.dir), symlinks=True)
+    env = {"PATH": "%s:%s" % (queue.dir / "bin", os.environ["PATH"])}
+    assert lines, section
+    if "scale" in lines[0] or "worker stop" in lines[0]:
+        queue.start(1)
+    for line in lines:
+        done = run_line(queue, line, env)
+        assert "error" not in done.stderr, done.stderr
+        assert done.stdout or "config set" in line or "wait" in line or "--" in line, "nothing came of it"
+
+
+# ---- exit statuses -----------------------------------------------------------------------------
+
+@posix_only("sh and signals")
+def test_the_exit_statuses_are_those_of_the_table(queue):
+    table = re.search(r"^## Exit status\n(.*?)^## ", TEXT, re.M | re.S).group(1)
+    named = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for number in row.split(",")}
+    bad, late = queue.enqueue("--max-retries", 0, "exit 7"), queue.enqueue("--delay", "1h", "exit 0")
+    shot = queue.enqueue("--max-retries", 0, "kill -9 $$")
     queue.start(1)
-    rows = beside("queues")
-    assert len(rows) > 10
-    for _, here in rows:
-        if "cancel" in here:
-            queue.enqueue("--hold", "exit 0")
-        if "edit" in here:
-            queue.enqueue("--hold", "exit 0")
-        queue.run(["sh", "-c", "queuectl() { %s \"$@\"; }\n%s" % (" ".join(map(shlex.quote, queue.command())), here)])
-    assert "made all" in queue.out("logs", 1)
+    tried = {
+        0: queue.cli("list"), 1: queue.cli("wait", bad, shot, check=False),
+        2: queue.cli("show", 99, check=False), 124: queue.cli("wait", late, "--timeout", "0.1", check=False)}
+    for status, done in tried.items():
+        assert done.returncode == status and status in named, (status, done)
+    assert queue.cli("wait", bad, check=False).returncode == 7 and queue.cli("wait", shot, check=False).returncode == 137
+    for name, status in (("INT", 130),):
+        running = queue.beside("run", "--count", "1", "sleep 60")
+        wait_until(lambda: any(job["command"] == "sleep 60" and job["state"] == "processing" for job in queue.json("list")),
+                   message="it runs")
+        wait_until(lambda: running.poll() is not None or running.send_signal(getattr(signal, "SIG" + name)), 40, "its end", 0.3)
+        assert running.ends(40) == status and status in named
+    queue.stop()

@@ -355,7 +355,7 @@ def test_the_exit_statuses_are_those_of_the_table(queue):
     for status, done in tried.items():
         assert done.returncode == status and status in named, (status, done)
     assert queue.cli("wait", bad, check=False).returncode == 7 and queue.cli("wait", shot, check=False).returncode == 137
-    for name, status in (("INT", 130),):
+    for name, status in (("INT", 130), ("TERM", 143)):
         running = queue.beside("run", "--count", "1", "sleep 60")
         wait_until(lambda: any(job["command"] == "sleep 60" and job["state"] == "processing" for job in queue.json("list")),
                    message="it runs")

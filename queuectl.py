@@ -10155,6 +10155,7 @@ class Results:
             if job.batch == self._batch and job.id not in self._readers:
                 self._readers[job.id] = self._reader(store, job)
         for reader in self._readers.values():
+            reader.store = store
             reader.read(self._write, True)
 
     def take(self, store, ends: list) -> None:
@@ -10190,6 +10191,8 @@ class Results:
             job = store.look.find(end.job)
             if reader is None and end.attempt and job is not None:
                 reader = self._reader(store, job)
+            if reader is not None:
+                reader.store = store
             while reader is not None and reader.read(self._write, False):
                 pass
         elif self._how == "grouped" and (end.attempt or self._group):
@@ -10920,7 +10923,7 @@ class LogReader:
     """
 
     def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False, whole_lines: bool = False):
-        self._store = queue
+        self.store = queue       # a run opens its database again after each fork
         self._job = job
         self.attempt = attempt
         self._prefix = prefix.encode()
@@ -10934,14 +10937,14 @@ class LogReader:
 
     def read(self, write, follow: bool) -> bool:
         """Pass on new output; return whether to call again: more may follow, or not all was read."""
-        job = self._store.look.find(self._job)
+        job = self.store.look.find(self._job)
         if job is None:
             return False
-        log = self._store.db.files.log(self._job, self.attempt)
-        if running(self._store, job, self.attempt):
+        log = self.store.db.files.log(self._job, self.attempt)
+        if running(self.store, job, self.attempt):
             place = self._offset, self._cut
-            data = self._part(self._store.db.files.output(job.worker))
-            again = self._store.look.find(self._job)
+            data = self._part(self.store.db.files.output(job.worker))
+            again = self.store.look.find(self._job)
             if os.path.exists(log):
                 self._offset, self._cut = place  # the attempt ended meanwhile
             elif again is not None and (again.state, again.attempt, again.worker) == (job.state, job.attempt, job.worker):
@@ -10968,7 +10971,7 @@ class LogReader:
 
     def _end_of_attempt(self) -> str:
         """Return in words how the attempt ended; a released or crashed one too is followed by another."""
-        ended = next((attempt for attempt in self._store.look.history(self._job) if attempt.attempt == self.attempt), None)
+        ended = next((attempt for attempt in self.store.look.history(self._job) if attempt.attempt == self.attempt), None)
         outcome, why = (ended.outcome, error_text(ended)) if ended else ("ended", None)
         return "attempt %d %s%s; attempt %d follows" % (self.attempt, outcome, " (%s)" % plain(why) if why else "", self.attempt + 1)
 
@@ -10983,10 +10986,10 @@ class LogReader:
 
     def skip_to_last(self, lines) -> None:
         """Start at the last `lines` lines of the present output; None: at the beginning."""
-        job = self._store.look.find(self._job)
+        job = self.store.look.find(self._job)
         if lines is None or job is None:
             return
-        path = output_of(self._store, job, self.attempt)
+        path = output_of(self.store, job, self.attempt)
         try:
             with open(path, "rb", opener=no_link) as file:
                 place, found = file.seek(0, os.SEEK_END), 0

@@ -359,6 +359,8 @@ def test_the_exit_statuses_are_those_of_the_table(queue):
         running = queue.beside("run", "--count", "1", "sleep 60")
         wait_until(lambda: any(job["command"] == "sleep 60" and job["state"] == "processing" for job in queue.json("list")),
                    message="it runs")
-        wait_until(lambda: running.poll() is not None or running.send_signal(getattr(signal, "SIG" + name)), 40, "its end", 0.3)
+        running.send_signal(getattr(signal, "SIG" + name))
+        wait_until(lambda: "press again" in running.text(), message="it says that it finishes its job first")
+        running.send_signal(getattr(signal, "SIG" + name))
         assert running.ends(40) == status and status in named
     queue.stop()

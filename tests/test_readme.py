@@ -355,12 +355,11 @@ def test_the_exit_statuses_are_those_of_the_table(queue):
     for status, done in tried.items():
         assert done.returncode == status and status in named, (status, done)
     assert queue.cli("wait", bad, check=False).returncode == 7 and queue.cli("wait", shot, check=False).returncode == 137
+    queue.stop()  # else its worker would take the job that a run leaves
     for name, status in (("INT", 130), ("TERM", 143)):
-        running = queue.beside("run", "--count", "1", "sleep 60")
-        wait_until(lambda: any(job["command"] == "sleep 60" and job["state"] == "processing" for job in queue.json("list")),
-                   message="it runs")
+        running = queue.beside("run", "--count", "1", "--name", name, "sleep 60")
+        queue.wait_for(name, "processing")
         running.send_signal(getattr(signal, "SIG" + name))
         wait_until(lambda: "press again" in running.text(), message="it says that it finishes its job first")
         running.send_signal(getattr(signal, "SIG" + name))
         assert running.ends(40) == status and status in named
-    queue.stop()

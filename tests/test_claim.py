@@ -205,7 +205,7 @@ def cost_behind(tmp_path, block, n):
     return costs
 
 
-@pytest.mark.parametrize("block", [block if n in (0, 4) else pytest.param(block, marks=pytest.mark.slow)
+@pytest.mark.parametrize("block", [block if n == 0 else pytest.param(block, marks=pytest.mark.slow)
                                    for n, block in enumerate(BLOCKS)], ids=lambda block: block.__name__)
 def test_a_claim_costs_the_same_behind_many_blocked_jobs(tmp_path, block):
     count = MANY if block in BLOCKS[:5] else FEW_MORE

@@ -29,7 +29,7 @@ set -g fish_autosuggestion_enabled 0
 queuectl completion fish | source
 """),
 }
-each_shell = pytest.mark.parametrize("shell", SHELLS)
+each_shell = pytest.mark.parametrize("shell", [shell if shell == "bash" else pytest.param(shell, marks=pytest.mark.slow) for shell in SHELLS])
 
 
 @pytest.fixture(scope="module")

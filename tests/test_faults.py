@@ -770,7 +770,7 @@ def on_small_disk(bench, tmpfs, which):
     return small
 
 
-@pytest.mark.parametrize("which", ["database", "logs", "both"])
+@pytest.mark.parametrize("which", [pytest.param("database", marks=pytest.mark.slow), pytest.param("logs", marks=pytest.mark.slow), "both"])
 def test_a_full_disk_loses_nothing_and_kills_no_worker(bench, tmpfs, which):
     small = on_small_disk(bench, tmpfs, which)
     queue = bench.queue
@@ -1077,7 +1077,8 @@ def leave_wal(queue, path, count):
     return wal
 
 
-@pytest.mark.parametrize("origin", ["a queue with more pages", "a queue with fewer pages", "no queue"])
+@pytest.mark.parametrize("origin", [pytest.param("a queue with more pages", marks=pytest.mark.slow), "a queue with fewer pages",
+                                    pytest.param("no queue", marks=pytest.mark.slow)])
 def test_the_wal_of_another_database_beside_it_is_refused_and_nothing_made_worse(bench, tmp_path, origin):
     queue = bench.queue
     bench.enqueue_many(["exit 0 # own %d" % n for n in range(300)])
@@ -1150,6 +1151,7 @@ def clock(bench):
     return FakeClock(bench)
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_a_day_touches_no_timeout_and_no_running_job(bench, clock):
     clock.start(2)
     survives = bench.enqueue("sleep=2", "exit=0", options=["--timeout", 30, "--max-retries", 0])
@@ -1166,8 +1168,8 @@ def test_a_clock_that_jumps_a_day_touches_no_timeout_and_no_running_job(bench, c
     check_with_jumps(bench, {survives: "completed", ends: "dead"})
 
 
-@pytest.mark.parametrize("first, then", [(0, -DAY), pytest.param(DAY, 0, marks=pytest.mark.slow),
-                                         pytest.param(DAY, -DAY, marks=pytest.mark.slow), (0, DAY)])
+@pytest.mark.parametrize("first, then", [(0, -DAY), pytest.param(0, DAY, marks=pytest.mark.slow), pytest.param(DAY, 0, marks=pytest.mark.slow),
+                                         pytest.param(DAY, -DAY, marks=pytest.mark.slow)])
 def test_retries_and_delays_in_progress_are_not_stuck_when_the_clock_jumps(bench, clock, first, then):
     clock.jump(first)
     clock.start(1)
@@ -1271,6 +1273,7 @@ def test_a_stranger_that_got_the_number_of_a_dead_attempts_group_is_not_signalle
         stranger.wait()
 
 
+@pytest.mark.slow
 def test_lock_files_that_say_nonsense_make_nobody_signal_anything(bench):
     contents = ["", "garbage\n", "1 2 3\n", "-1 -1 -1 -1 nan 0 x\n", "1 {job} 1 1 0 0 {machine}\n", "1 {job} 1 0 0 0 {machine}\n"]
     bench.queue.start(len(contents))
@@ -1299,6 +1302,7 @@ def in_namespace(bench, *args):
     return process
 
 
+@pytest.mark.slow
 def test_two_pid_namespaces_on_one_volume_see_each_other_alive_and_signal_no_stranger(bench):
     queue = bench.queue
     queue.start(1)
@@ -1357,7 +1361,7 @@ def test_a_pid_namespace_that_ends_as_a_whole_leaves_its_job_to_the_others(bench
 # ---- starting and stopping in a hurry ---------------------------------------------------------------------
 
 def test_the_first_commands_on_a_fresh_queue_may_come_all_at_once(queue):
-    for n in range(8):
+    for n in range(3):
         path = str(queue.dir / ("fresh-%d.db" % n))
         program = [*queue.program, "--db", path]
         several = [subprocess.Popen([*program, *words], cwd=str(queue.dir), env=queue.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -1367,7 +1371,7 @@ def test_the_first_commands_on_a_fresh_queue_may_come_all_at_once(queue):
         assert len(json.loads(queue.run([*program, "list", "--json"]).stdout)) == 3
 
 
-@pytest.mark.parametrize("many", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("many", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_many_starts_at_once_and_then_many_stops_at_once(bench, many):
     jobs = bench.enqueue_many([bench.line("sleep=0.05", "exit=0")] * many)
     starts = [bench.queue.beside("worker", "start") for _ in range(many)]
@@ -1383,7 +1387,7 @@ def test_many_starts_at_once_and_then_many_stops_at_once(bench, many):
     check(bench, stop=False)
 
 
-@pytest.mark.parametrize("many", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("many", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_starts_and_stops_mixed_end_with_nothing_left_and_jobs_given_back(bench, many):
     jobs = bench.enqueue_many([bench.line("sleep=0.05", "exit=0")] * many)
     running = [bench.queue.beside("worker", *args) for _ in range(many)
@@ -1514,6 +1518,7 @@ def test_a_cancel_and_a_completion_that_race_agree_on_who_won(bench):
     check(bench, dict.fromkeys(jobs, ("completed", "cancelled")))
 
 
+@pytest.mark.slow
 def test_of_ten_that_cancel_one_running_job_none_fails_and_it_is_cancelled_once(bench):
     bench.queue.start(1)
     job = bench.enqueue("deaf", "child", "until=never")
@@ -1527,6 +1532,7 @@ def test_of_ten_that_cancel_one_running_job_none_fails_and_it_is_cancelled_once(
     check(bench, "cancelled")
 
 
+@pytest.mark.slow
 def test_retry_purge_and_cancel_of_one_dead_job_at_once_leave_it_whole_or_gone(bench):
     bench.queue.start(1)
     jobs = [bench.enqueue("print=out", "exit=1", options=["--max-retries", 0]) for _ in range(4)]
@@ -1605,7 +1611,7 @@ while not os.path.exists(%(stop)r):
 """
 
 
-@pytest.mark.parametrize("moments", [12, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_at_random_moments_the_files_on_disk_are_a_sound_queue(bench, tmp_path, moments):
     import random
     chance = random.Random(20240817)
@@ -1678,6 +1684,7 @@ def stop_and_copy(queue, answers, target):
 
 # ---- backup and doctor ---------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_backup_of_a_queue_in_use_is_sound_and_works(bench, tmp_path):
     queue = bench.queue
     bench.enqueue_many([bench.line("exit=0")] * 40)

@@ -1390,6 +1390,7 @@ def test_list_tree_draws_what_comes_after_what(queue):
         "└─ 4 pending  echo 4", "5 pending  echo 5"]
 
 
+@pytest.mark.slow
 def test_a_tree_may_be_5000_deep(queue):
     lines = ['{"id": "n0", "command": "true"}'] + ['{"id": "n%d", "command": "true", "after": "n%d"}' % (n, n - 1) for n in range(1, 5000)]
     queue.cli("enqueue", "--file", "-", stdin="\n".join(lines[::-1]))

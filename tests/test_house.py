@@ -275,6 +275,7 @@ def pythons():
     return sorted(found.values())
 
 
+@pytest.mark.slow
 @posix_only("the Pythons that are installed; on Windows tests/matrix runs several")
 @pytest.mark.parametrize("python", pythons())
 def test_the_program_starts_on_every_python_of_this_machine(python, queue):

@@ -65,12 +65,13 @@ def before_ours(queue, folder):
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("options", [[], pytest.param(["-S"], marks=pytest.mark.slow), pytest.param(["-E"], marks=pytest.mark.slow), ["-IS"]],
+@pytest.mark.parametrize("options", [[], pytest.param(["-S"], marks=pytest.mark.slow), pytest.param(["-E"], marks=pytest.mark.slow), pytest.param(["-IS"], marks=pytest.mark.slow)],
                          ids=["plain", "-S", "-E", "-IS"])
 def test_neighbours_of_the_script_are_not_imported(queue, crowded, options):
     try_all(queue, [sys.executable, *options, str(crowded / "queuectl.py")], queue.dir)
 
 
+@pytest.mark.slow
 def test_neighbours_of_the_script_are_not_imported_from_within_their_folder_by_a_relative_name(queue, crowded):
     try_all(queue, [sys.executable, "queuectl.py"], crowded)
 
@@ -102,6 +103,7 @@ def test_neighbours_of_the_file_that_was_installed_are_not_imported(queue, crowd
     queue.run([str(launcher), "install", "--uninstall"], env=env)
 
 
+@pytest.mark.slow
 @posix_only("elsewhere workers are new programs by themselves")
 def test_neighbours_are_not_imported_by_workers_that_are_new_programs(queue, crowded):
     try_all(queue, [sys.executable, str(crowded / "queuectl.py")], crowded, QUEUECTL_FALLBACKS="1")

@@ -183,7 +183,7 @@ def faults_of(folder, files, told, full):
     return faults + ["lost job %s" % number for number in lost] + ["job %s is not done" % number for number in undone]
 
 
-@pytest.mark.parametrize("sync", ["normal", "full"])
+@pytest.mark.parametrize("sync", ["normal", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("checkpoint, rounds, states", [
     (60, 40, 60), pytest.param(25, 120, 400, marks=pytest.mark.slow), pytest.param(200, 120, 400, marks=pytest.mark.slow)])
 def test_after_a_power_cut_at_any_moment_the_queue_opens_with_all_that_was_acknowledged(tmp_path, sync, checkpoint, rounds, states):

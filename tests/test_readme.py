@@ -91,6 +91,7 @@ def test_every_setting_and_every_option_of_a_job_is_named():
     assert [some for some in flags if not some & named] == []
 
 
+@pytest.mark.slow
 @posix_only("written for sh")
 def test_the_first_session_of_the_readme_goes_as_it_looks(queue):
     [session] = blocks("console")
@@ -144,6 +145,7 @@ def test_the_commands_of_a_ci_recipe_run_jobs_and_leave_a_junit_file(queue, plac
     assert len(list(suite.iter("testcase"))) == 2 and len(list(suite.iter("failure"))) == status
 
 
+@pytest.mark.slow
 @linux_only("systemd")
 def test_the_commands_of_the_systemd_recipe_start_workers_that_a_stop_ends(queue):
     """systemctl and loginctl, which need a running systemd, are stand-ins: the one checks and starts the unit."""
@@ -175,6 +177,7 @@ def workers(queue, program, env):
     return json.loads(queue.run([*program, "worker", "list", "--json"], env=env).stdout)
 
 
+@pytest.mark.slow
 @posix_only("cron")
 def test_the_line_of_the_cron_recipe_works_off_what_has_gathered_without_a_mail(queue):
     import queuectl

@@ -283,7 +283,7 @@ queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Database
 """
 
 
-@pytest.mark.parametrize("fault", ["begin", "commit", "read"])
+@pytest.mark.parametrize("fault", ["begin"] + [pytest.param(fault, marks=pytest.mark.slow) for fault in ("commit", "read")])
 def test_no_failure_at_any_database_call_of_the_supervisor_makes_it_forget(queue, fault):
     bench = Bench(queue)
     queue.cli("config", "set", "kill_grace", "0.3")
@@ -410,6 +410,7 @@ def test_an_end_of_another_attempt_in_a_lock_file_is_not_taken(queue, stuck):
     assert [a["outcome"] for a in queue.json("show", job)["history"]] == ["crashed", "completed"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_stop_now_ends_on_it(queue, tmp_path):
     if not hasattr(os, "geteuid") or os.geteuid() or not sys.platform.startswith("linux"):
         pytest.skip("needs root on Linux, to mount a small file system")
@@ -473,6 +474,7 @@ def test_a_locked_database_is_told_by_those_who_wait_for_it(queue):
 
 # ---- stopped processes -----------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_supervisor_that_is_stopped_is_told_and_another_takes_over(queue):
     queue.start(2)
     first = supervisor_pid(queue)

@@ -357,7 +357,7 @@ def test_root_in_a_container_whose_volume_is_another_users_is_told_what_to_give(
     assert town.call(0, volume / "q.db", "enqueue", "true", QUEUECTL_AS_ROOT="1").stdout == "1\n"
 
 
-@pytest.mark.parametrize("way", ["option", "option behind the command", "variable"])
+@pytest.mark.parametrize("way", ["option", pytest.param("option behind the command", marks=pytest.mark.slow), "variable"])
 def test_with_as_root_all_that_is_made_is_the_users_who_goes_on_with_it(town, way):
     home = town.home("ann", ANN)
     db = home / "new" / "q.db" if way == "variable" else home / "q.db"
@@ -432,7 +432,7 @@ def spoil(home, what):
             os.chown(str(path), 0, 0)
 
 
-@pytest.mark.parametrize("what", ["*/workers", "*/logs", "*/logs/0", "*/gate", "*.log"])
+@pytest.mark.parametrize("what", ["*/logs/0"] + [pytest.param(what, marks=pytest.mark.slow) for what in ("*/workers", "*/logs", "*/gate", "*.log")])
 def test_files_of_roots_in_a_users_queue_are_named_with_the_chown_that_mends_them(town, what):
     home = town.home("ann", ANN)
     db = home / "q.db"

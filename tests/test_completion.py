@@ -113,7 +113,7 @@ def test_commands_and_their_second_words_are_completed(prompt, shell):
 @each_shell
 def test_options_are_completed(prompt, shell):
     here = prompt(shell)
-    here.becomes("queuectl enqueue --max", "queuectl enqueue --max-retries")
+    here.becomes("queuectl enqueue --max-r", "queuectl enqueue --max-retries")
     here.becomes("queuectl worker start --idle", "queuectl worker start --idle-timeout")
     here.offers("queuectl list --s", "--schedule", "--since", "--sort", "--state")
 

@@ -493,7 +493,7 @@ def test_a_line_that_is_none_of_a_crontabs_is_named_and_nothing_is_stored(queue,
 
 
 def test_a_crontab_without_entries_and_one_of_the_system_are_refused(queue):
-    for words, stdin, said in ((["-"], "# nothing\nA=b\n", "holds no line"), (["/etc/crontab"], "", "a user on each line"),
+    for words, stdin, said in ((["-"], "# nothing\nA=b\n", "no line that runs"), (["/etc/crontab"], "", "a user on each line"),
                                (["/etc/cron.d/x"], "", "a user on each line"), ([queue.dir / "none"], "", "can't read")):
         done = queue.cli("cron", "load", *words, stdin=stdin, check=False)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

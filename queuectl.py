@@ -6185,7 +6185,7 @@ class Look(Part):
             "SELECT count(*) FROM history JOIN job ON job.id=history.job WHERE seq>:after AND history.state='dead' "
             "AND (:queues IS NULL OR instr(:queues, '/'||queue||'/'))", {"after": after, "queues": queues})[0][0]
 
-    def ended_since(self, after: int) -> int:
+    def count_ended(self, after: int) -> int:
         """Return how many attempts ended after an event."""
         return self._db.read("SELECT count(*) FROM history WHERE seq>? AND attempt IS NOT NULL", (after,))[0][0]
 
@@ -11215,7 +11215,7 @@ class Top:
         counts = self._store.queues.counts()
         if time.monotonic() - self._sampled >= 0.95:
             self._sampled, last = time.monotonic(), self._store.look.last_event()
-            ended = 0 if self._last is None else self._store.look.ended_since(self._last)
+            ended = 0 if self._last is None else self._store.look.count_ended(self._last)
             self._ends = (self._ends + [ended])[-max(10, width - 30):] if self._last is not None else []
             self._last = last
         lines = [fit("queuectl top  %s   %s" % (time.strftime("%H:%M:%S"), plain(self._store.db.path)), width),

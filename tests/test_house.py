@@ -179,6 +179,14 @@ def test_the_parts_of_the_store_use_no_private_name_of_each_other():
             assert isinstance(owner, ast.Name) or section_of(node.lineno) != "Store", "line %d: %s" % (node.lineno, node.attr)
 
 
+def test_no_name_is_defined_twice():
+    """The second definition would replace the first in silence."""
+    for scope in ast.walk(TREE):
+        if isinstance(scope, (ast.Module, ast.ClassDef)):
+            names = [node.name for node in scope.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+            assert sorted(set(names)) == sorted(names), getattr(scope, "name", "the module")
+
+
 def test_no_exception_is_swallowed_unseen():
     for node in ast.walk(TREE):
         if isinstance(node, ast.ExceptHandler):

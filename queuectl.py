@@ -24,7 +24,10 @@ The file reads from top to bottom.  Each section calls only sections above it:
   Views                  tables, colours, progress, JSON
   Metrics                numbers for Prometheus, a dashboard, alert rules
   Python API             Queue, for programs that import this file
-  Commands               one function per command, and the table of commands
+  Commands               one function per command
+  Page                   HTML, style and script of the web page
+  Web                    the server of that page
+  Command table          the options and the commands, one per line
   Parser                 argparse for the given command only
   Main                   the one place that turns errors into a line and an exit status
 """
@@ -6227,6 +6230,84 @@ def without_env(options) -> str:
     return json.dumps(job)
 
 
+class Browse(Part):
+    """What the web page asks.  The cost of each question is bounded, whatever the queue holds."""
+
+    LOOK_S = 0.1             # how long one call of `page` looks for jobs
+
+    def page(self, limit: int, before=None, states=(), queue=None, name=None, text=None, label=None, schedule=None, batch=None, like=None):
+        """Return (jobs that match every filter given, newest first, with ids below `before`; where to go on, or None at the end).
+
+        `like` is a job: those with its command and its end.  If few jobs match, the caller goes on several times.
+        """
+        model = None if like is None else self._store.look.find(like)
+        values = {"states": slashed(states), "one": states[0] if len(states) == 1 else None, "queue": queue, "name": name, "batch": batch,
+                  "schedule": schedule, "text": text and "%%%s%%" % text.replace("!", "!!").replace("%", "!%").replace("_", "!_"),
+                  "label": label and slashed([label]), "like": like, "command": model and encodable(model.command, "the command"),
+                  "error": model and model.error, "exit_code": model and model.exit_code, "signal": model and model.signal}
+        values = {key: searchable(value) if isinstance(value, str) else value for key, value in values.items()}
+        where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
+                 "INDEXED BY job_schedule WHERE schedule=:schedule" if schedule is not None else
+                 "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
+                 if len(states) == 1 and states[0] not in ("pending", "processing") else
+                 "INDEXED BY job_running WHERE state='processing'" if list(states) == ["processing"] else "WHERE 1")
+        top = before or self._db.read("SELECT max(id) FROM job")[0][0] or 0
+        top += not before
+        found, step, until = [], 2000, time.monotonic() + self.LOOK_S
+        while top > 1 and len(found) < limit:
+            if found and len(found) < limit and time.monotonic() > until or step > 2000 and time.monotonic() > until:
+                return found, top
+            bottom = max(0, top - 1 - step)
+            found += [Job.of(row) for row in self._db.read(
+                "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:top AND id>:bottom "
+                "AND (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
+                "AND (:name IS NULL OR name GLOB :name) AND (:text IS NULL OR command LIKE :text ESCAPE '!') "
+                "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) "
+                "AND (:batch IS NULL OR batch=:batch) AND (:like IS NULL OR command=:command AND error IS :error "
+                "AND exit_code IS :exit_code AND signal IS :signal) ORDER BY id DESC LIMIT :limit",
+                dict(values, top=top, bottom=bottom, limit=limit - len(found)))]
+            top, step = bottom + 1, step * 2
+        return found, found[-1].id if len(found) >= limit else None
+
+    def dead_groups(self) -> list:
+        """Return the newest 50,000 dead jobs grouped by their command and end, the largest groups first."""
+        rows = self._db.read(
+            "SELECT count(*), max(id), min(finished_at), max(finished_at) FROM (SELECT id, command, error, exit_code, signal, finished_at "
+            "FROM job INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state='dead' "
+            "ORDER BY id DESC LIMIT 50000) GROUP BY command, error, exit_code, signal ORDER BY 1 DESC, 2 DESC LIMIT 100")
+        return [{"count": count, "job": self._store.look.find(job), "first_at": first, "last_at": last} for count, job, first, last in rows]
+
+    def failures(self, limit: int) -> list:
+        """Return (job, attempt) of the latest attempts that failed, one per job."""
+        rows = self._db.read("SELECT job, attempt FROM history WHERE seq>(SELECT max(seq)-5000 FROM history) AND attempt IS NOT NULL "
+                             "AND state IN ('failed','dead') ORDER BY seq DESC LIMIT 100")
+        latest = {}
+        for job, attempt in rows:
+            latest.setdefault(job, attempt)
+        found = [(self._store.look.find(job), attempt) for job, attempt in list(latest.items())[:limit]]
+        return [(job, attempt) for job, attempt in found if job is not None]
+
+    def ends(self, after: int) -> tuple:
+        """Return ([(second, whether they failed, number of attempts)] of the attempts that ended after an event, the newest event)."""
+        last = self._store.look.last_event()
+        return self._db.read(
+            "SELECT CAST(finished_at AS INTEGER), state<>'completed', count(*) FROM history WHERE seq>? AND seq<=? AND finished_at>0 "
+            "AND attempt IS NOT NULL AND state IN ('completed','failed','dead') GROUP BY 1, 2", (after, last)), last
+
+    def family(self, job_id: int) -> tuple:
+        """Return (parents, children) of a job, at most 20 of each, as dicts; a batch is {"batch": its id}."""
+        def members(rows) -> list:
+            jobs = [(number, self._store.look.find(number)) for number, in rows]
+            return [{"batch": -number} if number < 0 else {"id": number, "state": job.state, "name": job.name, "command": job.command[:80]}
+                    for number, job in jobs if number < 0 or job is not None]
+        return (members(self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=? LIMIT 20", (job_id,))),
+                members(self._db.read("SELECT child FROM dep WHERE parent=? LIMIT 20", (job_id,))))
+
+    def environment(self, job) -> bytes:
+        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,))
+        return rows[0][0] if rows else b""
+
+
 class Keep(Part):
     """Retention, removal, export and import, backup, check and repair."""
 
@@ -6549,6 +6630,7 @@ class Store:
         self.workers = Workers(self)
         self.schedules = Schedules(self)
         self.look = Look(self)
+        self.browse = Browse(self)
         self.keep = Keep(self)
         try:
             self.db.open(create, self.schedules.settle_zones)
@@ -11819,6 +11901,12 @@ LEVEL_STATUS = {"ok": 0, "fixed": 0, "warn": 1, "bad": 2}
 HEALTH_WORDS = {"ok": "OK", "warn": "WARNING", "bad": "CRITICAL"}
 
 
+def health_json(report: dict) -> dict:
+    worst_first = sorted(report["findings"], key=lambda found: -LEVEL_STATUS[found.level])
+    return {"status": HEALTH_WORDS[report["level"]].lower(), "jobs": report["jobs"], "workers": report["workers"],
+            "findings": [finding_json(found) for found in worst_first]}
+
+
 def cmd_health(args) -> int:
     """Print one line for a monitoring system: what is wrong, then figures; exit 0, 1 for a warning, 2 if it is critical."""
     queues = [parse_name(name, "a queue") for name in args.queue or ()]
@@ -11826,8 +11914,7 @@ def cmd_health(args) -> int:
     jobs, worst_first = report["jobs"], sorted(report["findings"], key=lambda found: -LEVEL_STATUS[found.level])
     waiting_now = jobs["pending"] + jobs["failed"]
     if args.json:
-        out_json({"status": HEALTH_WORDS[report["level"]].lower(), "jobs": jobs, "workers": report["workers"],
-                  "findings": [finding_json(found) for found in worst_first]})
+        out_json(health_json(report))
     else:
         text = "; ".join(finding_text(found, IN_SHORT) for found in worst_first) or "%d waiting, %d running, %s" % (
             waiting_now, jobs["processing"], plural(report["workers"], "worker"))
@@ -12044,11 +12131,1492 @@ def write_program(path: str, text: str) -> None:
     os.replace(path + ".new", path)
 
 
+# == Page ==============================================================================
+# What `queuectl web` shows: HTML, style and script of one page, which reads all its data from the server below.
+# This section calls nothing.
+
+PAGE_HTML = r"""
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="base" content="{BASE}">
+<meta name="csrf" content="{CSRF}">
+<meta name="read-only" content="{READ_ONLY}">
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16'
+ rx='4' fill='%233b5bdb'/%3E%3Cpath d='M4 5h8M4 8h8M4 11h5' stroke='white' stroke-width='1.6' stroke-linecap='round'/%3E%3C/svg%3E">
+<title>queuectl</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+  <a class="brand" href="#/"><svg viewBox="0 0 16 16" width="20" height="20" aria-hidden="true"><rect width="16" height="16" rx="4"/>
+    <path d="M4 5h8M4 8h8M4 11h5"/></svg>queuectl</a>
+  <nav aria-label="Pages"></nav>
+  <span id="live" role="status">connecting</span>
+</header>
+<p id="trouble" role="alert" hidden></p>
+<main id="main" tabindex="-1"></main>
+<dialog id="dialog" aria-labelledby="dialog-title"></dialog>
+<div id="toast" role="status" aria-live="polite"></div>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+PAGE_STYLE = r"""
+:root {
+  color-scheme: light dark;
+  --back: #f6f6f8; --card: #ffffff; --text: #1d1f24; --dim: #595d69; --line: #e2e3e8; --soft: #f0f1f4; --accent: #3553d0; --edge: #868a96;
+  --pending: #595d69; --processing: #1a5fd0; --completed: #17743f; --failed: #8a5c00; --dead: #c02626; --cancelled: #676b77;
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --back: #121316; --card: #1a1c20; --text: #e7e8ec; --dim: #a3a7b3; --line: #2e3138; --soft: #24272d; --accent: #93a9ff; --edge: #70747f;
+    --pending: #b3b7c2; --processing: #7fb6ff; --completed: #63d296; --failed: #e9b650; --dead: #ff8d84; --cancelled: #a0a4b0;
+  }
+}
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body { margin: 0; background: var(--back); color: var(--text); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  }
+a { color: var(--accent); text-decoration: none; }
+a:hover { text-decoration: underline; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
+main:focus { outline: none; }
+.skip { position: absolute; left: -999px; }
+.skip:focus { left: 8px; top: 8px; background: var(--card); padding: 8px 12px; z-index: 9; }
+header { position: sticky; top: 0; z-index: 5; display: flex; align-items: center; gap: 20px; padding: 0 24px; height: 52px;
+  background: var(--card); border-bottom: 1px solid var(--line); }
+.brand { display: flex; align-items: center; gap: 8px; font-weight: 650; color: var(--text); }
+.brand rect { fill: #3b5bdb; }
+.brand path { stroke: #fff; stroke-width: 1.6; stroke-linecap: round; }
+nav { display: flex; gap: 2px; flex: 1; overflow-x: auto; scrollbar-width: none; }
+nav a { padding: 5px 11px; border-radius: 7px; color: var(--dim); white-space: nowrap; }
+nav a:hover { background: var(--soft); text-decoration: none; }
+nav a[aria-current] { color: var(--text); background: var(--soft); font-weight: 550; }
+#live { color: var(--dim); font-size: 13px; white-space: nowrap; }
+#live::before { content: ""; display: inline-block; width: 8px; height: 8px; margin-right: 6px; border-radius: 50%;
+  background: var(--failed); }
+#live.on::before { background: var(--completed); }
+#trouble { margin: 0; padding: 10px 24px; background: var(--dead); color: var(--card); }
+main { max-width: 1240px; margin: 0 auto; padding: 24px; min-height: calc(100vh - 60px); }
+h1 { font-size: 22px; line-height: 1.3; margin: 0 0 16px; font-weight: 650; overflow-wrap: anywhere; }
+h2 { font-size: 15px; margin: 0 0 10px; font-weight: 600; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; min-width: 0; }
+.grid { display: grid; gap: 16px; grid-template-columns: repeat(2, minmax(0, 1fr)); margin-top: 16px; }
+.wide { grid-column: 1 / -1; }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; }
+.spread { justify-content: space-between; margin-bottom: 14px; }
+.spread h1, .spread h2 { margin: 0; }
+li .spread { margin-bottom: 0; }
+.dim { color: var(--dim); }
+.small { font-size: 13px; }
+.empty { color: var(--dim); padding: 26px 0; text-align: center; }
+.health { display: flex; align-items: baseline; gap: 12px; margin-bottom: 16px; }
+.health h1 { margin: 0; }
+.health::before { content: ""; flex: none; width: 13px; height: 13px; border-radius: 50%; background: var(--completed); }
+.health.warning::before { background: var(--failed); }
+.health.critical::before { background: var(--dead); }
+.tiles { display: grid; gap: 12px; grid-template-columns: repeat(6, minmax(0, 1fr)); }
+.tile { display: block; padding: 12px 16px; color: var(--text); }
+.tile:hover { border-color: var(--accent); text-decoration: none; }
+.tile b { display: block; font-size: 25px; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
+.tile.zero b { color: var(--dim); font-weight: 450; }
+.numbers { display: flex; flex-wrap: wrap; gap: 8px 32px; margin: 14px 0 0; }
+.numbers dt { color: var(--dim); font-size: 13px; }
+.numbers dd { margin: 0; font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
+.chart { display: block; width: 100%; height: 150px; }
+.chart .ok { fill: var(--completed); }
+.chart .bad { fill: var(--dead); }
+.chart .base { stroke: var(--line); }
+.state { display: inline-flex; align-items: center; gap: 6px; font-size: 13px; font-weight: 550; white-space: nowrap; }
+.state::before { content: ""; width: 8px; height: 8px; border-radius: 50%; background: currentColor; }
+.state.processing::before { animation: pulse 1.6s infinite; }
+@keyframes pulse { 50% { opacity: .35; } }
+@media (prefers-reduced-motion: reduce) { .state.processing::before { animation: none; } }
+.pending, .held, .idle, .paused { color: var(--pending); } .processing, .busy, .running { color: var(--processing); }
+.completed, .open, .working { color: var(--completed); } .failed, .timeout, .stopping, .snoozed, .released { color: var(--failed); }
+.dead, .crashed, .silent, .broken { color: var(--dead); } .cancelled { color: var(--cancelled); }
+th:last-child, td:last-child { padding-right: 0; }
+.scroll { overflow-x: auto; margin: 0 -18px; padding: 0 18px; }
+table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 500; font-size: 13px; color: var(--dim); padding: 4px 16px 6px 0; white-space: nowrap; }
+td { padding: 7px 16px 7px 0; border-top: 1px solid var(--line); vertical-align: middle; }
+th.number, td.number { text-align: right; }
+td.grow { width: 99%; max-width: 0; }
+tr[tabindex]:hover td, tr[tabindex]:focus td { background: var(--soft); }
+tr[tabindex]:focus { outline: none; }
+tr[tabindex]:focus td:first-child { box-shadow: inset 3px 0 var(--accent); }
+.cut { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; display: block; }
+code, pre, .mono { font-family: var(--mono); font-size: 13px; }
+time, .nowrap { white-space: nowrap; }
+button, .button, input, select, textarea { font: inherit; color: inherit; border: 1px solid var(--line); border-radius: 8px;
+  background: var(--card); padding: 5px 12px; min-height: 34px; max-width: 100%; }
+input, textarea, select { background: var(--back); border-color: var(--edge); }
+input[type=checkbox] { min-height: 0; width: 16px; height: 16px; accent-color: var(--accent); vertical-align: middle; }
+textarea { width: 100%; font-family: var(--mono); font-size: 13px; resize: vertical; }
+button, .button { cursor: pointer; white-space: nowrap; font-weight: 500; }
+button:hover, .button:hover { background: var(--soft); text-decoration: none; }
+button.main, .button.main { background: var(--accent); border-color: var(--accent); color: var(--card); }
+button.main:hover, .button.main:hover { filter: brightness(1.08); }
+button.danger { color: var(--dead); }
+button[aria-pressed=true] { background: var(--soft); border-color: var(--accent); }
+button.slim { min-height: 28px; padding: 1px 10px; font-size: 13px; }
+input.slim { min-height: 28px; padding: 1px 8px; width: 82px; font-size: 13px; }
+.filters { margin-bottom: 12px; }
+.filters input[type=search] { flex: 1; min-width: 200px; }
+.chips { gap: 6px; }
+.bar { position: sticky; bottom: 12px; margin-top: 12px; box-shadow: 0 4px 18px rgb(0 0 0 / 14%); z-index: 4; }
+.command { margin: 0 0 14px; padding: 12px 14px; background: var(--soft); border-radius: 9px; white-space: pre-wrap;
+  overflow-wrap: anywhere;
+  max-height: 180px; overflow: auto; }
+.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 18px; margin: 0; }
+.facts dt { color: var(--dim); }
+.facts dd { margin: 0; overflow-wrap: anywhere; }
+.log { margin: 0; height: 300px; resize: vertical; overflow: auto; background: #15171b; color: #dfe1e6; border-radius: 9px;
+  padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; }
+.c1 { font-weight: 700; } .c2 { opacity: .7; } .c3 { font-style: italic; } .c4 { text-decoration: underline; }
+.c30, .c90 { color: #9197a3; } .c31, .c91 { color: #ff8d84; } .c32, .c92 { color: #63d296; } .c33, .c93 { color: #e9b650; }
+.c34, .c94 { color: #7fb6ff; } .c35, .c95 { color: #d6a1ff; } .c36, .c96 { color: #5fd4d6; } .c37, .c97 { color: #ffffff; }
+.attempts { list-style: none; margin: 0; padding: 0; }
+.attempts li { padding: 7px 0; border-top: 1px solid var(--line); }
+.attempts li:first-child { border-top: 0; }
+.track { height: 6px; margin-top: 5px; background: var(--soft); border-radius: 3px; }
+.track div { height: 100%; min-width: 4px; border-radius: 3px; background: currentColor; }
+.progress { display: flex; height: 9px; border-radius: 5px; overflow: hidden; background: var(--soft); min-width: 120px; }
+.progress div { background: currentColor; }
+.graph { display: block; max-width: 100%; }
+.graph rect { fill: var(--soft); stroke: var(--line); }
+.graph .self rect { stroke: var(--accent); stroke-width: 2; }
+.graph path { fill: none; stroke: var(--cancelled); }
+.graph text { fill: currentColor; font-size: 12px; }
+.form { display: grid; grid-template-columns: 150px minmax(0, 1fr); gap: 10px 16px; align-items: start; }
+.form label { padding-top: 6px; }
+.form p { margin: 3px 0 0; }
+.form input:not([type=checkbox]) { width: 100%; max-width: 420px; }
+details summary { cursor: pointer; padding: 8px 0; color: var(--dim); }
+dialog { border: 1px solid var(--line); border-radius: 14px; background: var(--card); color: var(--text); padding: 22px 24px;
+  max-width: min(560px, calc(100vw - 32px)); }
+dialog::backdrop { background: rgb(0 0 0 / 45%); }
+kbd { font: 12px var(--mono); border: 1px solid var(--cancelled); border-radius: 5px; padding: 1px 6px; }
+#toast { position: fixed; right: 20px; bottom: 20px; z-index: 8; max-width: min(460px, calc(100vw - 40px)); }
+#toast div { background: var(--text); color: var(--card); border-radius: 9px; padding: 10px 16px; margin-top: 8px;
+  overflow-wrap: anywhere; }
+@media (max-width: 760px) {
+  header { flex-wrap: wrap; height: auto; padding: 10px 16px 8px; gap: 6px 12px; }
+  .brand { flex: 1; }
+  nav { order: 3; flex: 1 0 100%; margin: 0 -16px; padding: 0 12px; }
+  main { padding: 16px; }
+  .grid { grid-template-columns: minmax(0, 1fr); gap: 12px; margin-top: 12px; }
+  .tiles { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 8px; }
+  .tile { padding: 8px 10px; }
+  .tile b { font-size: 21px; }
+  .wider { display: none; }
+  .form { grid-template-columns: minmax(0, 1fr); gap: 4px; }
+  .log { height: 260px; }
+  .card { padding: 12px; }
+  .scroll { margin: 0 -12px; padding: 0 12px; }
+  th, td { padding-right: 8px; }
+  td time { font-size: 13px; }
+  .bar { position: static; box-shadow: none; }
+  .state { font-size: 12px; gap: 4px; }
+}
+"""
+
+PAGE_SCRIPT = r"""
+'use strict';
+const meta = name => document.querySelector(`meta[name=${name}]`).content;
+const $ = selector => document.querySelector(selector);
+const BASE = meta('base'), READ_ONLY = meta('read-only') === 'yes';
+const STATES = ['pending', 'processing', 'completed', 'failed', 'dead', 'cancelled'];
+const FINAL = ['completed', 'dead', 'cancelled'], WAITING = ['pending', 'failed'];
+if (location.search) history.replaceState(null, '', location.pathname + location.hash);  // the token leaves the address bar
+
+// -- text of jobs is text: controls, invalid characters and what reorders a line are shown as escapes --
+
+const HARMFUL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]/gu;
+const escaped = char => '\\u' + char.charCodeAt(0).toString(16).padStart(4, '0');
+const clean = text => String(text).replace(HARMFUL, escaped);
+const oneLine = text => clean(text).replace(/\s+/g, ' ');
+const cut = (text, most) => text.length > most ? text.slice(0, most) + '…' : text;
+
+// -- elements: h() makes them, sync() changes those on the page, so that focus, selection and scrolling stay --
+
+const SVG = new Set(['svg', 'g', 'rect', 'path', 'text', 'line', 'title', 'anchor']);  // anchor: a link within a picture
+const EVENTS = ['onclick', 'onchange', 'oninput', 'onsubmit', 'onkeydown', 'onscroll'];
+
+function h(kind, props, ...children) {
+  const [tag, ...classes] = kind.split('.');
+  const node = SVG.has(tag) ? document.createElementNS('http://www.w3.org/2000/svg', tag === 'anchor' ? 'a' : tag) :
+    document.createElement(tag);
+  if (classes.length) node.setAttribute('class', classes.join(' '));
+  for (const [name, value] of Object.entries(props || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (EVENTS.includes(name) || name === 'value' || name === 'checked' || name === 'own') node[name] = value;
+    else if (name === 'style') for (const [key, text] of Object.entries(value)) node.style.setProperty(key, text);
+    else if (name === 'class') node.setAttribute('class', (classes.join(' ') + ' ' + value).trim());
+    else node.setAttribute(name, value === true ? '' : value);
+  }
+  for (const child of children.flat(9)) {
+    if (child === null || child === undefined || child === false) continue;
+    node.append(child instanceof Node ? child : document.createTextNode(clean(child)));
+  }
+  return node;
+}
+
+function sync(from, to) {
+  if (from.nodeType === Node.TEXT_NODE) {
+    if (from.data !== to.data) from.data = to.data;
+    return;
+  }
+  for (const {name} of [...from.attributes]) if (!to.hasAttribute(name)) from.removeAttribute(name);
+  for (const {name, value} of to.attributes) {
+    if (from.getAttribute(name) === value) continue;
+    if (name === 'style') from.style.cssText = value; else from.setAttribute(name, value);  // the policy allows styles by script alone
+  }
+  for (const name of EVENTS) from[name] = to[name];
+  if (!to.own) fill(from, [...to.childNodes]);  // own: a script of its own looks after its content
+  if (to.matches('input, textarea, select')) {
+    if (from !== document.activeElement && !from.dirty) from.value = to.value;
+    from.checked = to.checked;
+  }
+}
+
+function fill(parent, fresh) {
+  const keyed = new Map([...parent.childNodes].filter(node => node.dataset?.key).map(node => [node.dataset.key, node]));
+  let place = parent.firstChild;
+  for (const node of fresh) {
+    const key = node.dataset?.key, known = key ? keyed.get(key) : place;
+    if (known && known.nodeName === node.nodeName && (key || !known.dataset?.key)) {
+      if (known === place) place = place.nextSibling; else parent.insertBefore(known, place);
+      keyed.delete(key);
+      sync(known, node);
+    } else {
+      parent.insertBefore(node, place);
+      if (place && !key && !place.dataset?.key) { const old = place; place = place.nextSibling; old.remove(); }
+    }
+  }
+  while (place) { const old = place; place = place.nextSibling; old.remove(); }
+}
+
+// -- the server --
+
+async function ask(path, options) {
+  let answer;
+  try { answer = await fetch(BASE + '/' + path, options); } catch (error) { throw new Error('the server does not answer'); }
+  if (!answer.ok) throw new Error((await answer.text()).trim() || answer.statusText);
+  return answer.json();
+}
+const parameters = query => new URLSearchParams(Object.entries(query).filter(([, value]) => value !== null && value !== undefined &&
+  value !== ''));
+const get = (path, query = {}) => ask('api/' + path + '?' + parameters(query));
+const post = (path, body) => ask('api/' + path, {method: 'POST', body: JSON.stringify(body),
+  headers: {'Content-Type': 'application/json', 'X-CSRF-Token': meta('csrf')}});
+
+function trouble(text) {
+  $('#trouble').hidden = !text;
+  $('#trouble').textContent = clean(text || '');
+  $('#live').className = text ? '' : 'on';
+  $('#live').textContent = text ? 'trouble' : 'live';
+}
+
+function toast(text) {
+  const note = h('div', null, text);
+  $('#toast').append(note);
+  setTimeout(() => note.remove(), 6000);
+}
+
+async function change(path, body, done) {
+  try {
+    const result = await post(path, body);
+    if (done) toast(typeof done === 'function' ? done(result) : done);
+    refresh();
+    return result;
+  } catch (error) { toast(error.message); }
+}
+
+let source = null, seen = null;
+function connect() {
+  if (source || document.hidden) return;
+  source = new EventSource(BASE + '/api/live');
+  source.onmessage = event => {
+    const {version, trouble: why} = JSON.parse(event.data);
+    trouble(why);
+    if (version !== seen) { seen = version; refresh(); }
+  };
+  source.onerror = () => {
+    trouble('The server does not answer. This page goes on by itself when it does.');
+    disconnect();
+    setTimeout(connect, 2000);
+  };
+}
+function disconnect() { if (source) source.close(); source = null; seen = null; }
+document.addEventListener('visibilitychange', () => document.hidden ? disconnect() : connect());  // six connections are a browser's most
+
+// -- times --
+
+function span(seconds) {
+  seconds = Math.max(0, seconds);
+  if (seconds < 0.9995) return Math.round(seconds * 1000) + ' ms';
+  if (seconds < 9.95) return seconds.toFixed(1) + ' s';
+  for (const [limit, unit, word] of [[120, 1, 's'], [7200, 60, 'min'], [172800, 3600, 'h']]) {
+    if (seconds < limit) return Math.floor(seconds / unit) + ' ' + word;
+  }
+  return Math.floor(seconds / 86400) + ' d';
+}
+function relative(time, running) {
+  const age = (Date.now() - Date.parse(time)) / 1000;
+  return age < 0 ? 'in ' + span(-age) : running ? span(Math.max(1, age)) : age < 1 ? 'now' : span(age) + ' ago';
+}
+const when = (time, running) => time ? h('time', {datetime: time, title: new Date(time).toLocaleString(), 'data-running': running},
+  relative(time, running)) : h('span.dim', null, '–');
+setInterval(() => document.querySelectorAll('time[datetime]').forEach(node => {
+  const text = relative(node.getAttribute('datetime'), node.hasAttribute('data-running'));
+  if (node.textContent !== text) node.textContent = text;
+}), 1000);
+const number = count => count.toLocaleString('en');
+const plural = (count, noun) => number(count) + ' ' + noun + (count === 1 ? '' : 's');
+
+// -- parts of pages --
+
+const stateOf = job => job.held && WAITING.includes(job.state) ? 'held' : job.state;
+const state = word => h('span.state', {class: word}, word);
+const link = (path, query, ...text) => h('a', {href: '#/' + path + (query ? '?' + parameters(query) : '')}, ...text);
+const jobLink = id => link('job/' + id, null, id);
+const button = (text, onclick, kind = '') => h('button' + kind, {type: 'button', onclick}, text);
+const write = (...nodes) => READ_ONLY ? null : nodes;
+const nothing = text => h('p.empty', null, text);
+const command = job => h('code.cut', {title: cut(job.command, 1000)}, cut(oneLine(job.name ? job.name + ': ' + job.command :
+  job.command), 300));
+
+function whyOf(job) {
+  if (job.error && job.error !== job.state) return job.error;
+  return job.exit_code ? 'exit ' + job.exit_code : '';
+}
+function timeOf(job) {
+  if (WAITING.includes(job.state) && Date.parse(job.run_at) > Date.now()) return when(job.run_at);
+  if (job.state === 'processing') return when(job.started_at, true);
+  return when(job.finished_at || job.created_at);
+}
+function table(label, titles, rows, empty) {
+  if (!rows.length) return nothing(empty);
+  const side = title => title[0] === '#' ? 'th.number' : title[0] === '~' ? 'th.wider' : 'th';
+  return h('div.scroll', null, h('table', {'aria-label': label},
+    h('thead', null, h('tr', null, titles.map(title => h(side(title), {scope: 'col'}, title.replace(/^[#~]/, ''))))),
+    h('tbody', null, rows)));
+}
+function field(row, key, label, save, hint) {
+  const input = h('input.slim', {value: row[key] ?? '', placeholder: 'none', 'aria-label': label, title: hint, disabled: READ_ONLY});
+  input.oninput = event => { event.target.dirty = true; };
+  input.onchange = event => { event.target.dirty = false; save(event.target.value.trim()); };
+  return input;
+}
+
+function dialog(title, content, buttons) {
+  const box = $('#dialog');
+  box.replaceChildren(h('h2', {id: 'dialog-title'}, title), ...[content].flat(), h('div.row', {style: {'margin-top': '18px'}},
+    buttons.map(([text, kind, act]) => button(text, () => { box.close(); if (act) act(); }, kind)), button('Close', () => box.close())));
+  box.showModal();
+  (box.querySelector('button.main') || box.querySelector('button')).focus();
+}
+
+const VERBS = {
+  retry: ['Retry', 'They run again, and their retries count from 0.', FINAL],
+  cancel: ['Cancel', 'What runs is ended; what waits does not start, and what comes after it does not either.', [...WAITING,
+    'processing']],
+  hold: ['Hold', 'They do not start until they are released.', WAITING],
+  release: ['Release', 'They start when it is their turn.', WAITING],
+  remove: ['Delete', 'The jobs, their history and their logs are removed for good.', FINAL]};
+
+async function act(verb, asked, what) {
+  const [word, meaning] = VERBS[verb], count = {sum: 0};
+  try {
+    await each({...asked, verb, dry: true}, result => { count.sum += result.count; });
+  } catch (error) { return toast(error.message); }
+  if (!count.sum) return toast(`${word}: none of ${what} is in a state for that.`);
+  dialog(`${word} ${plural(count.sum, 'job')}?`, [h('p', null, `Of ${what}, this is for ${plural(count.sum, 'job')}. ${meaning}`)],
+    [[`${word} ${plural(count.sum, 'job')}`, verb === 'remove' ? '.danger.main' : '.main', async () => {
+      let done = 0;
+      try {
+        await each({...asked, verb}, result => { done += result.done; result.left.slice(0, 3).forEach(toast); });
+      } catch (error) { toast(error.message); }
+      toast(`${word}: ${plural(done, 'job')}`);
+      chosen.clear();
+      refresh();
+    }]]);
+}
+async function each(asked, use) {  // the server does some hundred at a time, so that nobody else waits
+  let before = null;
+  do {
+    const result = await post('act', {...asked, filter: asked.filter && {...asked.filter, ...(before && {before})}});
+    use(result);
+    before = result.next;
+  } while (before);
+}
+const actions = job => write(Object.keys(VERBS).filter(verb => VERBS[verb][2].includes(job.state) &&
+  (verb !== 'hold' || !job.held) && (verb !== 'release' || job.held)).map(verb =>
+  button(VERBS[verb][0], () => act(verb, {ids: [job.id]}, 'job ' + job.id), verb === 'remove' ? '.danger' : '')));
+
+function chart(ends, range) {
+  const [width, bars, step] = {minute: [1, 60, 1], hour: [60, 60, 1], day: [60, 48, 30]}[range];
+  const now = Math.floor(Date.now() / 1000 / width / step), good = Array(bars).fill(0), bad = Array(bars).fill(0);
+  for (const [start, ok, failed] of ends[width === 1 ? 'seconds' : 'minutes']) {
+    const place = bars - 1 - (now - Math.floor(start / width / step));
+    if (place >= 0 && place < bars) { good[place] += ok; bad[place] += failed; }
+  }
+  const most = Math.max(1, ...good.map((count, i) => count + bad[i])), wide = 600 / bars;
+  const sum = list => list.reduce((one, other) => one + other, 0);
+  const label = `Last ${range}: ${plural(sum(good), 'completed attempt')}, ${number(sum(bad))} failed; at most ${most} per bar`;
+  const bar = (kind, i, count, below) => count ? h('rect.' + kind, {x: (i * wide + 1).toFixed(1), width: (wide - 2).toFixed(1), rx: 1.5,
+    y: (140 - 130 * (count + below) / most).toFixed(1), height: Math.max(1.5, 130 * count / most).toFixed(1)}) : null;
+  return {good: sum(good), bad: sum(bad), peak: 'at most ' + most + ' per ' + {minute: 'second', hour: 'minute', day:
+    'half hour'}[range], node: h('svg.chart', {viewBox: '0 0 600 150', preserveAspectRatio: 'none', role: 'img',
+    'aria-label': label},
+    h('title', null, label), h('line.base', {x1: 0, x2: 600, y1: 141, y2: 141}),
+    good.map((count, i) => [bar('ok', i, count, 0), bar('bad', i, bad[i], count)]))};
+}
+
+// -- pages: each loads its data, and draws it --
+
+function healthOf(data) {
+  const faults = [], waiting = data.oldest_waiting, age = waiting && (Date.now() - Date.parse(waiting.run_at)) / 1000;
+  const alive = data.workers.filter(worker => ['busy', 'idle'].includes(worker.state)).length;
+  if (waiting && !alive) faults.push(['critical', 'Jobs wait, and no worker is running']);
+  for (const {id, state: how} of data.supervisors) if (['dead', 'silent'].includes(how)) faults.push(['critical',
+    `Supervisor ${id} is ${how}`]);
+  const broken = data.schedules.filter(schedule => schedule.error).length;
+  if (broken) faults.push(['critical', plural(broken, 'schedule') + ' can not run']);
+  if (waiting && alive && age > 600) faults.push(['warning', 'The oldest ready job has waited ' + span(age)]);
+  if (data.jobs.dead) faults.push(['warning', plural(data.jobs.dead, 'job') + (data.jobs.dead === 1 ? ' is' : ' are') + ' dead']);
+  const paused = data.queues.filter(queue => queue.paused).map(queue => queue.name);
+  if (paused.length) faults.push(['warning', 'Paused: ' + paused.join(', ')]);
+  const level = faults.some(([how]) => how === 'critical') ? 'critical' : faults.length ? 'warning' : 'well';
+  const text = faults.map(([, words]) => words).join(' · ') || (alive || !data.jobs.pending ? 'All is well' : 'Nothing is due');
+  return h('div.health', {class: level}, h('h1', null, text));
+}
+
+let range = 'hour';
+function drawOverview(data) {
+  const drawn = chart(data.ends, range), recent = data.recent;
+  const fact = (name, value) => h('div', null, h('dt', null, name), h('dd', null, value));
+  return [
+    healthOf(data),
+    h('div.tiles', null, STATES.map(word => h('a.card.tile', {href: '#/jobs?state=' + word, class: data.jobs[word] ? '' : 'zero'},
+      h('b', null, number(data.jobs[word])), state(word)))),
+    h('section.card.wide', {style: {'margin-top': '16px'}, 'aria-label': 'Throughput'},
+      h('div.row.spread', null, h('h2', null, 'Throughput ', h('span.dim.small', null, drawn.peak)), h('div.row', {role: 'group',
+        'aria-label': 'Range'},
+        ['minute', 'hour', 'day'].map(name => h('button.slim', {type: 'button', 'aria-pressed': String(name === range),
+          onclick: () => { range = name; draw(); }}, name)))),
+      drawn.node,
+      h('dl.numbers', null, fact('completed', number(drawn.good)), fact('failed', number(drawn.bad)),
+        fact('duration, median', recent ? span(recent.p50) : '–'), fact('duration, 95 %', recent ? span(recent.p95) : '–'),
+        fact('waited, median', recent && recent.waited_p50 !== null ? span(recent.waited_p50) : '–'),
+        fact('oldest ready job', data.oldest_waiting ? when(data.oldest_waiting.run_at, true) : 'none'))),
+    h('div.grid', null,
+      h('section.card.wide', null, h('h2', null, 'Queues'), table('Queues',
+        ['Queue', 'State', '#Pending', '#Running', '#Failed', '#Dead', 'At once', 'Rate', ''], data.queues.map(queueRow), '')),
+      h('section.card', null, h('h2', null, 'Workers'), table('Workers', ['Worker', 'State', 'Job', '~Since', '#Done'],
+        data.workers.map(worker => h('tr', {'data-key': 'w' + worker.id}, h('td', null, worker.id), h('td', null, state(worker.state)),
+          h('td', null, worker.job ? jobLink(worker.job) : h('span.dim', null, worker.note || '–')), h('td.wider', null,
+            when(worker.started_at)),
+          h('td.number', null, number(worker.done)))), 'No worker runs. Start some with: queuectl worker start')),
+      h('section.card', null, h('h2', null, 'Next schedules'), table('Next schedules', ['Schedule', 'Next', 'Last job'],
+        data.schedules.map(row => h('tr', null, h('td.grow', null, h('span.cut', null, row.name)),
+          h('td', null, row.error ? h('span.dead', null, row.error) : when(row.next_at)),
+          h('td', null, row.last_job ? jobLink(row.last_job) : '–'))), 'No schedules')),
+      h('section.card.wide', null, h('h2', null, 'Latest failures'), table('Latest failures', ['Job', 'State', 'Command', '~Last line',
+        'Why', '~When'],
+        data.failures.map(job => h('tr', {'data-key': 'f' + job.id}, h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))),
+          h('td.grow', null, command(job)), h('td.grow.wider', null, h('code.cut.dim', null, oneLine(job.last_line || ''))),
+          h('td.nowrap', null, whyOf(job)), h('td.wider', null, when(job.finished_at)))), 'No attempt has failed lately')))];
+}
+
+function queueRow(row) {
+  const set = changes => change('queue', {name: row.name, ...changes}, `Queue ${row.name} is changed`);
+  return h('tr', {'data-key': 'q' + row.name}, h('td', null, link('jobs', {queue: row.name}, row.name)),
+    h('td', null, state(row.paused ? 'paused' : 'open')), ['pending', 'processing', 'failed', 'dead'].map(word =>
+      h('td.number', null, number(row.jobs[word]))),
+    h('td', null, field(row, 'max_running', 'Jobs at once of queue ' + row.name, value => set({max_running: value}),
+      'jobs at once; empty: no limit')),
+    h('td', null, field(row, 'rate', 'Rate of queue ' + row.name, value => set({rate: value}),
+      'starts per time, as in 10/m; empty: no limit')),
+    h('td.number', null, write(h('button.slim', {type: 'button', 'aria-label': (row.paused ? 'Resume' : 'Pause') + ' queue ' + row.name,
+      onclick: () => set({paused: !row.paused})}, row.paused ? 'Resume' : 'Pause'))));
+}
+
+const chosen = new Set();
+const FILTERS = ['state', 'queue', 'name', 'text', 'label', 'batch', 'schedule', 'like'];
+
+async function loadJobs(query) {
+  let found = {jobs: [], next: query.before};
+  do {  // the server looks for a tenth of a second at a time
+    const part = await get('jobs', {...query, before: found.next, limit: 50});
+    found = {...part, jobs: found.jobs.concat(part.jobs)};
+  } while (found.next && !found.jobs.length);
+  return {...found, queues: await get('queues')};
+}
+
+function drawJobs(data, query) {
+  const filter = Object.fromEntries(FILTERS.filter(key => query[key]).map(key => [key, query[key]]));
+  const go = changes => { location.hash = '#/jobs?' + parameters({...filter, ...changes}); };
+  const chip = (word, count) => h('button.slim', {type: 'button', 'aria-pressed': String((filter.state || '') === word),
+    onclick: () => go({state: word})}, word || 'all', ' ', h('span.dim', null, number(count)));
+  const search = (key, label, kind) => h('input', {type: kind || 'text', 'data-filter': key, value: filter[key] || '', placeholder: label,
+    'aria-label': label, onchange: event => go({[key]: event.target.value.trim()})});
+  const ids = [...chosen], all = ids.length === 0;
+  const asked = all ? {filter} : {ids}, what = all ? (Object.keys(filter).length ? 'all jobs that match' : 'all jobs') :
+    plural(ids.length, 'chosen job');
+  return [
+    h('div.row.spread', null, h('h1', null, 'Jobs'), write(h('a.button.main', {href: '#/new'}, 'New job'))),
+    h('div.row.chips.filters', {role: 'group', 'aria-label': 'State'}, chip('', STATES.reduce((sum, word) => sum + data.counts[word], 0)),
+      STATES.map(word => chip(word, data.counts[word]))),
+    h('div.row.filters', {role: 'search'}, search('text', 'Text of the command', 'search'), search('name', 'Name, as in nightly-*'),
+      h('select', {'aria-label': 'Queue', onchange: event => go({queue: event.target.value})}, h('option', {value: ''}, 'all queues'),
+        data.queues.map(row => h('option', {value: row.name, selected: row.name === filter.queue}, row.name))),
+      ['batch', 'schedule', 'label', 'like'].filter(key => filter[key]).map(key =>
+        button(`${key === 'like' ? 'like job' : key} ${filter[key]} ✕`, () => go({[key]: ''})))),
+    h('section.card', {'aria-label': 'Jobs'}, table('Jobs', READ_ONLY ? ['Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'] :
+      ['', 'Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'], data.jobs.map(jobRow), 'No job matches.'),
+    h('div.row.spread', {style: {'margin-top': '12px'}}, query.before ? button('Newest', () => go({})) : h('span'),
+      data.next ? h('a.button', {href: '#/jobs?' + parameters({...filter, before: data.next})}, 'Older') : h('span'))),
+    write(h('div.card.bar.row', {role: 'group', 'aria-label': 'Actions'}, h('span', null, 'With ' + what + ':'),
+      Object.keys(VERBS).map(verb => button(VERBS[verb][0], () => act(verb, asked, what), verb === 'remove' ? '.slim.danger' : '.slim')),
+      all ? null : button('Choose none', () => { chosen.clear(); draw(); }, '.slim')))];
+}
+
+function jobRow(job) {
+  const flip = () => { chosen.has(job.id) ? chosen.delete(job.id) : chosen.add(job.id); draw(); };
+  return h('tr', {'data-key': 'j' + job.id, tabindex: 0, 'data-id': job.id, onkeydown: event => {
+    if (event.target !== event.currentTarget) return;
+    if (event.key === 'Enter') location.hash = '#/job/' + job.id;
+    if (event.key === 'x' && !READ_ONLY) flip();
+  }, onclick: event => { if (!event.target.closest('a, input') && !String(getSelection())) location.hash = '#/job/' + job.id; }},
+    write(h('td', null, h('input', {type: 'checkbox', checked: chosen.has(job.id), 'aria-label': 'Choose job ' + job.id, onchange:
+      flip}))),
+    h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))), h('td.grow', null, command(job)), h('td.wider', null, job.queue),
+    h('td.wider', null, `${job.attempts}/${job.max_retries + 1}`), h('td', null, timeOf(job)),
+    h('td.wider', null, h('span.cut', {style: {'max-width': '16em'}, title: whyOf(job)}, whyOf(job))));
+}
+
+function drawJob(job) {
+  const facts = [['queue', link('jobs', {queue: job.queue}, job.queue)], ['priority', job.priority], ['directory', h('code', null,
+    job.cwd)],
+    ['created', when(job.created_at)], ['not before', Date.parse(job.run_at) > Date.now() && when(job.run_at)], ['started',
+      when(job.started_at)],
+    ['ended', when(job.finished_at)], ['took', job.duration !== null && span(job.duration)],
+    ['attempts', `${job.attempts} of ${job.max_retries + 1}`], ['timeout', job.timeout && span(job.timeout)],
+    ['batch', job.batch && link('jobs', {batch: job.batch}, job.batch)], ['schedule', job.schedule && link('jobs', {schedule:
+      job.schedule}, job.schedule)],
+    ['key', job.key], ['unique', job.unique], ['slots', job.slots > 1 && job.slots], ['worker', job.worker], ['waits', job.note],
+    ['why', whyOf(job)]];
+  return [
+    h('div.row.spread', null, h('h1', null, 'Job ' + job.id + (job.name ? ' · ' + job.name : '')), h('div.row', null,
+      state(stateOf(job)), actions(job),
+      write(h('a.button', {href: '#/new?like=' + job.id}, 'Enqueue again with changes')))),
+    h('pre.command', {tabindex: 0, 'aria-label': 'Command'}, cut(job.command, 20000)),
+    job.reasons.length ? h('section.card', {style: {'margin-bottom': '16px'}}, h('h2', null, 'Why it is not running'),
+      job.reasons.map(reason => h('div', null, 'It waits: ' + reason))) : null,
+    h('section.card', {'aria-label': 'Log'}, h('div.row.spread', null, h('h2', null, 'Output'), h('div.row', null,
+      job.history.length > 1 ? h('select', {'aria-label': 'Attempt', onchange: event => log.open(job.id, +event.target.value)},
+        job.history.map(row => h('option', {value: row.attempt, selected: row.attempt === job.attempt}, 'attempt ' + row.attempt))) :
+          null,
+      h('a.button', {href: BASE + '/api/log?' + parameters({id: job.id, attempt: job.attempt, download: 1}), download: ''}, 'Download'))),
+      h('pre.log', {own: true, tabindex: 0, 'aria-label': 'Output of the job', id: 'log'})),
+    h('div.grid', null,
+      h('section.card', null, h('h2', null, 'Attempts'), job.history.length ? attempts(job) : nothing('It has not run yet')),
+      h('section.card', null, h('h2', null, 'Facts'), h('dl.facts', null, facts.filter(([, value]) => value || value === 0).map(([name,
+        value]) =>
+        [h('dt', null, name), h('dd', null, value)]))),
+      job.parents.length + job.children.length ? h('section.card.wide', null, h('h2', null, 'Family'), family(job)) : null,
+      h('section.card.wide', null, h('details', null, h('summary', null, plural(Object.keys(job.variables).length,
+        'environment variable')),
+        h('dl.facts.mono', null, Object.entries(job.variables).map(([name, value]) => [h('dt', null, name), h('dd', null, value)])))))];
+}
+
+function attempts(job) {
+  const times = job.history.flatMap(row => [row.started_at, row.finished_at]).filter(Boolean).map(Date.parse);
+  const first = Math.min(...times), last = Math.max(Date.now() * (job.state === 'processing'), ...times), whole = Math.max(1,
+    last - first);
+  return h('ol.attempts', null, job.history.slice(-50).map(row => {
+    const start = Date.parse(row.started_at), end = row.finished_at ? Date.parse(row.finished_at) : Date.now();
+    const error = row.error || (row.exit_code ? 'exit ' + row.exit_code : '');
+    return h('li', {'data-key': 'a' + row.attempt}, h('div.row.spread', null, h('span', null, 'Attempt ' + row.attempt + ' ',
+      state(row.outcome), ' ',
+      h('span.dim', null, error)), h('span.small.dim', null, row.duration === null ? when(row.started_at, true) : span(row.duration))),
+      h('div.track', {class: row.outcome}, h('div', {style: {'margin-left': 100 * (start - first) / whole * 0.98 + '%',
+        width: 100 * Math.max(0, end - start) / whole + '%'}})));
+  }));
+}
+
+function family(job) {
+  const tall = 34, rows = Math.max(job.parents.length, job.children.length, 1), height = rows * tall + 6;
+  const box = (x, y, other, self) => h('g', {class: self ? 'self' : other.state}, h('anchor', {href: self ? null : '#/' +
+    (other.batch ? 'jobs?batch=' + other.batch : 'job/' + other.id)}, h('rect', {x, y, width: 190, height: 26, rx: 7}), h('text', {x:
+      x + 9, y: y + 17},
+      cut(oneLine(other.batch ? 'batch ' + other.batch : `${other.id} ${other.state} ${other.name || other.command}`), 26))));
+  const middle = height / 2 - 13, at = (list, i) => (height - list.length * tall) / 2 + i * tall + 4;
+  const curve = (x1, y1, x2, y2) => h('path', {d: `M${x1} ${y1 + 13} C${x1 + 35} ${y1 + 13} ${x2 - 35} ${y2 + 13} ${x2} ${y2 + 13}`});
+  return h('div.scroll', null, h('svg.graph', {viewBox: `0 0 720 ${height}`, width: 720, height, role: 'img', 'aria-label':
+    `comes after ${plural(job.parents.length, 'job')}; ${plural(job.children.length, 'job')} come after it`},
+    job.parents.map((other, i) => [curve(191, at(job.parents, i), 264, middle), box(1, at(job.parents, i), other)]),
+    job.children.map((other, i) => [curve(456, middle, 528, at(job.children, i)), box(529, at(job.children, i), other)]), box(265,
+      middle, job, true)));
+}
+
+// The output of one attempt: read from where the last answer ended; colours become classes, other escapes are shown.
+const log = {
+  async open(id, attempt) {
+    Object.assign(this, {id, attempt, place: null, live: true, styles: [], size: 0});
+    $('#log')?.replaceChildren();
+    await this.read();
+  },
+  async read() {
+    if (this.busy || !this.live || !$('#log')) return;
+    this.busy = true;
+    const {id, attempt} = this;
+    try {
+      let part;
+      do {
+        part = await get('log', {id, attempt, offset: this.place});
+        const box = $('#log');
+        if (id !== this.id || attempt !== this.attempt || !box) return;
+        if (this.place === null && part.start > 0) box.append(h('span.c2', null,
+          `… ${number(part.start)} bytes before this: download them\n`));
+        const end = box.scrollHeight - box.scrollTop - box.clientHeight < 30;
+        this.add(box, part.text);
+        Object.assign(this, {place: part.next, live: part.running});
+        if (end) box.scrollTop = box.scrollHeight;
+      } while (part.next < part.size && part.text);
+      if (!this.live && this.place === 0 && !$('#log').firstChild) $('#log').append(h('span.c2', null, 'It has written nothing.'));
+    } catch (error) { trouble(error.message); } finally { this.busy = false; }
+    if (id !== this.id || attempt !== this.attempt) this.read();
+  },
+  add(box, text) {  // of a line that was written over, as a progress bar does, the last state is shown
+    for (const [i, piece] of text.replace(/\r+\n/g, '\n').split(/\x1b\[([0-9;]{0,40})m/).entries()) {
+      if (i % 2) {
+        for (const code of piece.split(';').map(Number)) this.styles = code === 0 ? [] : code === 39 ? this.styles.filter(c => c < 30) :
+          this.styles.filter(c => code < 30 || c < 30).concat(code);
+      } else if (piece) {
+        const shown = piece.split('\n').map(line => line.slice(line.replace(/\r+$/, '').lastIndexOf('\r') + 1).replace(/\r/g,
+          '')).join('\n');
+        this.size += shown.length;
+        box.append(h('span', {class: this.styles.slice(-6).map(code => 'c' + code).join(' ')}, shown));
+      }
+    }
+    while (box.childNodes.length > 3000 || this.size > 2000000 && box.childNodes.length > 1) {
+      this.size -= box.firstChild.textContent.length;
+      box.firstChild.remove();
+    }
+  }};
+
+const drawDead = groups => [
+  h('div.row.spread', null, h('h1', null, 'Dead letter queue'), link('jobs', {state: 'dead'}, 'All dead jobs')),
+  h('section.card', {'aria-label': 'Groups'}, table('Dead jobs by command and error', ['#Jobs', 'Command', 'Why', '~First', 'Last', ''],
+    groups.map(({count, job, first_at, last_at}) => h('tr', {'data-key': 'd' + job.id}, h('td.number', null, link('jobs', {state:
+      'dead', like: job.id},
+      number(count))), h('td.grow', null, command(job)), h('td', null, h('span.cut', {style: {'max-width': '18em'}}, whyOf(job))),
+      h('td.wider', null, when(first_at)), h('td', null, when(last_at)), h('td.number.nowrap', null, write([['retry', ''], ['remove',
+        '.danger']].map(
+        ([verb, kind]) => h('button.slim' + kind, {type: 'button', 'aria-label':
+          `${verb === 'retry' ? 'Retry' : 'Purge'} group of job ${job.id}`,
+          style: {'margin-left': '6px'}, onclick: () => act(verb, {filter: {state: 'dead', like: job.id}}, 'this group')},
+        verb === 'retry' ? 'Retry' : 'Purge')))))), 'No job is dead.'))];
+
+const drawBatches = rows => [
+  h('h1', null, 'Batches'),
+  h('section.card', {'aria-label': 'Batches'}, table('Batches', ['Batch', 'Progress', '#Ended', '~Age'], rows.map(row => {
+    const sum = STATES.reduce((total, word) => total + row.jobs[word], 0), gone = Math.max(0, row.total - sum),
+      ended = row.total - row.unfinished;
+    return h('tr', {'data-key': 'b' + row.id}, h('td.nowrap', null, link('jobs', {batch: row.id}, row.id + (row.label ?
+      ' · ' + cut(row.label, 40) : ''))),
+      h('td.grow', null, h('div.progress', {role: 'progressbar', 'aria-valuemin': 0, 'aria-valuemax': row.total, 'aria-valuenow': ended,
+        'aria-label': 'Batch ' + row.id}, [['completed', row.jobs.completed + gone], ['processing', row.jobs.processing], ['failed',
+          row.jobs.failed],
+        ['dead', row.jobs.dead], ['cancelled', row.jobs.cancelled]].map(([word, count]) => count ? h('div', {class: word, title:
+          `${count} ${word}`,
+          style: {width: 100 * count / Math.max(1, row.total) + '%'}}) : null))),
+      h('td.number.nowrap', null, `${number(ended)} of ${number(row.total)}`), h('td.wider', null, when(row.created_at)));
+  }), 'No batches: a file of jobs and each run is one.'))];
+
+const drawSchedules = rows => [
+  h('h1', null, 'Schedules'),
+  h('section.card', {'aria-label': 'Schedules'}, table('Schedules', ['Schedule', 'State', 'Times', 'Next', '~Last', '~Command', ''],
+    rows.map(row => {
+    const verb = (word, text, kind, done) => h('button.slim' + kind, {type: 'button', style: {'margin-left': '6px'}, 'aria-label':
+      text + ' ' + row.name,
+      onclick: () => change('schedule', {verb: word, name: row.name}, done || (() => `${row.name}: done`))}, text);
+    return h('tr', {'data-key': 's' + row.name}, h('td.nowrap', null, link('jobs', {schedule: row.name}, row.name)),
+      h('td', null, state(row.error ? 'broken' : row.paused ? 'paused' : 'open')),
+      h('td.nowrap', null, h('code', null, row.spec || 'every ' + span(row.every)), row.tz ? h('span.dim.small', null, ' ' + row.tz) :
+        null),
+      h('td', null, row.error ? h('span.dead', null, row.error) : when(row.next_at)),
+      h('td.wider', null, row.last_job ? [jobLink(row.last_job), ' ', when(row.last_at)] : '–'),
+      h('td.grow.wider', null, h('code.cut', null, oneLine([row.command].flat().join(' ')))),
+      h('td.number.nowrap', null, write(verb('run', 'Run now', '', result => `${row.name}: job ${result.id}`),
+        verb(row.paused ? 'resume' : 'pause', row.paused ? 'Resume' : 'Pause', ''))));
+  }), 'No schedules: queuectl cron add makes one.'))];
+
+const drawConfig = rows => [
+  h('h1', null, 'Settings'),
+  h('section.card', {'aria-label': 'Settings'}, table('Settings', ['Setting', 'Value', '~Default', '~Meaning', ''], rows.map(row => {
+    const input = field(row, 'value', row.key, value => change('config', {key: row.key, value}, row.key + ' is set'), row.meaning);
+    input.style.setProperty('width', '150px');
+    return h('tr', {'data-key': row.key}, h('td', null, h('code', null, row.key)), h('td', null, input),
+      h('td.wider', null, h('code.dim', null, row.default)), h('td.grow.wider', null, h('span.small', null, row.meaning)),
+        h('td.number', null,
+        write(row.value !== row.default ? h('button.slim', {type: 'button', 'aria-label': 'Reset ' + row.key, onclick: () =>
+          change('config', {key: row.key, value: null}, row.key + ' is back at its default')}, 'Reset') : null)));
+  }), ''))];
+
+async function loadNew(query) {
+  return {options: await get('options'), like: query.like ? await get('job', {id: query.like}) : null};
+}
+const COMMON = ['queue', 'name', 'priority', 'delay', 'max_retries', 'timeout', 'cwd'];
+function drawNew({options, like}) {
+  const known = like ? {...like, name: '', delay: '', unique: '', key: like.key} : {};
+  const line = option => {
+    const value = known[option.name], shown = value === null || value === undefined || typeof value === 'object' || value === false ?
+      '' : String(value);
+    const id = 'option-' + option.name, hint = h('p.dim.small', {id: id + '-hint'}, option.meaning);
+    return [h('label', {for: id}, option.name.replace(/_/g, ' ')), h('div', null, option.metavar === null ?
+      h('input', {type: 'checkbox', id, name: option.name, 'aria-describedby': id + '-hint'}) :
+      h('input', {id, name: option.name, value: COMMON.includes(option.name) || like && ['backoff', 'slots', 'key',
+        'shell'].includes(option.name) ?
+        shown : '', placeholder: option.metavar, 'aria-describedby': id + '-hint'}), hint)];
+  };
+  const byName = Object.fromEntries(options.map(option => [option.name, option]));
+  return [
+    h('h1', null, like ? `Enqueue job ${like.id} again` : 'New job'),
+    h('form.card', {onsubmit: event => { event.preventDefault(); enqueue(event.target, like); }},
+      h('div.form', null, h('label', {for: 'command'}, 'command'), h('div', null, h('textarea', {id: 'command', name: 'command', rows:
+        4, required: true,
+        spellcheck: 'false', value: like ? like.command : ''}), h('p.dim.small', null, like ?
+          'It runs where that job ran, with its variables.' :
+        'A shell command. It runs where the server was started, with its variables.')), COMMON.map(name => line(byName[name]))),
+      h('details', null, h('summary', null, 'More options'), h('div.form', null,
+        options.filter(option => !COMMON.includes(option.name) && option.name !== 'stdin').map(line))),
+      h('p', null, h('button.main', {type: 'submit'}, 'Enqueue')))];
+}
+async function enqueue(form, like) {
+  const job = like ? {like: like.id} : {};
+  for (const input of form.elements) {
+    if (!input.name || input.name === 'cwd' && like && input.value === like.cwd) continue;
+    const text = input.value.trim();
+    if (input.type === 'checkbox' ? input.checked : text) {
+      job[input.name] = input.type === 'checkbox' || (input.name === 'command' ? input.value : text);
+    }
+  }
+  const result = await change('enqueue', job, ({id}) => 'Enqueued as job ' + id);
+  if (result) location.hash = '#/job/' + result.id;
+}
+
+const PAGES = {
+  '': {title: 'Overview', load: () => get('overview'), draw: drawOverview},
+  jobs: {title: 'Jobs', load: loadJobs, draw: drawJobs},
+  job: {load: (query, id) => get('job', {id}), draw: drawJob, after: (job, fresh) =>
+    fresh || log.id !== job.id || job.attempt > log.newest ? (log.newest = job.attempt, log.open(job.id, job.attempt)) : log.read()},
+  dead: {title: 'Dead', load: () => get('dlq'), draw: drawDead},
+  batches: {title: 'Batches', load: () => get('batches'), draw: drawBatches},
+  schedules: {title: 'Schedules', load: () => get('schedules'), draw: drawSchedules},
+  new: {title: 'New job', load: loadNew, draw: drawNew, still: true, writes: true},
+  config: {title: 'Settings', load: () => get('config'), draw: drawConfig}};
+const pages = Object.entries(PAGES).filter(([, page]) => page.title && !(page.writes && READ_ONLY));
+
+// -- what is shown: the address says it; it is drawn again when the queue has changed --
+
+let shown = {}, busy = false, again = false;
+function place() {
+  const [path, query] = location.hash.replace(/^#\/?/, '').split('?'), [name, id] = path.split('/');
+  return {name: PAGES[name] ? name : '', id: id && decodeURIComponent(id), query: Object.fromEntries(new URLSearchParams(query))};
+}
+function draw() {
+  const {page, data, query, fresh} = shown;
+  if (!data) return;
+  fill($('#main'), page.draw(data, query).flat().filter(Boolean));
+  if (page.after) page.after(data, fresh);
+  shown.fresh = false;
+}
+async function refresh() {
+  if (busy) { again = true; return; }
+  const wanted = shown;
+  if (wanted.page.still && wanted.data) return;
+  busy = true;
+  try {
+    const data = await wanted.page.load(wanted.query, wanted.id);
+    if (wanted === shown) { shown.data = data; draw(); if (source) trouble(null); }
+  } catch (error) {
+    if (wanted === shown) trouble(error.message);
+  }
+  // at most so often, however much happens
+  setTimeout(() => { busy = false; if (again) { again = false; refresh(); } }, wanted === shown ? 700 : 0);
+}
+function navigate() {
+  const {name, id, query} = place(), other = name !== shown.name;
+  shown = {page: PAGES[name], name, id, query, fresh: true};
+  document.title = (PAGES[name].title || 'Job ' + id) + ' · queuectl';
+  fill($('nav'), pages.map(([key, page]) => h('a', {href: '#/' + key, 'aria-current': key === name ? 'page' : null}, page.title)));
+  if (other) {
+    chosen.clear();
+    $('#main').replaceChildren();
+    $('#main').focus({preventScroll: true});
+    scrollTo(0, 0);
+  }
+  busy = false;
+  refresh();
+}
+addEventListener('hashchange', navigate);
+
+// -- keys --
+
+const KEYS = [['/', 'search jobs'], ['j k', 'next, previous row'], ['Enter', 'open the row'], ['x', 'choose the row'], ['r c l d',
+  'retry, cancel, hold, delete: what is chosen, or the row'], ['g o, g j, g d', 'overview, jobs, dead letter queue'],
+    ['g b, g s, g n, g c',
+  'batches, schedules, new job, settings'], ['?', 'this help']];
+const GO = {o: '', j: 'jobs', d: 'dead', b: 'batches', s: 'schedules', n: 'new', c: 'config'};
+const DO = {r: 'retry', c: 'cancel', l: 'hold', d: 'remove'};
+let before = null;
+addEventListener('keydown', event => {
+  const {key} = event, last = before;
+  before = null;
+  if (event.ctrlKey || event.metaKey || event.altKey || $('#dialog').open) return;
+  if (event.target.matches('input:not([type=checkbox]), textarea, select')) {
+    if (key !== 'Escape') return;
+    event.preventDefault();  // the browser would empty the search
+    event.target.blur();
+    return;
+  }
+  const rows = [...document.querySelectorAll('tr[tabindex]')], at = rows.indexOf(document.activeElement);
+  if (last === 'g' && key in GO) location.hash = '#/' + GO[key];
+  else if (key === 'g') before = 'g';
+  else if (key === '?') dialog('Keys', h('dl.facts', null, KEYS.map(([keys, meaning]) => [h('dt', null, keys.split(' ').map(one =>
+    [h('kbd', null, one), ' '])),
+    h('dd', null, meaning)])), []);
+  else if (key === '/') {
+    const box = document.querySelector('[data-filter=text]');
+    if (box) box.focus(); else { location.hash = '#/jobs'; setTimeout(() => document.querySelector('[data-filter=text]')?.focus(), 400); }
+  } else if ((key === 'j' || key === 'k') && rows.length) rows[Math.max(0, Math.min(rows.length - 1, at + (key === 'j' ? 1 :
+    -1)))].focus();
+  else if (key in DO && !READ_ONLY) {
+    const ids = chosen.size ? [...chosen] : at >= 0 ? [+rows[at].dataset.id] : shown.name === 'job' && shown.data ? [shown.data.id] : [];
+    if (!ids.length) return;
+    act(DO[key], {ids}, ids.length === 1 ? 'job ' + ids[0] : plural(ids.length, 'chosen job'));
+  } else return;
+  event.preventDefault();
+});
+
+setInterval(() => { if (shown.name === 'job' && !document.hidden) log.read(); if (shown.name === '' && !document.hidden) draw(); }, 1000);
+navigate();
+connect();
+"""
+
+
+# == Web ===============================================================================
+# `queuectl web`: a server for the page above and for the JSON that it reads.  Who may ask is decided before anything is read.
+# Calls Page, Commands, Metrics, Views, Reports, Store.
+
+WEB_CONNECTIONS = 100        # at once; each has a thread
+WEB_STREAMS = 64             # of these, pages that wait for changes
+WEB_REQUEST_S = 10.0         # how long a request may take to arrive
+WEB_BODY = STDIN_LIMIT + 2**17
+WEB_LOG = 2**18              # bytes of a log in one answer
+WEB_PATIENCE_S = 2.0         # how long a request waits for a locked database
+WEB_LOOK_S = 0.25            # how often the server looks for changes
+WEB_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+               "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
+WEB_STATUS = {UserError: 400, QueueGone: 503, sqlite3.Error: 503, OSError: 503}
+SECRET = "••••••"            # in place of the value of each variable
+
+# What a request for a change may ask, of jobs in these states: the function that does it.
+WEB_VERBS = {
+    "retry": (FINAL, lambda store, ids: store.life.retry(ids)),
+    "cancel": (WAITING + ("processing",), lambda store, ids: cancel(store, ids)),
+    "hold": (WAITING, lambda store, ids: store.life.hold(ids)),
+    "release": (WAITING, lambda store, ids: store.life.hold(ids, False)),
+    "remove": (FINAL, lambda store, ids: store.keep.purge(ids))}
+
+
+class Refusal(Exception):
+    """A request that is refused before the queue is asked: an HTTP status and why."""
+
+
+def web_states(query: dict) -> list:
+    return [parse_choice(state, "state", STATES) for state in query.get("state", "").split(",") if state]
+
+
+def web_filters(query: dict) -> dict:
+    """Return the filters of a request for jobs."""
+    filters = {key: query[key] for key in ("queue", "name", "text", "label", "schedule") if query.get(key)}
+    for key in ("batch", "like"):
+        if query.get(key):
+            filters[key] = parse_number(query[key], key, 0, LARGEST, whole=True)
+    return dict(filters, states=web_states(query))
+
+
+def web_number(query: dict, key: str, high: int, default=None):
+    return parse_number(query[key], key, 0, high, whole=True) if query.get(key) else default
+
+
+def web_jobs(store, query: dict) -> dict:
+    jobs, onward = store.browse.page(web_number(query, "limit", 500, 50), web_number(query, "before", LARGEST), **web_filters(query))
+    rows = [job.to_dict() for job in jobs]
+    return {"jobs": [dict(row, command=row["command"][:1000]) for row in rows], "next": onward,
+            "counts": store.queues.counts(query.get("queue"))}
+
+
+def web_job(store, query: dict) -> dict:
+    """Return what the page of one job shows: `show --json`, `explain`, its family and the names of its variables."""
+    job = store.look.job(query.get("id", ""))
+    reasons = [reason_text(job, reason) for reason in why_waiting(store, job) + why_workers_wait(store, job)]
+    parents, children = store.browse.family(job.id)
+    names = sorted(entry.partition("=")[0] for entry in text_of(store.browse.environment(job)).split("\0") if entry)
+    return dict(job_report(store, job), reasons=reasons, parents=parents, children=children, variables=dict.fromkeys(names, SECRET),
+                **job.to_dict())
+
+
+def web_log(store, query: dict) -> dict:
+    """Return a part of an attempt's output: from `offset` on, else its end."""
+    import codecs
+    job = store.look.job(query.get("id", ""))
+    attempt = web_number(query, "attempt", 10**9, job.attempt)
+    live = running(store, job, attempt)
+    try:
+        with open(output_of(store, job, attempt), "rb", opener=no_link) as file:
+            size = file.seek(0, os.SEEK_END)
+            start = min(web_number(query, "offset", 2**62, max(0, size - WEB_LOG)), size)
+            file.seek(start)
+            data = file.read(WEB_LOG)
+    except FileNotFoundError:
+        start, size, data = 0, 0, b""
+    text, used = codecs.utf_8_decode(data, "replace", not live or start + len(data) < size)  # a character may come in two parts
+    return {"start": start, "next": start + used, "size": size, "running": live, "attempt": attempt, "text": text}
+
+
+def web_failures(store) -> list:
+    """Return the latest attempts that failed, each with the last line of its output."""
+    found = []
+    for job, attempt in store.browse.failures(6):
+        lines = last_lines(store.db.files.log(job.id, attempt), 1)
+        found.append(dict(job.to_dict(), last_line=lines[-1][:300] if lines else None, attempt=attempt))
+    return found
+
+
+def web_overview(store, ends) -> dict:
+    """Return what the first page shows."""
+    recent = store.look.finished_since(store.db.clock() - 3600, 1000)
+    coming = sorted((row for row in schedule_report(store) if not row["paused"]), key=lambda row: row["next_at"] or NEVER)
+    return dict(status_report(store), queues=queue_report(store), schedules=coming[:6], failures=web_failures(store),
+                recent=attempt_stats(recent) if recent else None, ends=ends)
+
+
+def web_batches(store) -> list:
+    return [dict(row._asdict(), jobs=store.queues.batch_counts(row.id)) for row in store.queues.batches(30)]
+
+
+def web_config(store) -> list:
+    values = store.settings.values()
+    return [{"key": key, "value": setting.text(values[key]), "default": setting.text(setting.default), "meaning": setting.meaning}
+            for key, setting in SETTINGS.items()]
+
+
+def web_options() -> list:
+    return [{"name": option.name, "metavar": option.metavar, "meaning": option.meaning} for option in JOB_OPTIONS.values()]
+
+
+# What may be read: the last part of the path, and the function that makes the answer of (store, query).
+WEB_READS = {
+    "status": lambda store, query: dict(status_report(store), supervisors=supervisors_json(supervisor_report(store))),
+    "jobs": web_jobs, "job": web_job, "log": web_log,
+    "dlq": lambda store, query: store.browse.dead_groups(),
+    "queues": lambda store, query: queue_report(store),
+    "batches": lambda store, query: web_batches(store),
+    "schedules": lambda store, query: schedule_report(store),
+    "stats": lambda store, query: stats_report(store, parse_duration(query.get("since", "1d"), "since", 1)),
+    "events": lambda store, query: as_json(store.look.events(web_number(query, "after", LARGEST, 0))),
+    "config": lambda store, query: web_config(store),
+    "options": lambda store, query: web_options(),
+}
+
+
+def web_act(store, asked: dict) -> dict:
+    """Do to at most 500 jobs what a page asks for, or with `dry` count them; `next`: where to go on among all that match."""
+    states, change = WEB_VERBS[parse_choice(asked.get("verb"), "verb", tuple(WEB_VERBS))]
+    onward, query = None, asked.get("filter")
+    if query is None:
+        jobs = list(filter(None, map(store.look.find, parse_refs(asked.get("ids"), "ids")[:500])))
+    else:
+        query = {str(key): str(value) for key, value in query.items()}
+        filters = web_filters(query)
+        filters["states"] = [state for state in states if state in (filters["states"] or states)] or ["none"]
+        jobs, onward = store.browse.page(5000 if asked.get("dry") else 500, web_number(query, "before", LARGEST), **filters)
+    ids = [job.id for job in jobs if job.state in states]
+    if asked.get("dry"):
+        return {"count": len(ids), "next": onward}
+    verb, results = asked["verb"], change(store, ids)
+    good = RESULTS[verb][1]
+    return {"done": sum(result in good for _, result in results), "next": onward,
+            "left": [result_text(verb, job_id, result) for job_id, result in results if result not in good][:20]}
+
+
+def web_enqueue(store, asked: dict) -> dict:
+    """Store one job; with `like`, in the directory and with the variables of that job."""
+    asked, place = dict(asked), {}
+    if "like" in asked:
+        job = store.look.job(asked.pop("like"))
+        place = {"cwd": job.cwd, "base": store.browse.environment(job)}
+        asked = dict({"umask": job.to_dict()["umask"]}, **asked)
+    return {"id": store.enqueue_many(Plan([asked], **place))[0]}
+
+
+def web_queue(store, asked: dict) -> dict:
+    """Pause or resume a queue, or set its limit or rate."""
+    name, changes = parse_name(asked.get("name"), "a queue"), {}
+    if name not in [row.name for row in store.queues.list()]:
+        raise UserError("no queue %s" % quoted(name))
+    if "paused" in asked:
+        changes["paused"] = int(bool(asked["paused"]))
+    if "max_running" in asked:
+        limit = asked["max_running"]
+        changes["max_running"] = None if limit in (None, "", "none") else parse_number(limit, "the limit", 0, 10**6, whole=True)
+    if "rate" in asked:
+        rate, every = parse_rate(asked["rate"] or "none")
+        changes.update(rate=rate, every=every, next_at=0)
+    store.queues.set(name, **changes)
+    return {}
+
+
+def web_schedule(store, asked: dict) -> dict:
+    verb, name = parse_choice(asked.get("verb"), "verb", ("pause", "resume", "run", "remove")), str(asked.get("name"))
+    store.schedules.get(name)
+    if verb == "run":
+        return {"id": store.schedules.run(name)}
+    store.schedules.remove(name) if verb == "remove" else store.schedules.pause(name, verb == "pause")
+    return {}
+
+
+def web_set(store, asked: dict) -> dict:
+    """Set a setting, or with a value of null put it back to its default."""
+    key = setting_key(asked.get("key"))
+    store.settings.unset(key) if asked.get("value") is None else store.settings.set(key, str(asked["value"]))
+    return {}
+
+
+# What may be changed, as above; with --read-only there is none of it.
+WEB_WRITES = {"act": web_act, "enqueue": web_enqueue, "queue": web_queue, "schedule": web_schedule, "config": web_set}
+
+
+class Web:
+    """The server of one queue.  Each request has a thread and opens the queue anew, so none depends on another or on the past."""
+
+    def __init__(self, database: str, token: str, read_only: bool, base: str, hosts):
+        import threading
+        self.database = database
+        self.base = base
+        self.writes = {} if read_only else WEB_WRITES
+        self._hosts = hosts            # names in a Host header; any address is allowed too, because only a name can be rebound
+        self._token = token
+        self._changed = threading.Condition()
+        self._version = 0              # of the data, counted from the start of this server
+        self._trouble = None           # why the queue can't be read
+        self._answers = {}             # url -> (version, monotonic time, data)
+        self._making = {}              # url -> the lock of the thread that makes its answer: others take what it has made
+        self._open = {}                # connection -> when it must have sent its request; None: it has
+        self._streams = 0
+        self._ends = {}                # seconds of a bucket -> {number of the bucket: [attempts that ended well, that failed]}
+        self._last_end = None
+        page = PAGE_HTML.replace("{STYLE}", PAGE_STYLE).replace("{SCRIPT}", PAGE_SCRIPT)
+        self.page = page.replace("{CSRF}", self._derived("csrf")).replace("{READ_ONLY}", "yes" if read_only else "no")
+        self.policy = ("default-src 'none'; connect-src 'self'; img-src data:; style-src '%s'; script-src '%s'; base-uri 'none'; "
+                       "form-action 'none'; frame-ancestors 'none'" % (source_hash(PAGE_STYLE), source_hash(PAGE_SCRIPT)))
+
+    def _derived(self, purpose: str) -> str:
+        import hmac
+        return hmac.new(self._token.encode(), purpose.encode(), "sha256").hexdigest()
+
+    # -- connections --
+
+    def enter(self, connection) -> bool:
+        """Count a connection; if there are too many, end the oldest that has not sent its request yet."""
+        with self._changed:
+            if len(self._open) >= WEB_CONNECTIONS:
+                slow = next((other for other, due in self._open.items() if due is not None), None)
+                if slow is None:
+                    return False
+                self._cut(slow)
+            self._open[connection] = time.monotonic() + WEB_REQUEST_S
+        return True
+
+    def leave(self, connection) -> None:
+        with self._changed:
+            self._open.pop(connection, None)
+
+    def _cut(self, connection) -> None:
+        self._open.pop(connection, None)
+        try:
+            connection.shutdown(2)  # SHUT_RDWR: its thread wakes up and ends
+        except OSError:
+            pass  # it is closed already
+
+    def watch(self) -> None:
+        """Look for changes, and for requests that take too long, until the process ends."""
+        store = None
+        while True:
+            try:
+                if store is None:
+                    store, version = Store(self.database, WEB_PATIENCE_S, create=False), None
+                    self._ends, self._last_end = {}, None
+                store.db.check_file()
+                before, version = version, store.db.changes()
+                if version != before or self._trouble:
+                    self._count_ends(store)
+                    self.tell(None)
+            except Exception as error:  # whatever it is, the pages must be told, and the next look may succeed
+                known = isinstance(error, tuple(WEB_STATUS))
+                self.tell(explain_error(error, self.database) if known else internal_error(error))
+                if store is not None:
+                    store.close()
+                store = None
+            with self._changed:
+                for late in [other for other, due in self._open.items() if due is not None and due < time.monotonic()]:
+                    self._cut(late)
+            time.sleep(WEB_LOOK_S)
+
+    def tell(self, trouble) -> None:
+        """Wake up the pages: something has changed, or the queue can't be read."""
+        with self._changed:
+            if trouble is None or trouble != self._trouble:
+                self._version += 1
+                self._trouble = trouble
+                self._changed.notify_all()
+
+    def _count_ends(self, store) -> None:
+        """Add the attempts that ended since the last call to the counts of the last hour and day."""
+        after = max(0, store.look.last_event() - 200000) if self._last_end is None else self._last_end
+        rows, self._last_end = store.browse.ends(after)
+        for width, kept in ((1, 3600), (60, 1440)):
+            counts = dict(self._ends.get(width, {}))
+            for second, failed, count in rows:
+                bucket = counts.get(second // width, (0, 0))
+                counts[second // width] = (bucket[0] + (0 if failed else count), bucket[1] + (count if failed else 0))
+            oldest = int(store.db.clock()) // width - kept
+            self._ends[width] = {bucket: count for bucket, count in counts.items() if bucket >= oldest}
+
+    def ends(self) -> dict:
+        """Return (start of the second or minute, ended well, failed) of the last hour and day."""
+        return {name: [(bucket * width, *count) for bucket, count in sorted(self._ends.get(width, {}).items())]
+                for name, width in (("seconds", 1), ("minutes", 60))}
+
+    # -- requests --
+
+    def answer(self, request) -> None:
+        """Answer one request, whatever it holds."""
+        try:
+            path, query = self._admitted(request)
+            with self._changed:
+                self._open[request.connection] = None
+            if path == "api/live" and request.command == "GET":
+                self._stream(request)
+            elif request.command == "POST":
+                self._send(request, 200, self._change(path, request), "application/json")
+            elif path == "":
+                self._send(request, 200, self.page.replace("{BASE}", self.base), "text/html", {"Set-Cookie": self._cookie(request)})
+            elif path == "api/log" and "download" in query:
+                self._download(request, query)
+            else:
+                self._send(request, 200, *self._data(request.path, path, query))
+        except Refusal as refusal:
+            self._send(request, refusal.args[0], refusal.args[1] + "\n")
+        except (UserError, QueueGone, sqlite3.Error, OSError) as error:
+            if not isinstance(error, (ConnectionError, TimeoutError)):
+                status = next(status for kind, status in WEB_STATUS.items() if isinstance(error, kind))
+                self._send(request, status, explain_error(error, self.database) + "\n")
+        except Exception as error:
+            self._send(request, 500, internal_error(error) + "\n")
+
+    def _admitted(self, request) -> tuple:
+        """Return (path below --base-path, query) of a request that may be answered; raise Refusal for any other."""
+        from urllib.parse import parse_qsl, urlsplit
+        try:
+            urlsplit(request.path), urlsplit("//" + request.headers.get("Host", "")), urlsplit(request.headers.get("Origin", ""))
+        except ValueError:
+            raise Refusal(400, "this is not a valid address") from None
+        host = request.headers.get("Host", "")
+        name = urlsplit("//" + host).hostname or ""
+        if name not in self._hosts and not is_address(name):
+            raise Refusal(403, "the Host %s is not one of this server: give it with --name" % quoted(host))
+        origin = request.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != host or request.headers.get("Sec-Fetch-Site") == "cross-site" and (
+                request.headers.get("Sec-Fetch-Mode") != "navigate" or request.command != "GET"):
+            raise Refusal(403, "a page of another site may not ask this server")
+        url = urlsplit(request.path)
+        if not (url.path + "/").startswith(self.base + "/"):
+            raise Refusal(404, "there is no such page")
+        path = url.path[len(self.base):].strip("/")
+        query = dict(parse_qsl(url.query, max_num_fields=50))
+        self._check_token(request, path, query)
+        return path, query
+
+    def _check_token(self, request, path: str, query: dict) -> None:
+        """Refuse a request without the token; a change also needs the mark of our own page, unless it comes with the token itself."""
+        from hmac import compare_digest
+        from http.cookies import CookieError, SimpleCookie
+        try:
+            cookie = SimpleCookie(request.headers.get("Cookie", "")).get(self._cookie_name(request))
+        except CookieError:
+            cookie = None
+        bearer = "Bearer " + self._token
+        direct = compare_digest(request.headers.get("Authorization", "").encode(), bearer.encode())
+        if not (direct or cookie and compare_digest(cookie.value.encode(), self._derived("cookie").encode())
+                or path == "" and compare_digest(query.get("token", "").encode(), self._token.encode())):
+            raise Refusal(401, "open the address that `%s web` printed: it holds the token that lets you in" % PROGRAM)
+        mark = request.headers.get("X-CSRF-Token", "").encode()
+        if request.command == "POST" and not direct and not compare_digest(mark, self._derived("csrf").encode()):
+            raise Refusal(403, "the mark of our page is missing: reload it")
+
+    def _cookie_name(self, request) -> str:
+        return "%s_%d" % (PROGRAM, request.server.server_address[1])
+
+    def _cookie(self, request) -> str:
+        return "%s=%s; Path=%s/; HttpOnly; SameSite=Strict%s" % (
+            self._cookie_name(request), self._derived("cookie"), self.base, "; Secure" if request.server.secure else "")
+
+    def _change(self, path: str, request) -> str:
+        """Make the change that a page asks for; return the answer."""
+        import json
+        change = self.writes.get(path[4:]) if path.startswith("api/") else None
+        if change is None:
+            raise Refusal(404, "there is nothing to change here")
+        asked = self._body(request)
+        with Store(self.database, WEB_PATIENCE_S, create=False) as store:
+            done = change(store, asked)
+        self.tell(None)
+        return json.dumps(done)
+
+    def _data(self, url: str, path: str, query: dict) -> tuple:
+        """Return (text, its type) of an answer from the queue.  Pages that show the same share one answer per change."""
+        import json
+        import threading
+        reads = {"api/" + name: read for name, read in WEB_READS.items()}
+        reads["api/overview"] = lambda store, query: web_overview(store, self.ends())
+        reads["health"] = lambda store, query: health_json(health_report(self.database))
+        kind = "text/plain; version=0.0.4" if path == "metrics" else "application/json"
+        if path not in reads and path != "metrics":
+            raise Refusal(404, "there is no such page")
+        with self._changed:
+            if len(self._answers) > 50:
+                self._answers, self._making = {}, {}
+            lock = self._making.setdefault(url, threading.Lock())
+        with lock:
+            version, known = self._version, self._answers.get(url)
+            if known and known[0] == version and time.monotonic() - known[1] < 1 and path != "api/log":
+                return known[2], kind
+            with Store(self.database, WEB_PATIENCE_S, create=False) as store:
+                text = (metrics_text(metrics_report(store)) if path == "metrics" else
+                        json.dumps(as_json(reads[path](store, query))))
+            self._answers[url] = (version, time.monotonic(), text) if len(text) < 2**20 else None
+        return text, kind
+
+    def _body(self, request) -> dict:
+        import json
+        length = request.headers.get("Content-Length", "")
+        if not request.headers.get("Content-Type", "").startswith("application/json"):
+            raise Refusal(415, "JSON is needed")
+        if not length.isdigit() or int(length) > WEB_BODY:
+            raise Refusal(413, "at most %d bytes may be sent" % WEB_BODY)
+        try:
+            body = json.loads(request.rfile.read(int(length)).decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise Refusal(400, "this is not valid JSON") from None
+        if not isinstance(body, dict):
+            raise Refusal(400, "a JSON object is needed")
+        return body
+
+    def _head(self, request, status: int, kind: str, more: dict) -> None:
+        request.send_response(status)
+        for name, value in dict(WEB_HEADERS, **{"Content-Type": kind, "Content-Security-Policy": self.policy}, **more).items():
+            request.send_header(name, value)
+        request.end_headers()
+
+    def _send(self, request, status: int, text: str, kind: str = "text/plain", more=()) -> None:
+        data = text.encode("utf-8", "replace")
+        kind += "" if kind == "application/json" else "; charset=utf-8"
+        try:
+            self._head(request, status, kind, dict(more, **{"Content-Length": str(len(data))}))
+            request.wfile.write(data)
+        except (OSError, ValueError):
+            pass  # the client has gone
+
+    def _download(self, request, query: dict) -> None:
+        with Store(self.database, WEB_PATIENCE_S, create=False) as store:
+            job = store.look.job(query.get("id", ""))
+            path = output_of(store, job, web_number(query, "attempt", 10**9, job.attempt))
+        if not os.path.exists(path):
+            raise Refusal(404, "job %d has written nothing" % job.id)
+        with open(path, "rb", opener=no_link) as file:
+            size = os.fstat(file.fileno()).st_size
+            self._head(request, 200, "application/octet-stream", {
+                "Content-Disposition": 'attachment; filename="job-%d.log"' % job.id, "Content-Length": str(size)})
+            copy_bytes(file, request.wfile, size)
+
+    def _stream(self, request) -> None:
+        """Tell a page of each change, and every 5 seconds that the server lives (server-sent events)."""
+        import json
+        with self._changed:
+            if self._streams >= WEB_STREAMS:
+                raise Refusal(503, "%d pages are open already" % WEB_STREAMS)
+            self._streams += 1
+        try:
+            self._head(request, 200, "text/event-stream", {"X-Accel-Buffering": "no"})
+            seen = None
+            while True:
+                with self._changed:
+                    if seen == self._version:
+                        self._changed.wait(5)
+                    seen, trouble = self._version, self._trouble
+                request.wfile.write(b"data: %s\n\n" % json.dumps({"version": seen, "trouble": trouble}).encode())
+        finally:
+            with self._changed:
+                self._streams -= 1
+
+
+def source_hash(text: str) -> str:
+    """Return a script or style as Content-Security-Policy names it."""
+    import base64
+    import hashlib
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def is_address(name: str) -> bool:
+    import ipaddress
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return False
+
+
+def web_server(web, address: tuple, tls):
+    """Return a server that gives each connection a thread."""
+    import http.server
+    import socket
+    import socketserver
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = WEB_REQUEST_S
+        server_version, sys_version = PROGRAM, ""
+
+        def do_GET(self):
+            web.answer(self)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass  # what is asked is nobody's business
+
+    class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+        daemon_threads, request_queue_size, secure = True, 64, tls is not None
+        allow_reuse_address = hasattr(os, "fork")  # elsewhere it lets another program take the port
+        address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+        def verify_request(self, request, _):
+            return web.enter(request)
+
+        def get_request(self):
+            connection, client = super().get_request()
+            if tls:  # the thread of the connection shakes hands when it first reads
+                connection = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            return connection, client
+
+        def shutdown_request(self, request):
+            web.leave(request)
+            super().shutdown_request(request)
+
+        def handle_error(self, *_):
+            pass  # the client has gone, or did not speak TLS
+
+    return Server(address, Handler)
+
+
+def web_token(path: str) -> str:
+    """Return the token of a queue, from the file that only its owner may read; it is made when it is first needed."""
+    try:
+        with open(path, opener=no_link) as file:
+            token = file.read(200).strip()
+        if len(token) >= 40 and token.isalnum():
+            return token
+    except FileNotFoundError:
+        pass  # this is the first time
+    token = os.urandom(32).hex()
+    with create(path) as file:
+        file.write(token.encode())
+    return token
+
+
+def cmd_web(args) -> None:
+    """Serve until Ctrl-C."""
+    import threading
+    base = args.base_path.rstrip("/") if args.base_path else ""
+    if base and (base[0] != "/" or not base.isascii() or any(char in base for char in " \"'<>;?#%\\")):
+        raise UserError("--base-path must be a path such as /queue, not %s" % quoted(args.base_path))
+    local = args.address in ("127.0.0.1", "::1", "localhost")
+    if not local and not args.allow_remote:
+        raise UserError("%s is not this machine alone: whoever reaches that address and has the token can run any command as you. "
+                        "With --allow-remote it is served (give --tls too, or put a reverse proxy before it)" % quoted(args.address))
+    with open_queue(args) as store:
+        database, token = store.db.path, web_token(os.path.join(store.db.files.root, "web.token"))
+    web = Web(database, token, args.read_only, base, {"localhost", *(name.lower() for name in args.name or ())})
+    try:
+        server = web_server(web, (args.address, args.port), tls_context(args.tls))
+    except (OSError, OverflowError) as error:
+        raise UserError("can't serve on %s, port %d (%s): give another --port or --address" % (
+            plain(args.address), args.port, plain(error.strerror or str(error)))) from None
+    threading.Thread(target=web.watch, daemon=True).start()
+    host = "[%s]" % args.address if ":" in args.address else args.address
+    url = "%s://%s:%d%s/?token=%s" % ("https" if args.tls else "http", host, server.server_address[1], base, token)
+    out(url)
+    if not local:
+        talk("%s: whoever reaches %s and has this address can run any command as you%s" % (
+            PROGRAM, host, "" if args.tls else "; what is sent can be read on the way: give --tls"))
+    sys.stdout.flush()
+    if args.open:
+        open_browser(os.path.join(store.db.files.root, "web.html"), url)
+    server.serve_forever()
+
+
+def tls_context(files):
+    if not files:
+        return None
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(*files)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError("can't use %s with %s for TLS: %s" % (plain(files[0]), plain(files[1]), plain(str(error)))) from None
+    return context
+
+
+def open_browser(path: str, url: str) -> None:
+    """Open the page by a file that only its owner may read: every user can see the arguments of a process, and so an address in them."""
+    import webbrowser
+    with create(path) as file:
+        file.write(b'<!DOCTYPE html><meta http-equiv="refresh" content="0;url=%s">' % url.encode())
+    webbrowser.open("file://" + os.path.abspath(path))
+
+
+# == Command table =====================================================================
+# The options of all commands, and the commands.
+# Calls Web, Commands, Views and small helpers.
+
 # The options of all commands but those of a job (see JOB_OPTIONS), one per line: set, flags, metavar, kind, default, meaning.
 # The set is one that several commands take, or the name of one command, with a hyphen in place of a blank, or several of these.
-# Words without `--` are positional.  metavar: `.` for a flag; with * any number of values, with + at least one.  kind: of OPTION_KINDS or
-# OPTION_PARSERS, or a range of whole numbers.  default: for a flag, the option that it sets.  A metavar with ? may be left out:
-# then the default counts.
+# Words without `--` are positional.  metavar: `.` for a flag; with * any number of values, with + at least one, A+B for two.
+# kind: of OPTION_KINDS or OPTION_PARSERS, or a range of whole numbers.  default: for a flag, the option that it sets.
+# A metavar with ? may be left out: then the default counts.
 OPTIONS = """\
 job-id         id             ID        .        .     id or name of a job, or `last`
 ids            ids            ID*       .        .     ids, names, ranges such as 5-8, or `last`
@@ -12117,6 +13685,14 @@ metrics        --alerts       .         .        .     print alert rules for Pro
 events         -f,--follow    .         .        .     continue with new events as they happen
 events         --after        SEQ       0-%(most)d . only events with a higher number (all; with -f: only new events)
 top            --once         .         .        .     draw one screen and end
+web            --port         N         0-65535  8383  port of the page (8383); 0: any that is free
+web            --open         .         .        .     open the page in a browser
+web            --read-only    .         .        .     let the page change nothing
+web            --address      ADDR      .        127.0.0.1 address to serve on (127.0.0.1: this machine alone)
+web            --allow-remote .         .        .     serve on an address that other machines reach
+web            --name         HOST*     .        .     a name that browsers use for this server, beside localhost (may be repeated)
+web            --tls          CERT+KEY  .        .     serve over TLS with this certificate and key
+web            --base-path    PREFIX    .        .     path below which a reverse proxy serves the page, as in /queue
 rm             --older-than   DURATION  duration .     jobs that ended longer ago than this
 edit           --in-queue     NAME      .        .     jobs of this queue (--queue, --name and --label are changes here)
 edit           --named        GLOB      .        .     jobs whose name matches, as in 'nightly-*'
@@ -12198,6 +13774,7 @@ COMMAND_GROUPS = (
         command("logs", cmd_logs, "ids filters", "print the output of jobs", "logs 12 -f", shows=True),
         command("explain", cmd_explain, "job-id json", "say why a job is not running", "explain 12", shows=True),
         command("wait", cmd_wait, "ids filters", "wait until jobs have ended; the exit status says how", "wait 12 --timeout 10m"),
+        command("web", cmd_web, "", "serve a page that shows the queue live, and acts on it", "web --open"),
         command("top", cmd_top, "", "watch queues, workers and jobs live, and act on them", "top", shows=True),
         command("stats", cmd_stats, "json", "show rates, durations and waiting times, by queue and by program",
                 "stats --since 1h", shows=True),
@@ -12361,6 +13938,8 @@ def add_option(parser, flags: str, metavar: str, kind: str, default: str, meanin
             default = "."
         elif metavar != how["metavar"]:
             how.update({"action": "append"} if name[0] == "-" else {"nargs": metavar[-1]})
+        if "+" in how["metavar"]:
+            how.update(nargs=2, metavar=tuple(how["metavar"].split("+")))
         if kind != ".":
             how["type"] = option_type(kind, name if name[0] == "-" else "the " + name)
         if default != ".":

@@ -1,0 +1,334 @@
+"""The web page in a real browser: what a user sees and does, by mouse and by keyboard alone."""
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+
+import pytest
+from browser import CHROMIUM, DRIVER, Browser
+from conftest import SCRIPT, linux_only, wait_until
+from test_web import Server
+
+queuectl = pytest.importorskip("queuectl") if SCRIPT.exists() else None
+pytestmark = [linux_only("the browser is Debian's"), pytest.mark.skipif(queuectl is None, reason="no queuectl.py"),
+              pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromium-driver")]
+NASTY = ["<script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">", "'\"><svg/onload=alert(1)>", "{{7*7}}${7*7}",
+         "javascript:alert(1)", "</textarea></style></script><b>bold", "\u202egnp.exe\u2066", "a\x01b", "\x1b[31mred\x1b]0;title\x07",
+         "&lt;b&gt; &amp; &#x3c;", "x" * 3000, "日本語 \U0001f600 e\u0301", "]]>--><!--", "%s%n%x", "\ufeffbom\u200f"]
+
+
+@pytest.fixture
+def browser(queue):
+    opened = Browser(queue.dir, queue.environment())
+    yield opened
+    complaints = opened.console()
+    opened.close()
+    assert complaints == []
+
+
+def opened(queue, browser, *options, at="#/"):
+    """The server of the queue, and the page open in the browser."""
+    server = Server(queue, *options)
+    browser.open(server.url + at)
+    wait_until(lambda: browser.text("#live") == "live", 30, "the page is live")
+    return server
+
+
+def go(browser, place):
+    browser.run("location.hash = arguments[0]", place)
+
+
+def test_the_token_leaves_the_address_bar_and_a_link_shows_the_same(queue, browser):
+    queue.enqueue("--hold", "--queue", "mail", "one")
+    queue.enqueue("--hold", "two")
+    server = opened(queue, browser, at="#/jobs?queue=mail")
+    browser.shows("one")
+    assert "token" not in browser.address and browser.address.endswith("/#/jobs?queue=mail")
+    assert "two" not in browser.text()
+    assert [url for url in browser.requested() if not url.startswith(("http://%s/" % server.host, "data:", "chrome:"))] == []
+    assert browser.run("return document.cookie") == ""
+
+
+def test_a_running_job_finishes_before_ones_eyes(queue, browser):
+    gate = queue.dir / "gate"
+    job = queue.enqueue(*queue.script("import os, sys, time\nprint('begun', flush=True)\n"
+                                      "while not os.path.exists(sys.argv[1]): time.sleep(0.02)\nprint('\\x1b[32mgreen\\x1b[0m end')", gate))
+    queue.start(1)
+    opened(queue, browser, at="#/job/%d" % job)
+    browser.shows("begun", "#log")
+    browser.shows("processing")
+    browser.run("window.mark = 1")
+    gate.write_text("")
+    browser.shows("green end", "#log")
+    browser.shows("completed")
+    assert browser.run("return window.mark") == 1  # without a reload
+    assert browser.text("#log .c32") == "green"
+
+
+def test_a_dead_job_is_retried_and_what_will_happen_is_said_first(queue, browser):
+    good = queue.dir / "good"
+    job = queue.enqueue("--max-retries", "0", *queue.script("import os, sys; sys.exit(not os.path.exists(sys.argv[1]))", good))
+    queue.start(1)
+    queue.wait_for(job, "dead")
+    good.write_text("")
+    opened(queue, browser, at="#/job/%d" % job)
+    browser.click("button", "Retry")
+    browser.shows("Retry 1 job?", "#dialog")
+    assert queue.job(job).state == "dead"
+    browser.click("#dialog button", "Retry 1 job")
+    browser.shows("completed")
+    assert queue.wait_for(job, "completed")
+
+
+def dead(queue, commands):
+    """Dead jobs with these commands."""
+    with queuectl.Store(str(queue.db)) as store:
+        ids = store.enqueue_many([{"command": command, "max_retries": 0} for command in commands])
+    connection = sqlite3.connect(str(queue.db))
+    connection.execute("UPDATE job SET state='dead', gate=NULL, exit_code=3, finished_at=created_at")
+    connection.commit()
+    connection.close()
+    return ids
+
+
+def test_a_group_of_the_dead_is_purged(queue, browser):
+    dead(queue, ["send mail"] * 3 + ["other"])
+    opened(queue, browser, at="#/dead")
+    browser.shows("send mail")
+    browser.click("button", "Purge group of job 3")
+    browser.shows("Delete 3 jobs?", "#dialog")
+    browser.click("#dialog button", "Delete 3 jobs")
+    wait_until(lambda: "send mail" not in browser.text(), 20, "the group is gone")
+    assert [job["command"] for job in queue.json("list")] == ["other"]
+
+
+def test_queues_schedules_and_settings_are_changed_in_place(queue, browser):
+    queue.cli("cron", "add", "night", "0 3 * * *", "true")
+    opened(queue, browser)
+    browser.click("button", "Pause queue default")
+    wait_until(lambda: queue.json("queue", "list")[0]["paused"], 20, "the queue is paused")
+    browser.shows("Paused: default")
+    browser.type("input[aria-label='Jobs at once of queue default']", "7" + "\ue007")
+    wait_until(lambda: queue.json("queue", "list")[0]["max_running"] == 7, 20, "the limit is set")
+    go(browser, "#/schedules")
+    browser.click("button", "Run now night")
+    wait_until(lambda: queue.job(1), 20, "the schedule has run")
+    browser.click("button", "Pause night")
+    wait_until(lambda: queue.json("cron", "list")[0]["paused"], 20, "the schedule is paused")
+    go(browser, "#/config")
+    browser.shows("max_retries")
+    browser.run("const box = document.querySelector('input[aria-label=max_retries]'); box.focus(); box.select()")
+    browser.press("9", "Enter")
+    wait_until(lambda: queue.out("config", "get", "max_retries") == "9", 20, "the setting is set")
+    browser.click("button", "Reset max_retries")
+    wait_until(lambda: queue.out("config", "get", "max_retries") == "3", 20, "the setting is at its default")
+
+
+def test_a_job_is_enqueued_by_the_form_and_again_with_changes(queue, browser):
+    opened(queue, browser, at="#/new")
+    browser.shows("Enqueue")
+    browser.type("#command", "echo one")
+    browser.type("#option-queue", "mail")
+    browser.click("button", "Enqueue")
+    browser.shows("Job 1")
+    assert (queue.job(1).command, queue.job(1).queue) == ("echo one", "mail")
+    browser.click("a", "Enqueue again with changes")
+    browser.shows("Enqueue job 1 again")
+    browser.type("#command", " two")
+    browser.click("button", "Enqueue")
+    browser.shows("Job 2")
+    assert (queue.job(2).command, queue.job(2).queue) == ("echo one two", "mail")
+    go(browser, "#/new")
+    browser.type("#command", "x")
+    browser.type("#option-priority", "high")
+    browser.click("button", "Enqueue")
+    browser.shows("priority must be", "#toast")
+    browser.console()  # the browser itself names the request that was refused
+
+
+def test_all_of_it_goes_by_the_keyboard_alone(queue, browser):
+    dead(queue, ["first command", "second command"])
+    queue.enqueue("--hold", "third command")
+    opened(queue, browser)
+    browser.press("?")
+    browser.shows("search jobs", "#dialog")
+    browser.press("Escape")
+    browser.press("g", "j")
+    browser.shows("third command")
+    browser.press("/")
+    wait_until(lambda: browser.run("return document.activeElement.dataset.filter") == "text", 20, "the search has the focus")
+    browser.press(*"second", "Enter")
+    wait_until(lambda: "third" not in browser.text("table"), 20, "the jobs are filtered")
+    browser.press("Escape", "j", "r")
+    browser.shows("Retry 1 job?", "#dialog")
+    browser.press("Enter")
+    wait_until(lambda: queue.job(2).state == "pending", 20, "the job is retried")
+    browser.press("j", "Enter")
+    browser.shows("Job 2")
+    browser.press("c")
+    browser.shows("Cancel 1 job?", "#dialog")
+    browser.press("Enter")
+    browser.shows("cancelled")
+    browser.press("g", "d")
+    browser.shows("first command")
+    for _ in range(30):
+        browser.press("Tab")
+        if browser.run("return document.activeElement.textContent") == "Purge":
+            break
+    browser.press("Enter")
+    browser.shows("Delete 1 job?", "#dialog")
+    browser.press("Enter")
+    browser.shows("No job is dead")
+    assert queue.job(1) is None
+
+
+def test_chosen_jobs_and_all_that_match_are_changed(queue, browser):
+    for name in ("alpha", "beta", "gamma"):
+        queue.enqueue("--hold", name)
+    opened(queue, browser, at="#/jobs?text=a")
+    browser.click("input[aria-label='Choose job 2']")
+    browser.click(".bar button", "Release")
+    browser.click("#dialog button", "Release 1 job")
+    wait_until(lambda: not queue.job(2).held, 20, "the chosen job is released")
+    assert queue.job(1).held
+    browser.shows("all jobs that match", ".bar")
+    browser.click(".bar button", "Cancel")
+    browser.click("#dialog button", "Cancel 3 jobs")
+    wait_until(lambda: [queue.job(i).state for i in (1, 2, 3)] == ["cancelled"] * 3, 20, "all are cancelled")
+
+
+def test_text_of_jobs_is_text(queue, browser):
+    with queuectl.Store(str(queue.db)) as store:
+        ids = store.enqueue_many([{"command": "echo " + text, "hold": True} for text in NASTY])
+        store.enqueue_many([{"command": b"echo \xff\xfe".decode("utf-8", "surrogateescape"), "hold": True}])
+    opened(queue, browser, at="#/jobs")
+    browser.shows("owned")
+    for text in NASTY[:6]:
+        assert "echo " + text in browser.text(), text
+    for shown in ("\\u202egnp.exe\\u2066", "\\u001b[31mred", "\\ufeffbom\\u200f", "日本語", "echo \ufffd\ufffd"):
+        assert shown in browser.text(), shown
+    dead(queue, NASTY)
+    for place in ["#/", "#/dead", "#/batches", "#/schedules"] + ["#/job/%d" % job for job in ids[:8]] + ["#/new?like=%d" % ids[0]]:
+        go(browser, place)
+        wait_until(lambda: browser.run("return shown.data !== undefined && '#/' + location.hash.slice(2) === arguments[0]", place), 20, place)
+        assert browser.count("main script, main img, main b:not(.tile b), main iframe") == 0
+        assert "owned" not in browser.run("return document.title")
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), place
+
+
+def test_output_is_harmless_and_a_line_of_a_mebibyte_too(queue, browser):
+    text = "\n".join(NASTY) + "\n" + "y" * 2**20 + "\n50%\r100%\n"
+    (queue.dir / "output.txt").write_text(text, encoding="utf-8")
+    job = queue.enqueue(*queue.script("import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read() + b'\\xff\\n')", queue.dir / "output.txt"))
+    queue.start(1, "--drain", "--foreground", timeout=120)
+    opened(queue, browser, at="#/job/%d" % job)
+    browser.shows("bytes before this", "#log")
+    assert "yyyy" in browser.text("#log") and "100%" in browser.text("#log") and "50%" not in browser.text("#log")
+    short = queue.enqueue(*queue.script("import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read()[:5000])", queue.dir / "output.txt"))
+    queue.start(1, "--drain", "--foreground", timeout=120)
+    go(browser, "#/job/%d" % short)
+    browser.shows(NASTY[0], "#log")
+    assert "\\u202egnp.exe" in browser.text("#log") and browser.count("#log script, #log img, #log svg") == 0
+    assert "owned" not in browser.run("return document.title")
+
+
+def test_every_page_has_names_for_screen_readers_and_fits_a_phone(queue, browser):
+    queue.cli("cron", "add", "night", "0 3 * * *", "true")
+    (queue.dir / "jobs.txt").write_text("one\ntwo\n")
+    queue.cli("enqueue", "--file", queue.dir / "jobs.txt", "--hold", "--queue", "a-queue-with-a-long-name-" * 3)
+    dead(queue, ["x"])
+    opened(queue, browser)
+    browser.size(360, 740)
+    for place in ("#/", "#/jobs", "#/job/1", "#/dead", "#/batches", "#/schedules", "#/new", "#/config"):
+        go(browser, place)
+        wait_until(lambda: browser.run("return shown.data !== undefined && document.querySelector('main h1') !== null"), 20, place)
+        assert browser.run("return document.documentElement.scrollWidth") <= 360, place
+        for node in browser.devtools("Accessibility.getFullAXTree")["nodes"]:
+            if node.get("role", {}).get("value") in ("button", "link", "textbox", "searchbox", "combobox", "checkbox", "table", "img", "progressbar"):
+                assert node["ignored"] or node.get("name", {}).get("value", "").strip(), (place, node)
+
+
+CONTRAST = """
+const parse = text => text.match(/[\\d.]+/g).map(Number);
+const light = ([r, g, b]) => [r, g, b].map(c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const behind = node => { for (; node; node = node.parentElement) { const c = parse(getComputedStyle(node).backgroundColor);
+  if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+const faint = [];
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walk.nextNode()) {
+  const node = walk.currentNode.parentElement;
+  if (!walk.currentNode.data.trim() || !node.offsetParent || node.closest('.skip, [disabled]')) continue;
+  const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
+  if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(walk.currentNode.data + ' ' + getComputedStyle(node).color);
+}
+return faint;
+"""
+
+
+def test_the_contrast_is_enough_by_day_and_by_night(queue, browser):
+    queue.cli("cron", "add", "night", "0 3 * * *", "true")
+    queue.enqueue("--hold", "held")
+    dead(queue, ["x"])
+    queue.enqueue("waits")
+    opened(queue, browser)
+    for night in (False, True):
+        browser.dark(night)
+        for place in ("#/", "#/jobs", "#/job/1", "#/dead", "#/schedules", "#/new", "#/config"):
+            go(browser, place)
+            wait_until(lambda: browser.run("return shown.data !== undefined && document.querySelector('main h1') !== null"), 20, place)
+            assert browser.run(CONTRAST) == [], (night, place)
+
+
+def test_read_only_shows_no_button_that_changes(queue, browser):
+    dead(queue, ["x"])
+    opened(queue, browser, "--read-only")
+    for place in ("#/", "#/jobs", "#/job/1", "#/dead", "#/config"):
+        go(browser, place)
+        wait_until(lambda: browser.run("return shown.data !== undefined && document.querySelector('main h1') !== null"), 20, place)
+        assert not re.search("Retry|Purge|Delete|Cancel|Pause|Enqueue|New job|Reset", browser.text("body")), place
+        assert browser.count("main input:not([disabled]):not([data-filter])") == 0
+
+
+def test_the_page_says_that_the_server_is_gone_and_goes_on_when_it_is_back(queue, browser):
+    queue.enqueue("--hold", "one")
+    server = opened(queue, browser, at="#/jobs")
+    browser.shows("one")
+    server.process.terminate()
+    server.process.wait(20)
+    browser.shows("does not answer", "#trouble")
+    assert "one" in browser.text()
+    queue.enqueue("--hold", "two")
+    queue.beside("web", "--port", server.port)
+    browser.shows("two", timeout=40)
+    wait_until(lambda: browser.text("#trouble") == "", 20, "the trouble is over")
+    browser.console()  # the browser itself complains of the refused connections
+
+
+def test_a_page_that_was_asleep_catches_up(queue, browser):
+    queue.enqueue("--hold", "one")
+    opened(queue, browser, at="#/jobs")
+    browser.shows("one")
+    hide = "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true}); document.dispatchEvent(new Event('visibilitychange'))"
+    browser.run(hide, True)
+    assert browser.run("return source") is None
+    queue.enqueue("--hold", "two")
+    browser.run(hide, False)
+    browser.shows("two")
+
+
+@pytest.mark.slow
+def test_a_queue_of_a_million_is_filtered_at_once(queue, browser):
+    with queuectl.Store(str(queue.db)) as store:
+        store.enqueue_many(["echo common"] * 1000000)
+        with store.db.undo, queuectl.Transaction(store.db):
+            store.db.execute("UPDATE job SET gate=2, held=1, name='needle' WHERE id=999000")
+            store.db.execute("UPDATE job SET state='dead', gate=NULL WHERE id%100000=7")
+    opened(queue, browser, at="#/jobs")
+    browser.shows("1,000,000")
+    for query in ("state=dead", "queue=default", "name=needle", "text=common"):
+        took = browser.run("const start = performance.now(); return get('jobs?' + arguments[0]).then(() => performance.now() - start)", query)
+        print(query, "%.0f ms" % took)
+    go(browser, "#/jobs?state=dead")
+    wait_until(lambda: browser.count("tbody tr") == 10, 20, "the dead are shown")

@@ -1,0 +1,445 @@
+"""`queuectl web`: who is let in, what is refused, and that no client stops another; by raw sockets, as no browser would ask."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import ssl
+import subprocess
+import time
+
+import pytest
+from conftest import SCRIPT, linux_only, posix_only, wait_until
+from prometheus_client.parser import text_string_to_metric_families
+
+queuectl = pytest.importorskip("queuectl") if SCRIPT.exists() else None
+pytestmark = [pytest.mark.skipif(queuectl is None, reason="no queuectl.py")]
+PAGES = ["status", "overview", "jobs", "dlq", "queues", "batches", "schedules", "stats", "events", "config", "options"]
+
+
+class Server:
+    """The web server of a queue, as a process beside the test."""
+
+    def __init__(self, queue, *options):
+        if not queue.db.exists():
+            queue.cli("queue", "limit", "default", "none")  # a queue without a job
+        self.process = queue.beside("web", "--port", "0", *options)
+        self.url = wait_until(lambda: re.search(r"https?://\S+", self.process.text()), 30, "the address is printed").group()
+        self.host, self.token = re.match(r"https?://([^/]+).*token=(\w+)", self.url).groups()
+        self.port = int(self.host.rpartition(":")[2])
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), 20)
+
+    def raw(self, data, connection=None):
+        """What the server answers to these bytes."""
+        with connection or self.connect() as link:
+            link.sendall(data)
+            parts = []
+            while True:
+                part = link.recv(65536)
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+
+    def ask(self, path, method="GET", body=None, token=True, host=None, **headers):
+        """(status, headers as text, body) of a request; headers come with _ for -."""
+        lines = {"Host": host or self.host}
+        if token:
+            lines["Authorization"] = "Bearer " + self.token
+        data = b"" if body is None else json.dumps(body).encode()
+        if body is not None:
+            lines.update({"Content-Type": "application/json", "Content-Length": str(len(data))})
+        lines.update({name.replace("_", "-"): value for name, value in headers.items()})
+        head = "".join("%s: %s\r\n" % pair for pair in lines.items())
+        answer = self.raw(("%s %s HTTP/1.1\r\n%s\r\n" % (method, path, head)).encode() + data)
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), head.decode("latin-1"), rest
+
+    def json(self, path, **options):
+        status, _, body = self.ask("/api/" + path, **options)
+        assert status == 200, body
+        return json.loads(body.decode())
+
+    def post(self, name, body):
+        return self.json(name, method="POST", body=body)
+
+
+@pytest.fixture
+def server(queue):
+    queue.enqueue("--hold", "a job")
+    return Server(queue)
+
+
+def cookie_of(server):
+    head = server.ask("/?token=" + server.token, token=False)[1]
+    return re.search(r"(?i)set-cookie: (\S+?);", head).group(1)
+
+
+def mark_of(server):
+    return re.search(rb'name="csrf" content="(\w+)"', server.ask("/?token=" + server.token, token=False)[2]).group(1).decode()
+
+
+# ---- who is let in -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/health", "/api/live", "/api/log?id=1&download=1"] + ["/api/" + page for page in PAGES])
+def test_without_the_token_nothing_is_told(server, path):
+    for options in ({}, {"Cookie": "queuectl_%d=wrong" % server.port}, {"Authorization": "Bearer wrong"}, {"Cookie": "\xff=;;=\"", }):
+        status, _, body = server.ask(path, token=False, **options)
+        assert status == 401 and b"a job" not in body
+    assert server.ask(path + ("&" if "?" in path else "?") + "token=wrong", token=False)[0] == 401
+
+
+def test_the_address_that_was_printed_lets_in_and_its_cookie_is_no_scripts_and_no_other_sites(server):
+    status, head, body = server.ask("/?token=" + server.token, token=False)
+    assert status == 200 and b"<main" in body
+    cookie = re.search("(?i)set-cookie: (.*)", head).group(1)
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and server.token not in cookie
+    assert server.ask("/api/status", token=False, Cookie=cookie_of(server))[0] == 200
+    assert server.token.encode() not in body
+
+
+def test_the_token_in_an_address_opens_nothing_but_the_page(server):
+    assert server.ask("/api/status?token=" + server.token, token=False)[0] == 401
+
+
+@posix_only("Windows has no such modes")
+def test_the_token_is_in_a_file_of_its_owner_alone_and_stays(queue):
+    first = Server(queue)
+    path = queue.files / "web.token"
+    assert path.read_text() == first.token and path.stat().st_mode & 0o777 == 0o600
+    assert Server(queue).token == first.token
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8383", "127.0.0.1.evil.example", "localhost.evil.example", "[::1", ""])
+def test_a_name_that_is_not_ours_is_refused(server, host):
+    status, _, body = server.ask("/api/status", Host=host)
+    assert status in (400, 403) and b"pending" not in body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:9000", "[::1]:9000", "127.0.0.1:9000"])
+def test_a_tunnel_may_have_another_port(server, host):
+    assert server.ask("/api/status", Host=host)[0] == 200
+
+
+def test_a_page_of_another_origin_may_not_ask(server):
+    cookie = cookie_of(server)
+    for origin in ("http://evil.example", "null", "http://localhost:1", "http://127.0.0.1", "http://[",
+                   "http://%s.evil.example" % server.host):
+        for method, path, body in (("GET", "/api/status", None), ("POST", "/api/act", {"verb": "release", "ids": [1]})):
+            assert server.ask(path, method, body, token=False, Cookie=cookie, Origin=origin)[0] in (400, 403), origin
+    assert server.ask("/api/status", token=False, Cookie=cookie, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors")[0] == 403
+    assert server.ask("/api/status", token=False, Cookie=cookie, Origin="http://" + server.host)[0] == 200
+
+
+def test_a_change_needs_post_json_and_the_mark_of_our_page(server, queue):
+    cookie, mark = cookie_of(server), mark_of(server)
+    asked = {"verb": "release", "ids": [1]}
+    assert server.ask("/api/act?verb=release&ids=1", token=False, Cookie=cookie)[0] == 404
+    assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie)[0] == 403
+    assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie, X_CSRF_Token="wrong")[0] == 403
+    assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie, X_CSRF_Token=mark, Content_Type="text/plain")[0] == 415
+    for method in ("PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"):
+        assert server.ask("/api/act", method, asked, token=False, Cookie=cookie, X_CSRF_Token=mark)[0] == 501
+    assert queue.job(1).held
+    assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie, X_CSRF_Token=mark)[0] == 200
+    assert not queue.job(1).held
+
+
+def test_read_only_has_no_route_that_writes(queue):
+    queue.enqueue("--hold", "a job")
+    server = Server(queue, "--read-only")
+    bodies = {"act": {"verb": "release", "ids": [1]}, "enqueue": {"command": "x"}, "queue": {"name": "default", "paused": True},
+              "schedule": {"verb": "run", "name": "x"}, "config": {"key": "max_retries", "value": "1"}}
+    assert set(bodies) == set(queuectl.WEB_WRITES)
+    before = list(sqlite3.connect(str(queue.db)).iterdump())
+    for name, body in bodies.items():
+        assert server.ask("/api/" + name, "POST", body)[0] == 404
+    assert list(sqlite3.connect(str(queue.db)).iterdump()) == before
+    assert b'name="read-only" content="yes"' in server.ask("/")[2]
+
+
+def test_every_answer_forbids_scripts_frames_and_caches(server):
+    for path in ("/", "/api/status", "/api/nothing", "/metrics"):
+        _, head, body = server.ask(path)
+        policy = re.search("(?i)content-security-policy: (.*)", head).group(1)
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+        for line in ("X-Content-Type-Options: nosniff", "Referrer-Policy: no-referrer", "Cache-Control: no-store"):
+            assert line in head
+    text = server.ask("/")[2]
+    for tag in (b"script", b"style"):
+        source = re.search(b"<%s>(.*)</%s>" % (tag, tag), text, re.S).group(1)
+        assert "'%s'" % queuectl.source_hash(source.decode("utf-8")) in policy
+    assert len(text) < 60000
+
+
+def test_another_address_needs_a_word_for_it(queue):
+    done = queue.cli("web", "--address", "0.0.0.0", "--port", "0", check=False)
+    assert done.returncode == 2 and "--allow-remote" in done.stderr and done.stderr.count("\n") == 1
+    server = Server(queue, "--address", "0.0.0.0", "--allow-remote", "--name", "Queue.example")
+    assert server.ask("/api/status", Host="queue.example")[0] == 200
+    assert server.ask("/api/status", Host="evil.example")[0] == 403
+    assert "can run any command as you" in server.process.text()
+
+
+def test_behind_a_path_of_a_proxy(queue):
+    server = Server(queue, "--base-path", "/my/queue/")
+    status, head, body = server.ask("/my/queue/?token=" + server.token, token=False)
+    assert status == 200 and b'name="base" content="/my/queue"' in body and "Path=/my/queue/" in head
+    assert server.ask("/my/queue/api/status")[0] == 200
+    assert server.ask("/api/status")[0] == server.ask("/my/queuey/api/status")[0] == 404
+
+
+@pytest.mark.parametrize("options", [["--base-path", "queue"], ["--base-path", "/a b"], ["--port", "70000"], ["--port", "x"],
+                                     ["--tls", "missing", "missing"], ["--address", "no.such.host.invalid", "--allow-remote"],
+                                     ["--db", "no-such-queue.db"]])
+def test_a_wrong_option_is_one_line(queue, options):
+    queue.enqueue("--hold", "a job")
+    done = queue.cli("web", *options, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("queuectl: error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line(server, queue):
+    done = queue.cli("web", "--port", server.port, check=False)
+    assert done.returncode == 2 and "--port" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@linux_only("openssl makes the certificate")
+def test_over_tls(queue):
+    key, certificate = str(queue.dir / "key.pem"), str(queue.dir / "cert.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, stderr=subprocess.DEVNULL)
+    server = Server(queue, "--tls", certificate, key)
+    assert server.url.startswith("https://")
+    context = ssl.create_default_context(cafile=certificate)
+    silent = server.connect()  # does not shake hands, and stops nobody
+    link = context.wrap_socket(server.connect(), server_hostname="127.0.0.1")
+    answer = server.raw(b"GET /?token=%s HTTP/1.1\r\nHost: %s\r\n\r\n" % (server.token.encode(), server.host.encode()), link)
+    assert answer.split()[1] == b"200" and b"; Secure" in answer
+    silent.close()
+
+
+# ---- what it answers -----------------------------------------------------------------------------
+
+def test_what_the_page_reads_is_what_json_prints(server, queue):
+    queue.cli("cron", "add", "night", "0 3 * * *", "true")
+    assert server.json("queues") == queue.json("queue", "list")
+    assert server.json("schedules") == queue.json("cron", "list")
+    assert set(server.json("status")) == set(queue.json("status"))
+    shown, told = server.json("job?id=1"), queue.json("show", "1")
+    assert {key: shown[key] for key in told} == told
+    assert server.json("jobs")["jobs"] == queue.json("list")
+
+
+def test_health_is_that_of_the_command(server, queue):
+    assert json.loads(server.ask("/health")[2].decode()) == json.loads(queue.cli("health", "--json", check=False).stdout)
+
+
+def test_metrics_are_served(server):
+    families = list(text_string_to_metric_families(server.ask("/metrics")[2].decode()))
+    assert len(families) == len(queuectl.METRICS.splitlines())
+
+
+@pytest.mark.parametrize("path", ["job?id=99", "job", "jobs?state=odd", "jobs?batch=x", "jobs?limit=-1", "jobs?before=1e9",
+                                  "log?id=nobody", "log?id=1&attempt=../../x", "stats?since=never", "nothing", "log?id=99&download=1",
+                                  "log?id=1&download=1"])
+def test_a_wrong_question_is_one_line(server, path):
+    status, head, body = server.ask("/api/" + path)
+    assert status in (400, 404) and body.count(b"\n") == 1 and b"Traceback" not in body and b"internal" not in body, body
+
+
+@pytest.mark.parametrize("name, body", [
+    ("act", {}), ("act", {"verb": "explode", "ids": [1]}), ("act", {"verb": "retry"}), ("act", {"verb": "retry", "ids": {}}),
+    ("act", {"verb": "retry", "filter": {"state": "odd"}}), ("enqueue", {}), ("enqueue", {"command": ""}), ("enqueue", {"command": "x\0"}),
+    ("enqueue", {"command": "x", "odd": 1}), ("enqueue", {"command": "x", "like": 99}), ("queue", {"name": "nobody", "paused": True}),
+    ("queue", {"name": "default", "rate": "often"}), ("queue", {"name": "default", "max_running": -1}),
+    ("schedule", {"verb": "run", "name": "x"}),
+    ("schedule", {"verb": "odd"}), ("config", {"key": "odd"}), ("config", {"key": "max_retries", "value": "many"})])
+def test_a_wrong_change_is_one_line_and_changes_nothing(server, queue, name, body):
+    before = list(sqlite3.connect(str(queue.db)).iterdump())
+    status, _, text = server.ask("/api/" + name, "POST", body)
+    assert status == 400 and text.count(b"\n") == 1 and b"internal" not in text, text
+    assert list(sqlite3.connect(str(queue.db)).iterdump()) == before
+
+
+def test_jobs_are_paged_by_key_and_filtered(server, queue):
+    for i in range(5):
+        queue.enqueue("--queue", "mail", "--label", "l%d" % (i % 2), "--hold", "send 100%% to %d_x" % i)
+    first = server.json("jobs?queue=mail&limit=2")
+    second = server.json("jobs?queue=mail&limit=2&before=%d" % first["next"])
+    assert [job["id"] for job in first["jobs"] + second["jobs"]] == [6, 5, 4, 3]
+    assert [job["id"] for job in server.json("jobs?text=%25%20to%203_")["jobs"]] == [5]
+    assert [job["id"] for job in server.json("jobs?label=l1")["jobs"]] == [5, 3]
+    assert server.json("jobs?text=nowhere")["jobs"] == []
+    assert server.post("act", {"verb": "release", "filter": {"queue": "mail"}, "dry": True}) == {"count": 5, "next": None}
+    assert server.post("act", {"verb": "release", "filter": {"queue": "mail"}})["done"] == 5
+    assert queue.job(1).held and not queue.job(4).held
+
+
+def test_a_job_is_enqueued_again_with_its_directory_and_variables(server, queue):
+    folder = queue.dir / "elsewhere"
+    folder.mkdir()
+    code = "import os; print(os.environ['COLOUR'], os.path.basename(os.getcwd()))"
+    first = queue.enqueue("--env", "COLOUR=red", "--cwd", folder, *queue.script(code))
+    job = server.json("job?id=%d" % first)
+    assert job["variables"]["COLOUR"] == queuectl.SECRET and "red" not in job["variables"].values()
+    again = server.post("enqueue", {"command": job["command"], "like": first})["id"]
+    queue.start(1, "--drain", "--foreground", timeout=120)
+    assert server.json("log?id=%d" % again)["text"] == "red elsewhere\n"
+
+
+def test_a_log_is_read_from_where_the_last_part_ended_and_a_long_one_from_its_end(server, queue):
+    job = queue.enqueue(*queue.script("import sys; sys.stdout.write('x' * 400000 + 'end\\n'); sys.stdout.buffer.write(b'\\xff\\n')"))
+    queue.start(1, "--drain", "--foreground", timeout=120)
+    part = server.json("log?id=%d" % job)
+    assert part["start"] == part["size"] - queuectl.WEB_LOG and part["text"].endswith("xend\n\ufffd\n") and part["next"] == part["size"]
+    assert server.json("log?id=%d&offset=%d" % (job, part["next"]))["text"] == ""
+    status, head, body = server.ask("/api/log?id=%d&download=1" % job)
+    assert status == 200 and "attachment" in head and body.startswith(b"xxx") and len(body) == part["size"]
+
+
+# ---- no client stops another ---------------------------------------------------------------------
+
+def test_slow_and_many_connections_stop_nobody(server):
+    links = []
+    for number in range(queuectl.WEB_CONNECTIONS * 2):
+        link = server.connect()
+        link.sendall(b"GET / HTTP/1.1\r\nHost: "[:number % 20])
+        links.append(link)
+    assert server.json("status")["jobs"]["pending"] == 1
+    for link in links:
+        link.close()
+
+
+def test_a_request_that_never_ends_is_ended(server):
+    link = server.connect()
+    link.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\nX: ")
+
+    def ended():
+        try:
+            link.sendall(b"x")
+            link.settimeout(0.01)
+            return link.recv(10) == b""
+        except socket.timeout:
+            return False
+        except OSError:
+            return True
+    wait_until(ended, 30, "a request that trickles is cut off", 0.3)
+
+
+@pytest.mark.parametrize("data", [
+    b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 100,
+    b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n",
+    b"GET //[ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /\xff\x00 HTTP/1.1\r\nHost: localhost\r\nX: \xff\r\n\r\n"], ids=range(8))
+def test_nonsense_is_refused_and_harms_nobody(server, data):
+    try:
+        answer = server.raw(data)
+    except OSError:
+        answer = b""
+    assert b"a job" not in answer and b"internal" not in answer
+    assert server.json("status")["jobs"]["pending"] == 1
+
+
+def test_a_body_that_is_too_large_or_not_json_is_refused(server):
+    assert server.ask("/api/act", "POST", {}, Content_Length=str(10**9))[0] == 413
+    assert server.ask("/api/act", "POST", {}, Content_Length="-1")[0] == 413
+    assert server.ask("/api/act", "POST", [1])[0] == 400
+    head = ("POST /api/act HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
+            "Content-Length: %d\r\n\r\n")
+    for text in (b"{", b"\xff", b"[" * 100000, b"NaN"):
+        assert server.raw((head % (server.token, len(text))).encode() + text).split()[1] == b"400"
+
+
+# ---- it lives through what happens to the queue ---------------------------------------------------
+
+def stream(server):
+    link = server.connect()
+    link.sendall(("GET /api/live HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n\r\n" % (server.host, server.token)).encode())
+    return link.makefile("rb")
+
+
+def told(lines):
+    """The next thing that the server tells a page."""
+    for line in lines:
+        if line.startswith(b"data: "):
+            return json.loads(line[6:].decode())
+
+
+def test_a_page_is_told_of_a_change(server, queue):
+    lines = stream(server)
+    before = told(lines)
+    queue.cli("release", "1")
+    wait_until(lambda: told(lines)["version"] > before["version"], 20, "the change is told")
+
+
+def test_it_says_that_the_queue_is_gone_and_goes_on_when_it_is_back(server, queue):
+    lines = stream(server)
+    assert told(lines)["trouble"] is None
+    for end in ("", "-wal", "-shm"):
+        if os.path.exists(str(queue.db) + end):
+            os.rename(str(queue.db) + end, str(queue.db) + ".away" + end)
+    wait_until(lambda: told(lines)["trouble"], 20, "the trouble is told")
+    status, _, body = server.ask("/api/status")
+    assert status == 503 and body.count(b"\n") == 1 and b"deleted" in body
+    for end in ("", "-wal", "-shm"):
+        if os.path.exists(str(queue.db) + ".away" + end):
+            os.rename(str(queue.db) + ".away" + end, str(queue.db) + end)
+    wait_until(lambda: told(lines)["trouble"] is None, 20, "it goes on")
+    assert server.json("status")["jobs"]["pending"] == 1
+
+
+def test_a_locked_queue_can_be_read_and_a_change_says_that_it_must_wait(server, queue):
+    other = sqlite3.connect(str(queue.db), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert server.json("status")["jobs"]["pending"] == 1
+    status, _, body = server.ask("/api/act", "POST", {"verb": "release", "ids": [1]})
+    assert status == 503 and b"locked" in body
+    other.execute("ROLLBACK")
+    assert server.post("act", {"verb": "release", "ids": [1]})["done"] == 1
+
+
+def test_a_damaged_or_newer_queue_is_told_in_one_line(server, queue):
+    connection = sqlite3.connect(str(queue.db))
+    mark = connection.execute("PRAGMA user_version").fetchone()[0]
+    connection.execute("PRAGMA user_version=%d" % (mark | 0xFF))
+    connection.close()
+    status, _, body = server.ask("/api/queues")
+    assert status in (400, 503) and b"newer" in body and body.count(b"\n") == 1
+
+
+@posix_only("signals")
+def test_ctrl_c_ends_it_at_once_whoever_is_connected(server):
+    lines, slow = stream(server), server.connect()
+    assert told(lines)
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.ends(10) == 130
+    assert "Traceback" not in server.process.text()
+    slow.close()
+
+
+@linux_only("/proc")
+@pytest.mark.slow
+def test_twenty_pages_for_a_while_cost_little_and_leave_nothing_open(server, queue):
+    def threads():
+        return len(os.listdir("/proc/%d/task" % server.process.pid))
+
+    def descriptors():
+        return len(os.listdir("/proc/%d/fd" % server.process.pid))
+
+    server.json("overview")
+    before = threads(), descriptors()
+    pages = [stream(server) for _ in range(20)]
+    wait_until(lambda: threads() >= before[0] + 20, 20, "each page has its thread")
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        queue.enqueue("--hold", "x")
+        for page in pages:
+            assert told(page)
+            server.json("overview")
+    for page in pages:
+        page.close()
+    del pages, page
+    wait_until(lambda: (threads(), descriptors()) <= before, 30, "nothing is left open: %s" % (before,))

@@ -105,6 +105,7 @@ CLOCK_REPAIRED_S = 3 * 3600.0  # if the clock is set back by more, it was wrong:
 NOTIFY_S = 60.0              # timeout of an on_dead or on_idle command
 LOCK_LINE = 300              # bytes per line of a lock file: the running job, what its process waits for, an end not yet recorded
 JOURNAL_LIMIT = 16 * 2**20   # bytes of workers.log before it is rotated
+JUNIT_LIMIT = 16 * 2**10     # characters of a job's output in a JUnit file
 TERMINAL_ROWS = 50           # rows that `list` shows by default
 GLANCE_BYTES = 32 * 2**20    # a larger database is checked by `doctor` only: `health` should be quick (60 MB: a second)
 STDIN_LIMIT = 2**20          # the most bytes of input that are stored with a job
@@ -8955,20 +8956,34 @@ def xml_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 
-def junit(jobs, files, took: float) -> str:
-    """Return the outcome of a run as JUnit XML, which CI servers show: one test case per job."""
+def junit(jobs, store, took: float) -> str:
+    """Return the outcome of a run as JUnit XML, which CI servers show: one test case per job.
+
+    A job that never ran is skipped; one that passed after failures has a flakyFailure for each, as Maven's Surefire writes it.
+    """
     bad = [job for job in jobs if job.state != "completed"]
+    skipped = sum(job.attempt == 0 for job in bad)
     lines = ['<?xml version="1.0" encoding="UTF-8"?>',
-             '<testsuites><testsuite name="%s" tests="%d" failures="%d" errors="0" skipped="0" time="%.3f">' % (
-                 PROGRAM, len(jobs), len(bad), took)]
+             '<testsuites><testsuite name="%s" tests="%d" failures="%d" errors="0" skipped="%d" time="%.3f">' % (
+                 PROGRAM, len(jobs), len(bad) - skipped, skipped, took)]
     for job in jobs:
         lines.append('<testcase classname="%s" name="%s" time="%.3f">' % (
             PROGRAM, xml_text(plain(job.name or job.command)), job.duration or 0.0))
-        if job.state != "completed":
-            tail = "\n".join(last_lines(files.log(job.id, job.attempt), 50))
-            lines.append('<failure message="%s">%s</failure>' % (xml_text(plain(error_text(job) or job.state)), xml_text(tail)))
-        lines.append("</testcase>")
+        lines += junit_result(job, store) + ["</testcase>"]
     return "\n".join(lines) + "\n</testsuite></testsuites>\n"
+
+
+def junit_result(job, store) -> list:
+    """Return the elements that say how a job ended, and what it printed."""
+    tail = xml_text("\n".join(last_lines(store.db.files.log(job.id, job.attempt), 50))[-JUNIT_LIMIT:])
+    why = xml_text(plain(error_text(job) or job.state))
+    if job.state != "completed":
+        return ['<skipped message="%s"/>' % why if job.attempt == 0 else '<failure message="%s">%s</failure>' % (why, tail)]
+    failed = [attempt for attempt in (store.look.history(job.id) if job.attempt > 1 else ()) if attempt.outcome in ("failed", "timeout")]
+    return ['<flakyFailure message="%s">%s</flakyFailure>' % (
+        xml_text(plain(error_text(attempt) or attempt.outcome)),
+        xml_text("\n".join(last_lines(store.db.files.log(job.id, attempt.attempt), 50))[-JUNIT_LIMIT:])) for attempt in failed] + (
+            ["<system-out>%s</system-out>" % tail] if tail else [])
 
 
 def safe_for_terminal(text: str, colour: bool) -> str:
@@ -10483,7 +10498,7 @@ class Run:
         if self._args.junit:
             jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
             duplicates = [store.look.find(job_id) for _, job_id in self._duplicates]
-            self._write_junit(junit(jobs + [job for job in duplicates if job is not None], store.db.files, took))
+            self._write_junit(junit(jobs + [job for job in duplicates if job is not None], store, took))
         return status
 
     def _print_why_left(self, store) -> None:
@@ -13870,9 +13885,14 @@ def split_words(words: list) -> tuple:
             return db, found, words[len(found.words):]
     if words[0] == "help" and len(words) > 1:
         return split_words(words[1:] + ["--help"])
-    if words[0] in ("-h", "--help", "help", "-V", "--version"):
+    if words[0] in ("-h", "--help", "help", "-V", "--version") or words[1:] in (["-h"], ["--help"]) and is_group(words[0]):
         return db, None, words
     raise UserError(unknown_command(words))
+
+
+def is_group(word: str) -> bool:
+    """Whether commands of two words begin with this one."""
+    return any(len(found.words) == 2 and found.words[0] == word for found in COMMANDS)
 
 
 def unknown_command(words: list) -> str:
@@ -13898,6 +13918,16 @@ OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueu
                "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume"}
 
 
+def help_width() -> int:
+    """Return the columns for help: the terminal's, from 40 to 100; 100 for a pipe."""
+    return min(100, max(40, terminal_width(sys.stdout) or 100))
+
+
+def wrapped(text: str, width: int) -> list:
+    import textwrap
+    return textwrap.wrap(" ".join(text.split()), max(width, 10), break_on_hyphens=False, break_long_words=False)
+
+
 def build_parser(found):
     import argparse
     argparse._ = str  # the search for translations (there are none) imports locale: 7 ms
@@ -13908,9 +13938,18 @@ def build_parser(found):
         def error(self, message):
             raise UserError("%s (see `%s %s --help`)" % (plain(message), invoked(), " ".join(found.words)))
 
+    class Help(argparse.HelpFormatter):
+        """Help that breaks lines between words only: `--all-attempts` is one word."""
+
+        def _split_lines(self, text, width):
+            return wrapped(text, width)
+
+        def _fill_text(self, text, width, indent):
+            return "\n".join(indent + line for line in wrapped(text, width - len(indent)))
+
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
-                    formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),  # else it imports shutil, 5 ms
+                    formatter_class=lambda prog: Help(prog, width=help_width()),  # else it imports shutil, 5 ms
                     usage="%%(prog)s %s[options] COMMAND...%s" % ("[options] NAME SPEC " if found.lead else "", (
                         " [::: VALUE...]" if "values" in found.takes else "")) if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
@@ -14065,6 +14104,8 @@ def parse_words(words: list):
     """Return the namespace for a command; None if help or the version was asked for, and printed."""
     db, found, words = split_words(words)
     if found is None:
+        if is_group(words[0]):
+            return print_group_help(words[0])
         return print_help() if "elp" in words[0] or words[0] == "-h" else out("%s %s" % (PROGRAM, __version__))
     parser = build_parser(found)
     lead, rest = [], []
@@ -14089,6 +14130,23 @@ def parse_words(words: list):
     return args
 
 
+def print_group_help(word: str) -> None:
+    """Print the commands that begin with this word."""
+    group = [found for found in COMMANDS if found.words[0] == word and found.purpose]
+    out("usage: %s %s COMMAND [options]" % (PROGRAM, word))
+    out()
+    print_commands(group)
+    out()
+    out("%s %s COMMAND --help says more." % (PROGRAM, word))
+
+
+def print_commands(group) -> None:
+    """Print commands with their purposes."""
+    for found in group:
+        for number, line in enumerate(wrapped(found.purpose, help_width() - 17)):
+            out("  %-14s %s" % (" ".join(found.words) if number == 0 else "", line))
+
+
 def print_help() -> None:
     for line in ("%s %s: a persistent background job queue in one file" % (PROGRAM, __version__),
                  "usage: %s [--db PATH] COMMAND [options]" % PROGRAM,
@@ -14097,8 +14155,7 @@ def print_help() -> None:
         out()
     for title, group in COMMAND_GROUPS[:-1]:
         out(title)
-        for found in group:
-            out("  %-14s %s" % (" ".join(found.words), found.purpose))
+        print_commands(group)
     out()
     out("%s COMMAND --help says more.  The queue: --db PATH, else QUEUECTL_DB, else one for each user." % PROGRAM)
 

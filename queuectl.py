@@ -6044,6 +6044,14 @@ class Look(Part):
             "WHERE schedule.name=:name), (SELECT max(id) FROM job INDEXED BY job_schedule WHERE schedule=:name))",
             {"name": searchable(schedule.replace("\0", " "))})
 
+    def named(self, prefix: str, states=(), most: int = 500) -> list:
+        """Return the newest job of each name with this prefix, at most so many, by name."""
+        beyond = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix and ord(prefix[-1]) < 0xD7FF else None
+        return [self.find(job) for job, in self._db.read(
+            "SELECT max(id) FROM job INDEXED BY job_named WHERE name IS NOT NULL AND name>=:prefix AND (:beyond IS NULL OR name<:beyond) "
+            "AND (:states IS NULL OR instr(:states, '/'||state||'/')) GROUP BY name ORDER BY name LIMIT :most",
+            {"prefix": searchable(prefix), "beyond": beyond, "states": slashed(states), "most": most})]
+
     def labels(self) -> list:
         """Return the labels that jobs have."""
         return sorted({label for row in self._db.read("SELECT DISTINCT labels FROM job INDEXED BY job_label WHERE labels IS NOT NULL")
@@ -12011,13 +12019,17 @@ complete -o default -F _queuectl queuectl
     "zsh": """#compdef queuectl
 _queuectl() {
   local -a found
-  found=("${(@f)$(queuectl _complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
+  local -a shown
+  found=("${(@f)$(QUEUECTL_DESCRIBE=1 queuectl _complete "${(@)words[2,CURRENT]}" 2>/dev/null)}")
   found=(${found:#})
-  (( $#found )) && compadd -a found || _files
+  shown=("${(@)found//$'\t'/  -- }")
+  found=("${(@)found%%$'\t'*}")
+  (( $#found )) && compadd -l -d shown -a found || _files
 }
 if [ "$funcstack[1]" = _queuectl ]; then _queuectl "$@"; else compdef _queuectl queuectl; fi
 """,
     "fish": """function __queuectl_complete
+  set -lx QUEUECTL_DESCRIBE 1
   set -l found (queuectl _complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)
   if set -q found[1]
     printf '%s\\n' $found
@@ -12031,12 +12043,17 @@ complete -c queuectl -f -a '(__queuectl_complete)'
   param($word, $ast, $position)
   $words = @($ast.CommandElements | Select-Object -Skip 1 | ForEach-Object { $_.ToString() })
   if (-not $word) { $words += '' }
-  queuectl _complete @words | ForEach-Object {
-    $text = $_
+  $env:QUEUECTL_DESCRIBE = '1'
+  $lines = queuectl _complete @words
+  Remove-Item Env:QUEUECTL_DESCRIBE
+  $lines | ForEach-Object {
+    $shown, $about = $_ -split "`t", 2
+    if (-not $about) { $about = $shown }
+    $text = $shown
     if ($text -notmatch '^[\\w.:/=+-]+$') {
       $text = "'" + [System.Management.Automation.Language.CodeGeneration]::EscapeSingleQuotedStringContent($text) + "'"
     }
-    [System.Management.Automation.CompletionResult]::new($text, $_, 'ParameterValue', $_)
+    [System.Management.Automation.CompletionResult]::new($text, $shown, 'ParameterValue', $about)
   }
 }
 """,
@@ -14029,52 +14046,90 @@ def split_lead(parser, words: list, most: int) -> tuple:
         words = rest[1:]
 
 
-def value_choices(args, found, actions, last: str) -> list:
-    """Return what may follow the word `last` of a command; nothing if the shell's own file names are better."""
-    option = [action for action in actions if last in action.option_strings and action.nargs != 0]
-    place = (option or [action for action in actions if not action.option_strings] or [None])[0]
-    if place is None or found.rest and not option:
-        return []
+def place_of(found, actions, typed: list):
+    """Return the argument that the next word is for, after the words `typed` of a command; None if it is for none."""
+    options = {flag: action for action in actions for flag in action.option_strings}
+    free, left = [action for action in actions if not action.option_strings], 0
+    for i, word in enumerate(typed):
+        if options.get(word) and options[word].nargs != 0 and i == len(typed) - 1:
+            return options[word]
+        if not word.startswith("-") and not (i and options.get(typed[i - 1]) and options[typed[i - 1]].nargs != 0):
+            left += 1
+    if found.rest or not free:
+        return None
+    return free[left] if left < len(free) else free[-1] if free[-1].nargs in ("*", "+") else None
+
+
+def value_choices(args, found, place, typed: list, word: str) -> dict:
+    """Return what may be given for an argument, with descriptions; nothing if the shell's own file names are better."""
     fixed = {"S": LISTED_STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
-             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS,
-             "KEY": SETTINGS if found.words[0] == "config" else ()}
+             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS}
+    if place.metavar == "KEY" and found.words[0] == "config":
+        return {key: setting.meaning for key, setting in SETTINGS.items()}
+    if place.metavar == "VALUE" and typed and typed[-1] in SETTINGS:
+        return dict.fromkeys(SETTING_WORDS.get(typed[-1]) or [SETTINGS[typed[-1]].text(SETTINGS[typed[-1]].default)], "")
     if place.metavar in fixed:
-        return list(fixed[place.metavar])
+        return dict.fromkeys(fixed[place.metavar], "")
     if not os.path.exists(find_database(args.db)):
-        return []  # completion must not create a queue
+        return {}  # completion must not create a queue
     with open_queue(args) as store:
-        if place.metavar == "ID":
-            jobs = store.look.jobs(("dead",) if found.words[0] == "dlq" else (), 200)
-            return [job.id for job in jobs] + [job.name for job in jobs if job.name]
-        if place.metavar in ("B", "BATCH"):
-            return [row.id for row in store.queues.batches()]
-        if place.metavar == "LABEL":
-            return store.look.labels()
-        if place.dest in ("queue", "in_queue", "job_queue") or found.words[0] == "queue":
-            return [row.name for row in store.queues.list()]
-        return [row.name for row in store.schedules.list()] if found.words[0] == "cron" or place.metavar == "SCHEDULE" else []
+        return live_choices(store, found, place, word)
+
+
+# The words that a setting may have.
+SETTING_WORDS = {"backoff": BACKOFFS, "sync": ("normal", "full")}
+
+
+def live_choices(store, found, place, word: str) -> dict:
+    """Return the ids and names in a queue that may be given for an argument."""
+    if place.metavar == "ID":
+        states = ("dead",) if found.words[0] == "dlq" else ()
+        jobs = [job for job in store.look.jobs(states, 200)]
+        choices = {job.id: "%s  %s" % (state_word(job), titled(job)) for job in jobs}
+        choices.update((job.name, "job %d, %s" % (job.id, state_word(job))) for job in store.look.named(word, states))
+        return choices
+    if place.metavar in ("B", "BATCH"):
+        return {batch.id: batch.label or "" for batch in store.queues.batches()}
+    if place.metavar == "LABEL":
+        return dict.fromkeys(store.look.labels(), "")
+    if place.dest in ("queue", "in_queue", "job_queue") or found.words[0] == "queue":
+        return {row.name: "paused" if row.paused else "" for row in store.queues.list()}
+    if found.words[0] == "cron" or place.metavar == "SCHEDULE":
+        return {row.name: row.spec or "" for row in store.schedules.list()}
+    return {}
+
+
+def choices_after(args, before: list, word: str) -> dict:
+    """Return what may follow the words typed, with descriptions."""
+    found = next((c for c in COMMANDS if c.purpose and tuple(before[:len(c.words)]) == c.words), None)
+    if found is None:
+        left = [c for c in COMMANDS if c.purpose and list(c.words[:len(before)]) == before < list(c.words)]
+        return {c.words[len(before)]: c.purpose if len(c.words) == len(before) + 1 else "" for c in left}
+    actions, typed = build_parser(found)._actions, before[len(found.words):]
+    if word.startswith("-"):
+        return {flag: action.help or "" for action in actions for flag in action.option_strings if action.help != "==SUPPRESS=="}
+    place = place_of(found, actions, typed)
+    if place is None:
+        return {}
+    done, comma, last = word.rpartition(",")
+    choices = value_choices(args, found, place, typed, last)
+    if not comma or place.metavar not in ("LIST", "S", "NAMES"):
+        return choices
+    return {done + comma + str(choice): text for choice, text in choices.items() if str(choice) not in done.split(",")}
 
 
 def complete(args) -> None:
-    """Print the completions of the last word typed: commands, options, states, ids and names."""
+    """Print the completions of the last word typed; with QUEUECTL_DESCRIBE each with a tab and what it means."""
     *before, word = args.rest or [""]
     for i, flag in enumerate(before[:-1]):
         if flag == "--db":
             args.db = before[i + 1]
     while before[:1] == ["--db"]:
         before = before[2:]
-    found = next((c for c in COMMANDS if c.purpose and tuple(before[:len(c.words)]) == c.words), None)
-    if found is None:
-        choices = {c.words[len(before)] for c in COMMANDS if c.purpose and list(c.words[:len(before)]) == before < list(c.words)}
-    else:
-        actions = build_parser(found)._actions
-        if word.startswith("-"):
-            choices = [flag for action in actions for flag in action.option_strings]
-        else:
-            choices = value_choices(args, found, actions, before[-1])
-    for choice in sorted(set(map(str, choices))):
+    describes = os.environ.get("QUEUECTL_DESCRIBE")
+    for choice, text in sorted((str(choice), text) for choice, text in choices_after(args, before, word).items()):
         if choice.startswith(word) and plain(choice) == choice:  # else out() would change the choice
-            out(choice)
+            sys.stdout.write(choice + ("\t" + fit(plain(text), 70) if describes and text else "") + "\n")
 
 
 def settle_encoding(args, metavars: dict) -> None:

@@ -510,3 +510,26 @@ def test_options_that_a_command_can_honour_together_are(queue):
                   ["cron", "add", "t", "--every", "1h", "--tz", "UTC", "--at", "09:00", "true"]):
         queue.cli(*words)
     queue.run([*queue.program, "list", "--db", str(queue.db)])
+
+
+# ---- help ---------------------------------------------------------------------------------------------
+
+@posix_only("a terminal")
+@pytest.mark.parametrize("columns", [44, 60, 80, 200])
+def test_help_is_as_wide_as_the_terminal_and_breaks_between_words(queue, columns):
+    for words in (["logs", "--help"], ["enqueue", "--help"], ["--help"], ["worker", "--help"]):
+        text = queue.terminal(*words, columns=columns)[1]
+        wide = queue.out(*words)
+        broken = [word for word in text.split() if word.strip("[].,|") not in wide]
+        assert broken == [], (words, broken)
+        if words != ["--help"]:  # its lines with commands to paste stay whole
+            assert max(map(len, text.splitlines())) <= min(columns, 100), words
+
+
+@pytest.mark.parametrize("word", sorted({command.words[0] for command in queuectl.COMMANDS if len(command.words) == 2}))
+def test_the_help_of_a_group_lists_its_commands(queue, word):
+    text = queue.out(word, "--help")
+    for command in queuectl.COMMANDS:
+        if command.words[0] == word and len(command.words) == 2:
+            assert re.search(r"^  %s +%s" % (" ".join(command.words), re.escape(command.purpose.split()[0])), text, re.M)
+    assert queue.out("help", word) == text and "SUPPRESS" not in text

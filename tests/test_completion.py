@@ -152,6 +152,39 @@ def test_queues_batches_and_schedules_are_completed(prompt, shell):
 
 
 @each_shell
+def test_values_of_settings_and_parts_of_lists_are_completed(prompt, shell):
+    here = prompt(shell)
+    here.becomes("queuectl config set sync fu", "queuectl config set sync full")
+    here.becomes("queuectl config set backoff lin", "queuectl config set backoff linear")
+    here.becomes("queuectl list --columns id,pri", "queuectl list --columns id,priority")
+    here.becomes("queuectl worker start --queue default,ma", "queuectl worker start --queue default,mail")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_what_is_offered_is_described_where_the_shell_shows_it(prompt, shell):
+    here = prompt(shell)
+    assert "start worker processes" in here.after("queuectl worker st", "start worker processes")
+    assert "completed" in here.after("queuectl show ", r"1 .*completed")
+
+
+def test_every_name_is_completed_by_its_prefix_however_many_there_are(filled):
+    lines = [json.dumps({"command": "exit 0", "name": "n%05d" % number}) for number in range(3000)]
+    filled.cli("enqueue", "--file", "-", stdin="\n".join(lines))
+    assert filled.out("_complete", "show", "n0001").splitlines() == ["n%05d" % number for number in range(10, 20)]
+    assert filled.out("_complete", "dlq", "retry", "n0001") == "" and filled.out("_complete", "dlq", "retry", "ma") == "mailer"
+    described = filled.out("_complete", "show", "n00010", env={"QUEUECTL_DESCRIBE": "1"})
+    assert re.fullmatch(r"n00010\tjob \d+, pending", described)
+
+
+def test_an_argument_is_completed_by_its_place(filled):
+    assert filled.out("_complete", "config", "set", "sync", "").splitlines() == ["full", "normal"]
+    assert filled.out("_complete", "config", "set", "sync", "full", "") == ""
+    assert filled.out("_complete", "list", "--state", "dead,p").splitlines() == ["dead,pending", "dead,processing"]
+    assert "dead,dead" not in filled.out("_complete", "list", "--state", "dead,d")
+    assert filled.out("_complete", "show", "1", "") == ""
+
+
+@each_shell
 def test_files_are_completed_where_a_file_is_meant(prompt, shell):
     here = prompt(shell)
     here.becomes("queuectl run --file commands", "queuectl run --file commands.txt")

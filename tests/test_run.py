@@ -241,6 +241,23 @@ def test_junit_tells_ci_what_happened(queue):
     assert "end" in "".join(cases["bad <&> one"].itertext())
 
 
+def test_junit_tells_skipped_jobs_flaky_passes_and_the_output_of_a_pass(queue):
+    report = queue.dir / "report.xml"
+    flaky = 'test -e once && echo passed || { touch once; echo "not yet"; exit 3; }'
+    lines = [json.dumps({"command": "exit 7", "name": "parent"}), json.dumps({"command": "exit 0", "name": "never", "after": "parent"}),
+             json.dumps({"command": flaky, "name": "flaky", "max_retries": 1, "backoff_base": 0}),
+             json.dumps({"command": "echo " + "x" * 50000, "name": "long"})]
+    queue.cli("run", "--count", "1", "--junit", report, "--file", "-", stdin="\n".join(lines), check=False)
+    suite = ElementTree.parse(str(report)).getroot()[0]
+    cases = {case.get("name"): case for case in suite.iter("testcase")}
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "1", "1")
+    assert cases["never"].find("skipped").get("message") == "its parent, job 1, died" and cases["never"].find("failure") is None
+    assert cases["parent"].find("failure").get("message") == "exit 7"
+    [once] = cases["flaky"].findall("flakyFailure")
+    assert once.get("message") == "exit 3" and once.text == "not yet" and cases["flaky"].find("system-out").text == "passed"
+    assert 10000 < len(cases["long"].find("system-out").text) < 20000
+
+
 def test_junit_to_a_place_that_cannot_be_written_is_refused_before_the_work(queue):
     done = queue.cli("run", "--junit", queue.dir / "no" / "report.xml", "exit 0", check=False)
     assert done.returncode == 2 and done.stderr.startswith("queuectl: error: ") and done.stderr.count("\n") == 1

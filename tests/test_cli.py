@@ -11,6 +11,8 @@ import sys
 import pytest
 from conftest import SCRIPT, WINDOWS, posix_only, unprivileged, wait_until
 
+import queuectl  # noqa: E402 (conftest puts it on the path)
+
 pytestmark = pytest.mark.core
 
 STATES = {"pending", "processing", "completed", "failed", "dead", "cancelled"}

@@ -212,7 +212,7 @@ def test_a_junit_report_has_a_case_for_each_line_of_the_input(queue):
     report = queue.dir / "report.xml"
     queue.cli("run", "--junit", report, "--file", "-", stdin="exit 0\n" + json.dumps({"command": "exit 0", "unique": "u"}), check=False)
     suite = ElementTree.parse(str(report)).getroot().find("testsuite")
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "0", "1")
 
 
 def test_a_file_of_duplicates_is_enqueued_with_a_word_about_them(queue):
@@ -232,7 +232,7 @@ def test_junit_tells_ci_what_happened(queue):
     assert done.returncode == 1
     root = ElementTree.parse(str(report)).getroot()
     suite = root if root.tag == "testsuite" else root.find("testsuite")
-    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "0", "1")
     cases = {case.get("name"): case for case in suite.iter("testcase")}
     assert len(cases) == 2
     assert cases["good"].find("failure") is None and float(cases["good"].get("time")) >= 0

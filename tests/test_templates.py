@@ -11,6 +11,7 @@ import sys
 import pytest
 from conftest import SCRIPT, WINDOWS, posix_only
 
+pytestmark = pytest.mark.core
 # What a value may hold: whatever a shell, a template or an option parser could take for something else.
 ODD = ["a b", "'", '"', "a'b\"c", "$HOME", "`id`", "\\", "a\\nb", "*", "-n", "--", "{}", "{.}", "{#}", "!x", "#", ";", "&", "|", "~", "(x)", "é✓",
        "a.tar.gz", ".bashrc", "/", "//a", "a/", "a/b.c/", "./x.y", "a.b/c", "x.", "%PATH%", "^", "=", "a=b", " lead", "trail ", "\t"]

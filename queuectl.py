@@ -1081,7 +1081,7 @@ def changed(value: str, change: str) -> str:
             at = (path.rstrip("/") or "/").rfind("/") + 1
         return value[:len(path[:at].rstrip("/"))] or value[:min(at, 1)] or "."
     dot = path.rfind(".", at) if "." in change else -1
-    return value[at if "/" in change else 0:dot if 0 <= dot < len(path) - 1 else None]
+    return value[at if "/" in change else 0:dot if dot >= 0 else None]
 
 
 def read_quotes(text: str, quotes: list) -> None:

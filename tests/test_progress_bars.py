@@ -112,4 +112,4 @@ def test_a_progress_bar_that_is_followed_moves_on_the_terminal(queue):
     printed = on_terminal(queue, "logs", "-f", "1", until=until)
     queue.stop()
     assert re.findall(r"copy \d+%", printed) == ["copy 0%", "copy 30%", "copy 60%", "copy 90%"]
-    assert printed.count("\r\033[J") == 3 and printed.endswith("copy 90%\r\n")
+    assert printed.count("\r\033[J") == 3 and "copy 90%\r\n" in printed

@@ -8176,7 +8176,7 @@ def percentile(ordered, share: float) -> float:
 # -- what is wrong --
 
 # level: ok, warn or bad.  kind: see FINDINGS, with the values that its words need.  repair: a function that repairs it and returns
-# whether it did, or None.  Whoever takes the findings may repair one before the next is looked for.
+# whether it did, or None.  The caller may repair a finding before the next one is looked for.
 Finding = namedtuple("Finding", "level about kind values repair")
 FREE_BYTES = 64 * 2**20  # a disk with less is nearly full
 
@@ -13049,7 +13049,7 @@ connect();
 
 
 # == Web ===============================================================================
-# `queuectl web`: a server for the page above and for the JSON that it reads.  Who may ask is decided before anything is read.
+# `queuectl web`: a server for the page above and for the JSON that it reads.  The right to ask is checked before anything is read.
 # Calls Page, Commands, Metrics, Views, Reports, Store.
 
 WEB_CONNECTIONS = 100        # at once; each has a thread
@@ -13243,7 +13243,7 @@ WEB_WRITES = {"act": web_act, "enqueue": web_enqueue, "queue": web_queue, "sched
 
 
 class Web:
-    """The server of one queue.  Each request has a thread and opens the queue anew, so none depends on another or on the past."""
+    """The server of one queue.  Each request has a thread and opens the queue itself, so none depends on another or on the past."""
 
     def __init__(self, database: str, token: str, read_only: bool, base: str, hosts):
         import threading
@@ -13597,7 +13597,7 @@ def cmd_web(args) -> None:
         raise UserError("--base-path must be a path such as /queue, not %s" % quoted(args.base_path))
     local = args.address in ("127.0.0.1", "::1", "localhost")
     if not local and not args.allow_remote:
-        raise UserError("%s is not this machine alone: whoever reaches that address and has the token can run any command as you. "
+        raise UserError("%s is not this machine alone: anyone who reaches that address and has the token can run any command as you. "
                         "With --allow-remote it is served (give --tls too, or put a reverse proxy before it)" % quoted(args.address))
     with open_queue(args) as store:
         database, token = store.db.path, web_token(os.path.join(store.db.files.root, "web.token"))
@@ -13612,7 +13612,7 @@ def cmd_web(args) -> None:
     url = "%s://%s:%d%s/?token=%s" % ("https" if args.tls else "http", host, server.server_address[1], base, token)
     out(url)
     if not local:
-        talk("%s: whoever reaches %s and has this address can run any command as you%s" % (
+        talk("%s: anyone who reaches %s and has this address can run any command as you%s" % (
             PROGRAM, host, "" if args.tls else "; what is sent can be read on the way: give --tls"))
     sys.stdout.flush()
     if args.open:

@@ -1650,16 +1650,15 @@ class Files:
         for path in (self.workers, self.logs):
             make_directory(path)
 
-    def keep(self, worker, job: int, attempt: int, even_empty: bool = False) -> None:
-        """Move the output of an ended attempt to its log; if it is empty, only with `even_empty`."""
+    def keep(self, worker, job: int, attempt: int) -> None:
+        """Move the output of an ended attempt to its log."""
         path, log = self.output(worker), self.log(job, attempt)
         try:
-            info = os.lstat(path)
-            if not S_ISREG(info.st_mode):
-                remove(path)  # not the file that the attempt wrote
-            elif even_empty or info.st_size:
+            if S_ISREG(os.lstat(path).st_mode):
                 make_directory(os.path.dirname(log))
                 move(path, log)
+            else:
+                remove(path)  # not the file that the attempt wrote
         except FileNotFoundError:
             pass  # moved already, before a crash
 
@@ -2726,13 +2725,15 @@ class PosixWriterLock:
         self._socket = None
         self._drawn = False  # whether there are byte locks to release
 
-    def enter(self, seconds: float, in_order: bool) -> bool:
-        """Take the lock; return False if another process still holds it after so many seconds.
+    def enter_in_turn(self, seconds: float) -> bool:
+        """Take the lock after everyone who waits; return False if another process still holds it after so many seconds."""
+        return self._enter(self._draw(), seconds)
 
-        With `in_order=False` (workers) a caller may enter whenever the lock is free: a turn that is handed over
-        has to wait until its process runs.
-        """
-        turn = self._draw() if in_order else None
+    def enter(self, seconds: float) -> bool:
+        """Take the lock as enter_in_turn does, but at once if it is free: a turn that is handed over waits until its process runs."""
+        return self._enter(None, seconds)
+
+    def _enter(self, turn, seconds: float) -> bool:
         if self._may_enter(turn):
             return True
         limit = time.monotonic() + seconds
@@ -4028,7 +4029,8 @@ class Transaction:
             database.writer_lock = OS.open_writer_lock(database.files.writer_lock)
         if database.writer_lock is not None:
             database.inside = True  # set first: an interrupt must not leave the lock held
-            database.inside = database.writer_lock.enter(min(self.WRITER_LOCK_S, database.patience), in_order=database.sync)
+            enter = database.writer_lock.enter_in_turn if database.sync else database.writer_lock.enter  # workers: see `enter`
+            database.inside = enter(min(self.WRITER_LOCK_S, database.patience))
         try:
             database.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -5244,31 +5246,44 @@ class Claims(Part):
         super().__init__(store)
         self._env = (None, b"")  # id and data of the environment read last
 
-    def finish_and_claim(self, worker: int, outcome=None, claim: bool = True, queues=None, reserved_for=None, again: bool = False):
+    def finish(self, worker: int, outcome) -> None:
+        """Record a worker's last outcome."""
+        with self._db.undo, Transaction(self._db) as now:
+            self.record(worker, outcome, now)
+
+    def claimed(self, worker: int, outcome):
+        """Return what finish_and_claim has claimed although it failed, in its form, or None: the commit may have succeeded."""
+        job = self.job_of_worker(worker)
+        if job is None or outcome is not None and (job.id, job.attempt) == (outcome.job.id, outcome.job.attempt):
+            return None
+        self._env = self._env_of(job)
+        return job, self._env[1]
+
+    def _env_of(self, job) -> tuple:
+        """Return (id, data) of a job's environment; most jobs share one, whose id is never reused."""
+        if job.env == self._env[0]:
+            return self._env
+        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,))
+        return job.env, rows[0][0] if rows else b""
+
+    def finish_and_claim(self, worker: int, outcome=None, queues=None, reserved_for=None):
         """Record a worker's last outcome and claim its next job, in one transaction.
 
         Return (job, env data), the claimed Job and the environment that it should run in, or None.
         `queues` is a list of names between slashes, None for all.  `reserved_for` is the supervisor id of a `run`, which takes
-        only the jobs reserved for it.  `again` says that an earlier try failed: its commit may have succeeded.
+        only the jobs reserved for it.
         """
         with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
                 self.record(worker, outcome, now)
-            if not claim:
-                return None
-            job = self.job_of_worker(worker) if again else None
-            if job is None:
-                job = self._claim(worker, queues, reserved_for, now)
+            job = self._claim(worker, queues, reserved_for, now)
             if job is None and self._store.followups.follow(now) < FOLLOWUPS:
                 job = self._claim(worker, queues, reserved_for, now)
             if job is None:
                 if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(reserved_for=reserved_for):
                     self._store.life.notify("on_idle", outcome.job, now)
                 return None
-            env = self._env
-            if job.env != env[0]:  # most jobs share one environment, whose id is never reused
-                row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
-                env = (job.env, row[0] if row else b"")
+            env = self._env_of(job)
         self._env = env  # only after the commit: the id of a rolled-back environment is reused
         return job, env[1]
 
@@ -6959,7 +6974,7 @@ class Runner:
                     return
                 except BlockingIOError:
                     pass  # a process that was left behind writes to it: it becomes this attempt's log
-        self._files.keep(self._worker, job.id, job.attempt, even_empty=True)
+        self._files.keep(self._worker, job.id, job.attempt)
 
     def _join_tail(self) -> None:
         """Join the head, a line that says what is missing, and the tail."""
@@ -7130,6 +7145,7 @@ class Worker:
         self._store.db.on_wait = self._lock.on_wait
         self._done = 0
         self._trouble = None
+        self._unsure = False  # whether a claim that failed may have been committed
         self._kept_at = 0.0  # when the lock file was last checked
         self._loads = OS.loads()
         links = RunnerLinks(self._asked, self._setting, self._read, self._log_event, self._record, self._keep_lock)
@@ -7139,8 +7155,7 @@ class Worker:
         """Run jobs until told to stop: one commit per job records the last outcome and claims the next job."""
         job = outcome = None
         while True:
-            claim = not self._stopping() and not self._overloaded()
-            taken = self._finish_and_claim(outcome, claim)
+            taken = self._finish_and_claim(outcome)
             if outcome is not None and taken is not LEFT_TO_RESCUER:
                 self._report(outcome, more=taken is not None)
             outcome = None
@@ -7191,24 +7206,37 @@ class Worker:
             self._log("reopen")
         self._signals.look = False
 
-    def _finish_and_claim(self, outcome, claim: bool):
-        """Repeat Claims.finish_and_claim until it succeeds: a locked database or a full disk is not the job's failure.
+    def _exchange(self, outcome):
+        """Record an outcome and claim the next job, unless this worker should take none; return as Claims.finish_and_claim does."""
+        claims, spec = self._store.claims, self._spec
+        taken = claims.claimed(self.id, outcome) if self._unsure else None
+        if taken is None and (self._stopping() or self._overloaded()):
+            if outcome is not None:
+                claims.finish(self.id, outcome)
+        elif taken is None:
+            taken = claims.finish_and_claim(self.id, outcome, spec.queues, spec.supervisor if spec.reserved else None)
+        self._unsure = False
+        return taken
+
+    def _finish_and_claim(self, outcome):
+        """Repeat _exchange until it succeeds: a locked database or a full disk is not the job's failure.
 
         An outcome that can't be written is kept in the lock file: a rescuer records it if this worker can't.
         A worker that should end now gives up after GIVE_UP_S and returns LEFT_TO_RESCUER.
         """
-        pause, again, limit = 0.05, False, None
+        pause, limit = 0.05, None
         while True:
             try:
                 if outcome is not None and not self._runner.kept:
                     raise OSError("the job's output has no place")
-                return self._store.claims.finish_and_claim(self.id, outcome, claim, self._spec.queues,
-                                            self._spec.supervisor if self._spec.reserved else None, again)
+                return self._exchange(outcome)
             except WrongValue:
+                self._unsure = True
                 self._repair()
             except (sqlite3.OperationalError, OSError) as error:
                 if is_damage(error):
                     raise
+                self._unsure = True
                 self._log_event("trouble", why="can't write to the database yet%s: %s" % (self._keep_end(outcome), error))
                 if self._signals.stopping >= IMMEDIATE:
                     self._store.db.patience = 1.0
@@ -7218,8 +7246,7 @@ class Worker:
                 if limit and (time.monotonic() > limit or not self._runner.kept):
                     return LEFT_TO_RESCUER
             self._signals.pause(pause)
-            pause, again = min(pause * 2, 2.0), True
-            claim = claim and not self._stopping()
+            pause = min(pause * 2, 2.0)
 
     def _repair(self) -> None:
         """Remove invalid values that another program wrote into the database: one row must not stop the others."""
@@ -7349,7 +7376,8 @@ def rescue(store, worker, log=lambda event, **facts: None) -> bool:
             made = False  # what is waited for stands in the file
             return False
         if outcome is not None:
-            files.keep(worker.id, job.id, job.attempt)
+            if size_of(files.output(worker.id)):
+                files.keep(worker.id, job.id, job.attempt)
         store.workers.release_dead(worker.id, outcome)
         done = True
         remove(files.output(worker.id))
@@ -7498,7 +7526,7 @@ class Supervisor:
         self._log = log
         self._argv = list(argv)   # starts a worker as a new program on systems where we don't fork
         self.database = spec.database
-        self._store = self._connect()
+        self._store = Store(self.database, patience=5.0)
         fault = OS.foreign_files(self.store.db.files)
         if fault:
             raise UserError(fault)
@@ -7529,15 +7557,12 @@ class Supervisor:
 
     # -- setting up --
 
-    def _connect(self, create: bool = True):
-        return Store(self.database, patience=5.0, create=create)
-
     @property
     def store(self):
         """Return the Store, opened again after a fork."""
         if self._store is None:
             try:
-                self._store = self._connect(create=False)
+                self._store = Store(self.database, patience=5.0, create=False)
             except UserError as error:  # for example because other users may write to it now
                 raise OSError("can't open the database yet: %s" % error) from None
             self._store.db.on_wait = self._lock.on_wait

@@ -40,7 +40,7 @@ def claim(store, worker=1, queues=None, reserved_for=None):
 
 
 def finish(store, job, kind="completed", code=0, error=None):
-    store.claims.finish_and_claim(job.worker, outcome(job, kind, code, error), claim=False)
+    store.claims.finish(job.worker, outcome(job, kind, code, error))
     return store.look.job(job.id)
 
 

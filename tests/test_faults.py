@@ -1760,3 +1760,25 @@ def test_a_rescue_that_fails_leaves_no_lock_of_a_worker_that_another_has_release
         assert not lock.exists()
         other.close()
         assert queuectl.rescue(store, worker) and not lock.exists()
+
+
+UNSURE = """
+claim = queuectl.Claims.finish_and_claim
+def unsure(self, *args):
+    taken = claim(self, *args)
+    if taken and taken[0].id not in told:
+        told.add(taken[0].id)
+        raise queuectl.sqlite3.OperationalError("disk I/O error")
+    return taken
+told = set()
+queuectl.Claims.finish_and_claim = unsure
+"""
+
+
+def test_a_claim_that_was_committed_although_it_failed_is_worked_once(bench):
+    jobs = [bench.enqueue("exit=0", "exit=0") for _ in range(3)]
+    boss = bench.patched_beside(UNSURE, "worker", "start", "--foreground", "--drain")
+    assert boss.ends() == 0, boss.text()
+    for job in jobs:
+        assert outcomes(bench, job) == ["completed"] and bench.queue.job(job).attempt == 1
+    check(bench)

@@ -1123,7 +1123,7 @@ def test_after_batch_starts_when_all_of_it_have_ended_however(store):
     assert claim(store).id == ids[2]
     assert claim(store) is None
     store.life.cancel([ids[2]])
-    store.claims.finish_and_claim(1, outcome(store.look.job(ids[2]), "cancelled", None), claim=False)
+    store.claims.finish(1, outcome(store.look.job(ids[2]), "cancelled", None))
     assert claim(store).id == after
 
 

@@ -115,7 +115,7 @@ def work(store):
     if job is None:
         store.enqueue("true")
         job, _ = store.claims.finish_and_claim(1)
-    store.claims.finish_and_claim(1, queuectl.Outcome(job, "failed", 1, "exit 1", 1, 0.0, 0.1), claim=False)
+    store.claims.finish(1, queuectl.Outcome(job, "failed", 1, "exit 1", 1, 0.0, 0.1))
 
 
 def schedule(store):

@@ -635,7 +635,7 @@ class Life(RuleBasedStateMachine):
 
 def finish_late(store, job, kind):
     before = rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock")
-    store.claims.finish_and_claim(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1), claim=False)
+    store.claims.finish(job.worker, queuectl.Outcome(job, kind, None, kind, 4711, job.started_at, 0.1))
     assert before == (rows(store, "SELECT * FROM job"), rows(store, "SELECT * FROM history"), rows(store, "SELECT * FROM keylock"))
 
 

@@ -14,7 +14,7 @@ def give_up(store, job):
     claimed, _ = store.claims.finish_and_claim(1)
     assert claimed.id == job
     outcome = queuectl.Outcome(claimed, "failed", 1, "exit 1", 1, time.time(), 0.1)
-    return lambda queue: queue.claims.finish_and_claim(1, outcome, claim=False)
+    return lambda queue: queue.claims.finish(1, outcome)
 
 
 def crash(store, job):

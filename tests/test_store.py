@@ -27,7 +27,7 @@ def claim(store, worker=1):
 
 
 def finish(store, job, *how):
-    return store.claims.finish_and_claim(job.worker, outcome(job, *how), claim=False)
+    return store.claims.finish(job.worker, outcome(job, *how))
 
 
 # ---- the API that the README shows -----------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_late_writer_that_lost_its_claim_changes_nothing(store):
     before = store.look.job(1)
     assert current.attempt == 2
     for kind in ("completed", "failed", "released", "crashed", "timeout"):
-        store.claims.finish_and_claim(1, outcome(late, kind), claim=False)
+        store.claims.finish(1, outcome(late, kind))
         assert store.look.job(1) == before
     assert [a.outcome for a in store.look.history(1)] == ["crashed", "running"]
     finish(store, current)

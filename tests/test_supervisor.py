@@ -312,7 +312,7 @@ def test_no_failure_at_any_database_call_of_the_supervisor_makes_it_forget(queue
 
     def failed():
         queue.cli("queue", "resume", "default")  # one more thing to look at
-        return {step.split(":")[0] for line in places.read_text().splitlines() for step in line.split(" < ")[:2]}
+        return {step.split(":")[0] for line in places.read_text().splitlines() for step in line.split(" < ")[:4]}
 
     wait_until(lambda: failed() >= wanted, message="each call has failed once", interval=0.2)
     queue.stop(timeout=30)

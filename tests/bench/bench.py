@@ -290,7 +290,7 @@ def exchanges(queue, most=None):
         outcome = queuectl.Outcome(taken[0], "completed", 0, None, worker, time.time(), 0.001)
         done += 1
         yield done
-    queue.finish_and_claim(worker, outcome, claim=False)
+    queue.finish(worker, outcome)
 
 
 def columns(database, table: str, *without: str) -> str:

@@ -63,16 +63,15 @@ def test_a_tree_shows_names_and_at_most_five_other_parents(queue):
 def test_logs_f_draws_a_line_between_attempts_and_says_how_the_job_ended(queue):
     go = queue.dir / "go"
     job = queue.enqueue("--max-retries", "1", "--backoff-base", "0.1", *queue.script(
-        "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.02)\nprint('out of', os.environ['QUEUECTL_ATTEMPT'], flush=True)\n"
-        "sys.exit(3)", go))
+        "import os, sys, time\nprint('attempt', os.environ['QUEUECTL_ATTEMPT'], flush=True)\n"
+        "while not os.path.exists(sys.argv[1]): time.sleep(0.02)\nsys.exit(3)", go))
     queue.start(1)
     follower = queue.beside("logs", "-f", job)
-    queue.wait_for(job, "processing")
-    wait_until(lambda: queue.json("show", job)["history"], message="it runs")
+    wait_until(lambda: "attempt 1" in follower.text(), message="it follows the first attempt")
     go.touch()
     assert follower.ends() == 0
     lines = [line for line in follower.text().splitlines() if line]
-    assert lines[-3:] == ["-- job %d, attempt 1 failed (exit 3); attempt 2 follows --" % job, "out of 2", "-- job %d is dead (exit 3) --" % job], lines
+    assert lines[-3:] == ["-- job %d, attempt 1 failed (exit 3); attempt 2 follows --" % job, "attempt 2", "-- job %d is dead (exit 3) --" % job], lines
 
 
 def test_what_logs_f_says_is_not_in_the_output(queue):

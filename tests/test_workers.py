@@ -403,7 +403,7 @@ def test_logs_f_follows_until_the_job_ends(queue):
     assert follower.poll() is None
     go.write_text("")
     assert follower.ends(10) == 0
-    assert follower.text().split() == ["first", "last"]
+    assert follower.text().splitlines() == ["first", "last", "-- job %d is completed --" % job]
 
 
 def test_logs_f_of_a_waiting_job_waits_for_it(queue):

@@ -209,13 +209,15 @@ def test_c_cancels_the_marked_job_once_one_has_said_yes(queue, top):
     queue.start(1)
     queue.wait_for(job, "processing")
     screen = top()
+    is_marked(screen, job)  # what runs comes first
+    screen.keys("Down")
     is_marked(screen, waiting)
     screen.keys("c")
     screen.until(r"cancel job %d\?" % waiting)
     screen.keys("n")
     screen.until(r"cancel job", gone=True)
     assert queue.job(waiting).state == "pending"
-    screen.keys("Down")
+    screen.keys("Up")
     is_marked(screen, job)
     screen.keys("c", "y")
     queue.wait_for(job, "cancelled")

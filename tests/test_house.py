@@ -270,6 +270,28 @@ def test_a_command_that_a_text_does_not_show_is_found():
     assert shown_in("queuectl.py  worker restart", ("worker", "restart"))
 
 
+def test_each_option_of_the_table_belongs_to_a_command_and_can_be_parsed():
+    import queuectl
+    taken = {name for command in queuectl.COMMANDS for name in command.takes}
+    lines = [line.split(None, 5) for line in queuectl.OPTIONS.split("\n")]
+    assert len(lines) > 80
+    for sets, flags, metavar, kind, default, meaning in lines:
+        assert set(sets.split(",")) <= taken, (sets, flags)
+        if kind != ".":
+            queuectl.option_type(kind, flags)  # a KeyError or ValueError: no such kind
+        assert metavar != "." or kind == ".", (flags, "a flag has no value")
+        assert meaning == "." or meaning[0] in "`" or meaning[0].islower() or meaning.split()[0].isupper(), (flags, meaning)
+    names = {name for name in taken if name not in {"job", *(name for line in lines for name in line[0].split(","))}}
+    assert names <= {"-".join(command.words) for command in queuectl.COMMANDS}, "sets that no option has"
+
+
+def test_options_that_exclude_each_other_are_options_of_one_command():
+    import queuectl
+    dests = [{action.dest for action in queuectl.build_parser(command)._actions} for command in queuectl.COMMANDS]
+    for pair in queuectl.EXCLUSIVE.split():
+        assert any(set(pair.split("-")) <= found for found in dests), pair
+
+
 def pythons():
     """Every Python from 3.8 on this machine, the one of the tests aside."""
     found = {}

@@ -10191,8 +10191,9 @@ def nothing_to_run(args) -> None:
 
 def refuse_run_options(args) -> None:
     """Refuse options of `run` that exclude each other."""
-    for option, given_ in (("--keep-order", args.keep_order), ("--tag", args.tag and "none"), ("--group", args.group)):
-        if given_ and args.output in ("none", "live" if given_ != "none" else "none"):
+    for option, asked, against in (("--keep-order", args.keep_order, ("live", "none")), ("--group", args.group, ("live", "none")),
+                                   ("--tag", args.tag, ("none",))):
+        if asked and args.output in against:
             raise UserError("%s and --output %s exclude each other" % (option, args.output))
     if args.json and (args.output or args.group or args.tag or args.keep_order):
         raise UserError("--json prints a summary in the place of what the jobs print: give --results DIR to keep that")
@@ -10213,10 +10214,11 @@ def prepare_places(args) -> None:
 
 def resume(args, database: str) -> int:
     """Work what is left of a batch: `run --resume` and `run --retry-failed`."""
-    given_ = args.resume or args.retry_failed
-    words = args.rest + [given_] if given_ != "-" else args.rest
+    batch = args.resume or args.retry_failed
+    words = args.rest + [batch] if batch != "-" else args.rest
     if len(words) > 1 or args.file is not None or args.arg_file or job_options(args):
         raise UserError("--resume and --retry-failed take a batch, and its jobs as they are")
+    refuse_missing(database)
     with open_queue(args) as store:
         states = WAITING + ("processing",) + (("dead", "cancelled") if args.retry_failed else ())
         ref = words[0] if words else None

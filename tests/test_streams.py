@@ -105,6 +105,7 @@ def test_a_command_with_a_broken_stream_does_its_work_once_and_says_so(name, fil
         folder = tmp_path / str(turn)
         folder.mkdir()
         (folder / "crontab").write_text("5 4 * * * true\n")
+        wait_until(lambda: not filled.processes(), message="nobody has the database open that is replaced")
         for suffix in ("", "-wal", "-shm"):
             if os.path.exists(str(filled.db) + suffix):
                 os.unlink(str(filled.db) + suffix)

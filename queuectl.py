@@ -1777,9 +1777,9 @@ class System:
                 return [path] + words[1:]
         return []
 
-    def refusal(self, error, root: str) -> str:
-        """Return why the system refused something; for another user's file in the queue's `root`, how to give it back."""
-        return error.strerror or str(error)
+    def owner_of_refused(self, error, root: str) -> str:
+        """Return how to give back another user's file in the queue's `root` if the system refused that; "" if it is none."""
+        return ""
 
 
 class PosixOwners(System):
@@ -1892,13 +1892,13 @@ class PosixOwners(System):
                 return self.owner_advice(place, os.lstat(path).st_uid, os.stat(files.database).st_uid)
         return ""
 
-    def refusal(self, error, root: str) -> str:
+    def owner_of_refused(self, error, root: str) -> str:
         path = error.filename
         if isinstance(error, PermissionError) and isinstance(path, str) and path.startswith(root + os.sep):
             for place in (path, os.path.dirname(path)):
                 if os.path.lexists(place) and os.lstat(place).st_uid != os.geteuid():
                     return "%s: %s" % (error.strerror, self.owner_advice(root, os.lstat(place).st_uid, os.geteuid()))
-        return super().refusal(error, root)
+        return ""
 
     def _may_write(self, path: str) -> bool:
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -3668,6 +3668,11 @@ class WindowsSignals:
 
 
 OS = Windows() if os.name == "nt" else Linux() if sys.platform.startswith("linux") and not os.environ.get("QUEUECTL_FALLBACKS") else Posix()
+
+
+def refusal(error, root: str) -> str:
+    """Return why the system refused something; for another user's file in the queue's `root`, how to give it back."""
+    return OS.owner_of_refused(error, root) or error.strerror or str(error)
 
 
 def find_database(given) -> str:
@@ -6797,7 +6802,7 @@ class Runner:
         return None
 
     def _log_trouble(self, what: str, error) -> None:
-        why = OS.refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
+        why = refusal(error, self._files.root) if isinstance(error, OSError) else "no memory"
         self._log("trouble", why="%s: %s" % (what, why))
 
     def _make_directories(self) -> None:
@@ -7273,7 +7278,7 @@ class Worker:
         try:
             self._lock.keep()
         except OSError as error:
-            self._log_event("trouble", why="can't make its lock file again: %s" % OS.refusal(error, self._store.db.files.root))
+            self._log_event("trouble", why="can't make its lock file again: %s" % refusal(error, self._store.db.files.root))
 
     def _asked(self, job) -> int:
         try:
@@ -8471,10 +8476,10 @@ def explain_error(error, database=None) -> str:
         return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
         try:
-            why = OS.refusal(error, Files(find_database(database)).root)
+            advice = OS.owner_of_refused(error, Files(find_database(database)).root)
         except UserError:
-            why = error.strerror  # there is no home directory, so there is no queue
-        return "%s: %s" % (why, plain(error.filename)) if error.filename and why == error.strerror else why
+            advice = ""  # there is no home directory, so there is no queue
+        return advice or ("%s: %s" % (error.strerror, plain(error.filename)) if error.filename else error.strerror)
     return text
 
 

@@ -6277,6 +6277,8 @@ class Browse(Part):
         values = {key: searchable(value) if isinstance(value, str) else value for key, value in values.items()}
         where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
                  "INDEXED BY job_schedule WHERE schedule=:schedule" if schedule is not None else
+                 "INDEXED BY job_named WHERE name IS NOT NULL" if name is not None else
+                 "INDEXED BY job_label WHERE labels IS NOT NULL" if label is not None else
                  "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
                  if len(states) == 1 and states[0] not in ("pending", "processing") else
                  "INDEXED BY job_running WHERE state='processing'" if list(states) == ["processing"] else "WHERE 1")
@@ -6284,7 +6286,7 @@ class Browse(Part):
         top += not before
         found, step, until = [], 2000, time.monotonic() + self.LOOK_S
         while top > 1 and len(found) < limit:
-            if found and len(found) < limit and time.monotonic() > until or step > 2000 and time.monotonic() > until:
+            if step > 2000 and time.monotonic() > until:
                 return found, top
             bottom = max(0, top - 1 - step)
             found += [Job.of(row) for row in self._db.read(

@@ -11,7 +11,7 @@ from conftest import SCRIPT, posix_only, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 queuectl = pytest.importorskip("queuectl") if SCRIPT.exists() else None
-pytestmark = [pytest.mark.skipif(queuectl is None, reason="no queuectl.py")]
+pytestmark = [pytest.mark.core, pytest.mark.skipif(queuectl is None, reason="no queuectl.py")]
 
 
 def parsed(text):

@@ -301,6 +301,34 @@ def test_a_log_is_read_from_where_the_last_part_ended_and_a_long_one_from_its_en
     assert status == 200 and "attachment" in head and body.startswith(b"xxx") and len(body) == part["size"]
 
 
+def test_a_search_goes_on_until_all_jobs_are_seen_however_short_each_step_is(store):
+    ids = store.enqueue_many([{"command": "echo %d" % i, "hold": True, "label": "even" if i % 2 == 0 else "odd"} for i in range(30)])
+    store.enqueue_many(["other"] * 9000)
+    store.browse.LOOK_S = -1.0  # each call looks at the first steps alone
+    for filters, wanted in (({"text": "ECHO"}, ids), ({"label": "even"}, ids[::2]), ({"text": "nowhere"}, [])):
+        found, before = [], None
+        while True:
+            jobs, before = store.browse.page(7, before, **filters)
+            assert len(jobs) <= 7
+            found += [job.id for job in jobs]
+            if before is None:
+                break
+        assert found == wanted[::-1]
+
+
+def test_dead_jobs_are_grouped_by_command_and_end(store):
+    ids = store.enqueue_many(["send mail"] * 3 + ["send mail", "other"])
+    with store.db.undo, queuectl.Transaction(store.db) as now:
+        for job_id in ids:
+            job = store.look.row(job_id)
+            store.life.move(job, "claim", started_at=now, worker=1, attempt=1, attempts=1)
+            store.life.end(store.look.row(job_id), "bury", now, exit_code=75 if job_id == ids[3] else 1)
+    groups = store.browse.dead_groups()
+    assert [(group["count"], group["job"].id) for group in groups] == [(3, ids[2]), (1, ids[4]), (1, ids[3])]
+    jobs, _ = store.browse.page(50, states=["dead"], like=ids[0])
+    assert [job.id for job in jobs] == ids[2::-1]
+
+
 # ---- no client stops another ---------------------------------------------------------------------
 
 def test_slow_and_many_connections_stop_nobody(server):

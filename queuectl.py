@@ -13826,7 +13826,7 @@ def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False
 
 COMMAND_GROUPS = (
     ("run jobs", (
-        command("run", cmd_run, "values job json", "enqueue jobs, work them here and now, exit 0 if all completed",
+        command("run", cmd_run, "values job json", "run jobs here and now, exit 0 if all completed",
                 "run --count 4 --file commands.txt", True),
         command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True,
                 check=plan_enqueue),
@@ -13997,6 +13997,10 @@ def build_parser(found):
 
         def _fill_text(self, text, width, indent):
             return "\n".join(indent + line for line in wrapped(text, width - len(indent)))
+
+        def _format_usage(self, usage, *others):  # argparse itself breaks no usage that it is given
+            text = super()._format_usage(usage, *others)
+            return text if usage is None else "\n       ".join(wrapped(text.strip(), self._width - 7)) + "\n\n"
 
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,

@@ -535,3 +535,15 @@ def test_the_help_of_a_group_lists_its_commands(queue, word):
         if command.words[0] == word and len(command.words) == 2:
             assert re.search(r"^  %s +%s" % (" ".join(command.words), re.escape(command.purpose.split()[0])), text, re.M)
     assert queue.out("help", word) == text and "SUPPRESS" not in text
+
+
+def test_a_command_without_options_gets_what_the_parser_would_give_it():
+    """argparse is not even imported then: each default must be the same without it."""
+    tried = 0
+    for found in queuectl.COMMANDS:
+        args = queuectl.default_args(found, ["echo", "-x"] if found.rest else [])
+        if args is not None:
+            tried += 1
+            expected = vars(queuectl.build_parser(found).parse_args([]))
+            assert dict(expected, lead=[], rest=["echo", "-x"] if found.rest else []) == vars(args), found.words
+    assert tried > 10

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -134,6 +136,19 @@ def test_retention_catches_up_with_a_backlog(bench):
     queue.start(1)
     wait_until(lambda: queue.sql("SELECT count(*) FROM job") == [(0,)], 30, "20,000 old jobs go: 500 a second would take 40 s")
     check(bench)
+
+
+def test_an_interrupted_change_of_many_says_how_far_it_came_and_leaves_the_rest(bench):
+    queue = bench.queue
+    queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 60000)
+    command = queue.beside("cancel", "--all")
+    wait_until(lambda: queue.sql("SELECT sum(n) FROM tally WHERE state='cancelled'")[0][0] > 0, message="the first are cancelled")
+    command.send_signal(signal.SIGINT)
+    assert command.ends() == 130
+    [said] = re.findall(r"interrupted: (\d+) jobs of 60000", command.text())
+    counts = dict(queue.sql("SELECT state, count(*) FROM job GROUP BY state"))
+    assert 0 < int(said) <= counts["cancelled"] <= int(said) + 500 and counts["pending"] == 60000 - counts["cancelled"]
+    assert faults.database_faults(queue.db) == []
 
 
 @pytest.mark.slow

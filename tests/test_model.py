@@ -93,8 +93,8 @@ class Model:
             self.noted = True
 
     def step(self, most=STEP):
-        """Tells at most so many children; whether there was any to tell."""
-        begun, self.noted = bool(self.followups), False
+        """Tells at most so many children; returns how many more it might have told."""
+        self.noted = False
         while most > 0 and self.followups:
             parent, state, after, last = self.followups[0]
             children = [j for j in sorted(self.jobs.values(), key=lambda j: j.id)
@@ -106,25 +106,29 @@ class Model:
             else:
                 self.followups[0][2] = children[-1].id
             most -= len(children) + 1
-        return begun
+        return most
 
     def step_if_noted(self):
         if self.noted:
             self.step()
 
     def catch_up(self):
-        while self.step():
-            pass
+        while self.followups:
+            self.step()
 
     def change(self, numbers, action):
         """As a command does: those whose change concerns no other job come first, if there are several."""
         self.catch_up()
-        alone = [n for n in sorted(set(numbers)) if len(numbers) > 1 and action.able(self, self.jobs[n])]
-        for number in alone + [n for n in numbers if n not in alone]:
-            action(self, number)
-            if number not in alone and self.noted:
-                self.step(500)
-        self.catch_up()
+        left = list(numbers)
+        while left:
+            alone = [n for n in sorted(left) if len(left) > 1 and action.able(self, self.jobs[n])]
+            for number in alone:
+                action(self, number)
+            left, most = [n for n in left if n not in alone], STEP
+            while left and most > 0:
+                action(self, left.pop(0))
+                most = self.step(most - 1) if self.noted else most - 1
+            self.catch_up()
 
     def mark(self, job, state, error, cause=None):
         job.state, job.error, job.cause, job.finished_at = state, error, cause, self.clock()
@@ -293,7 +297,7 @@ class Model:
 
     def claim(self, worker, queues, gate="ready"):
         job = self.claim_at_once(worker, queues, gate)
-        return self.claim_at_once(worker, queues, gate) if job is None and self.step() else job
+        return self.claim_at_once(worker, queues, gate) if job is None and self.step() < STEP else job
 
     def claim_at_once(self, worker, queues, gate):
         self.promote()

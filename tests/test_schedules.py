@@ -582,3 +582,36 @@ def test_a_job_that_comes_after_a_schedule_comes_after_its_newest_job(queue):
     assert [queue.out("logs", job) for job, in queue.sql("SELECT job FROM history ORDER BY seq")] == ["backup", "cleanup"]
     [[parent, child]] = queue.sql("SELECT parent, child FROM dep")
     assert (queue.job(parent).schedule, queue.job(child).schedule) == ("nightly", "cleanup")
+
+
+# ---- many at once -------------------------------------------------------------------------------------------------
+
+def test_many_schedules_that_are_due_at_once_fire_in_portions_and_each_once(tmp_path):
+    clock = Clock()
+    store = open_store(tmp_path, clock)
+    store.schedules.add("z-parent", None, 1000.0, {"command": "true"})
+    rows = [store.schedules.plan("a%03d" % n, None, 1000.0, {"command": "true", "after": "z-parent"}) for n in range(150)]
+    store.schedules.add_all(rows + [store.schedules.plan("m%03d" % n, None, 1000.0, {"command": "true"}) for n in range(100)])
+    clock.pass_by(1001)
+    counts = []
+    while store.claims.next_time() <= clock():
+        store.schedules.tick()
+        counts.append(store.queues.counts()["pending"])
+    assert counts == [100, 200, 251]
+    fired = store.look.jobs(limit=1000)
+    assert len({job.schedule for job in fired}) == 251
+    [parent] = [job.id for job in fired if job.schedule == "z-parent"]
+    assert {parents for parents in map(tuple, store.look.parents([job.id for job in fired]).values())} == {(parent,)}
+    store.close()
+
+
+def test_after_the_clock_was_set_back_every_delay_and_every_schedule_is_corrected(tmp_path):
+    clock = Clock()
+    store = open_store(tmp_path, clock)
+    store.schedules.add_all([store.schedules.plan("s%03d" % n, None, 1000.0, {"command": "true"}) for n in range(250)])
+    store.enqueue_many([{"command": "true", "delay": "60s"}] * 1100)
+    clock.pass_by(-86400)
+    store.schedules.repair_clock()
+    assert {schedule.next_at for schedule in store.schedules.list()} == {clock() + 1000}
+    assert {job.run_at for job in store.look.jobs(limit=2000)} == {clock() + 60}
+    store.close()

@@ -265,7 +265,7 @@ def workers(path: str, count: int):
 
 
 def wait_completed(queue, count: int) -> None:
-    wait_until(lambda: queue.counts()["completed"] >= count)
+    wait_until(lambda: queue.queues.counts()["completed"] >= count)
 
 
 def worked_rate(bench: Bench, count: int, path: str | None = None) -> float:
@@ -284,13 +284,13 @@ def exchanges(queue, most=None):
     import queuectl
     worker, outcome, done = os.getpid(), None, 0
     while most is None or done < most:
-        taken = queue.finish_and_claim(worker, outcome)
+        taken = queue.claims.finish_and_claim(worker, outcome)
         if taken is None:
             return
         outcome = queuectl.Outcome(taken[0], "completed", 0, None, worker, time.time(), 0.001)
         done += 1
         yield done
-    queue.finish(worker, outcome)
+    queue.claims.finish(worker, outcome)
 
 
 def columns(database, table: str, *without: str) -> str:
@@ -717,7 +717,7 @@ def with_blocked(bench: Bench, path: str) -> None:
         queue.enqueue("running", queue="limited")
         queue.enqueue("running", key="taken")
         for worker in (1, 2):                   # two workers that stay at their jobs
-            queue.finish_and_claim(worker)
+            queue.claims.finish_and_claim(worker)
         parent = queue.enqueue("parent", hold=True)
         blocked = [queue.enqueue("true", priority=10, **options) for options in (
             {"after": [str(parent)]}, {"key": "taken"}, {"queue": "limited"}, {"queue": "paused"})]
@@ -850,6 +850,39 @@ def grow(bench: Bench):
     return (100 * tenth / (marks[tenth] - marks[0]), 100 * tenth / (marks[-1] - marks[-1 - tenth]), largest)
 
 
+def row_changes(bench):
+    """rm, cancel, retry and hold of many jobs: a job's share of the whole process, and the peak of its memory."""
+    count, figures = bench.sizes.growth, []
+    path = bench.path("queue.db")
+    fill(path, ["true"] * count)
+    for words in (("hold", "--all"), ("release", "--all"), ("cancel", "--all"), ("retry", "--all"), ("cancel", "--all"), ("rm", "--all")):
+        seconds = run_s([PYTHON, SCRIPT, "--db", path, *words])
+        figures.append(figure("%s of %d" % (" ".join(words), count), [seconds / count * 1e6], "us", target=("<=", 40)))
+    return figures
+
+
+def row_programs(bench):
+    """Real short programs by 4 workers, from the first claim to the last commit, beside xargs as a whole."""
+    figures, jobs = [], bench.sizes.parallel_jobs
+    data = bench.path("data")
+    with open(data, "wb") as file:
+        file.write(os.urandom(100_000))
+    for line in ("/bin/true", "sha256sum %s" % data, "%s -c pass" % PYTHON):
+        lines = bench.lines(jobs, line)
+
+        def mine():
+            path = bench.path("queue.db")
+            fill(path, [line] * jobs)
+            with workers(path, 4), contextlib.closing(open_queue(path)) as queue:
+                wait_completed(queue, jobs)
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                first, last = database.execute("SELECT min(started_at), max(finished_at) FROM job").fetchone()
+            return jobs / (last - first)
+        got = in_turn(bench.sizes.bulk_rounds, {"mine": mine, "xargs": lambda: jobs / xargs_s(lines)})
+        figures.append(figure("%s by 4 workers" % os.path.basename(line.split()[0]), got["mine"], "/s", "xargs -P4", got["xargs"]))
+    return figures
+
+
 ROWS = [    # name, function, works on Linux only
     ("throughput", row_throughput, False),
     ("peers", row_peers, False),
@@ -863,6 +896,8 @@ ROWS = [    # name, function, works on Linux only
     ("contention", row_contention, False),
     ("growth", row_growth, False),
     ("sync", row_sync, False),
+    ("changes", row_changes, False),
+    ("programs", row_programs, False),
 ]
 
 # -------------------------------------------------------------- comparison ---

@@ -9,12 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import SCRIPT, WINDOWS, posix_only
+from conftest import SCRIPT, WINDOWS, WINE, posix_only
 
 pytestmark = pytest.mark.core
 # What a value may hold: whatever a shell, a template or an option parser could take for something else.
 ODD = ["a b", "'", '"', "a'b\"c", "$HOME", "`id`", "\\", "a\\nb", "*", "-n", "--", "{}", "{.}", "{#}", "!x", "#", ";", "&", "|", "~", "(x)", "é✓",
-       "a.tar.gz", ".bashrc", "/", "//a", "a/", "a/b.c/", "./x.y", "a.b/c", "x.", "%PATH%", "^", "=", "a=b", " lead", "trail ", "\t"]
+       "a.tar.gz", ".bashrc", "/", "//a", "a/", "a/b.c/", "./x.y", "a.b/c", "x.", "^", "=", "a=b", " lead", "trail ", "\t"]
+
+ODD += [] if WINE else ["%PATH%"]  # Wine's cmd.exe expands it after it has taken the carets away, the real one before
 
 
 def print_arguments(queue):
@@ -178,8 +180,8 @@ def test_templates_give_the_command_lines_of_gnu_parallel(queue, seed):
 @posix_only("GNU parallel")
 @needs_parallel
 def test_two_thousand_templates_give_the_command_lines_of_gnu_parallel(queue):
-    for seed in range(4, 104):
-        check_against_parallel(queue, seed)
+    for seed in range(4, 54):
+        check_against_parallel(queue, seed, templates=40)
 
 
 # ---- input that is not used -------------------------------------------------------------------------------

@@ -13667,7 +13667,8 @@ def cmd_web(args) -> None:
             PROGRAM, host, "" if args.tls else "; what is sent can be read on the way: give --tls"))
     sys.stdout.flush()
     if args.open:
-        open_browser(os.path.join(store.db.files.root, "web.html"), url)
+        page = os.path.join(store.db.files.root, "web.html")
+        threading.Thread(target=open_browser, args=(page, url), daemon=True).start()  # a browser in a terminal takes until its end
     server.serve_forever()
 
 

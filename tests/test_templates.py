@@ -16,6 +16,7 @@ pytestmark = pytest.mark.core
 ODD = ["a b", "'", '"', "a'b\"c", "$HOME", "`id`", "\\", "a\\nb", "*", "-n", "--", "{}", "{.}", "{#}", "!x", "#", ";", "&", "|", "~", "(x)", "é✓",
        "a.tar.gz", ".bashrc", "/", "//a", "a/", "a/b.c/", "./x.y", "a.b/c", "x.", "^", "=", "a=b", " lead", "trail ", "\t"]
 
+ODD = ODD[::3] if WINE else ODD  # a start of Python takes a second there
 ODD += [] if WINE else ["%PATH%"]  # Wine's cmd.exe expands it after it has taken the carets away, the real one before
 
 

@@ -12657,8 +12657,8 @@ function chart(ends, range) {
   const label = `Last ${range}: ${plural(sum(good), 'completed attempt')}, ${number(sum(bad))} failed; at most ${most} per bar`;
   const bar = (kind, i, count, below) => count ? h('rect.' + kind, {x: (i * wide + 1).toFixed(1), width: (wide - 2).toFixed(1), rx: 1.5,
     y: (140 - 130 * (count + below) / most).toFixed(1), height: Math.max(1.5, 130 * count / most).toFixed(1)}) : null;
-  return {good: sum(good), bad: sum(bad), peak: 'at most ' + most + ' per ' + {minute: 'second', hour: 'minute', day:
-    'half hour'}[range], node: h('svg.chart', {viewBox: '0 0 600 150', preserveAspectRatio: 'none', role: 'img',
+  const peak = sum(good) + sum(bad) ? `at most ${most} per ${{minute: 'second', hour: 'minute', day: 'half hour'}[range]}` : '';
+  return {good: sum(good), bad: sum(bad), peak, node: h('svg.chart', {viewBox: '0 0 600 150', preserveAspectRatio: 'none', role: 'img',
     'aria-label': label},
     h('title', null, label), h('line.base', {x1: 0, x2: 600, y1: 141, y2: 141}),
     good.map((count, i) => [bar('ok', i, count, 0), bar('bad', i, bad[i], count)]))};
@@ -12768,7 +12768,7 @@ function drawJobs(data, query) {
       ['', 'Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'], data.jobs.map(jobRow), 'No job matches.'),
     h('div.row.spread', {style: {'margin-top': '12px'}}, query.before ? button('Newest', () => go({})) : h('span'),
       data.next ? h('a.button', {href: '#/jobs?' + parameters({...filter, before: data.next})}, 'Older') : h('span'))),
-    write(h('div.card.bar.row', {role: 'group', 'aria-label': 'Actions'}, h('span', null, 'With ' + what + ':'),
+    data.jobs.length && write(h('div.card.bar.row', {role: 'group', 'aria-label': 'Actions'}, h('span', null, 'With ' + what + ':'),
       Object.keys(VERBS).map(verb => button(VERBS[verb][0], () => act(verb, asked, what), verb === 'remove' ? '.slim.danger' : '.slim')),
       all ? null : button('Choose none', () => { chosen.clear(); draw(); }, '.slim')))];
 }

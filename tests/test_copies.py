@@ -443,7 +443,8 @@ def test_a_backup_that_is_put_back_beside_the_log_of_the_original_is_refused_and
     assert wal.read_bytes() == saved and queue.db.read_bytes() == (tmp_path / "backup.db").read_bytes()
     shutil.copy(str(queue.db), str(tmp_path / "new.db"))  # as the line says
     there = another(queue, tmp_path / "new.db")
-    assert len(there.json("list", "--limit", "0")) == 30 and there.cli("doctor").returncode == 0
+    assert len(there.json("list", "--limit", "0")) == 30
+    assert [row["about"] for row in there.json("doctor", check=False) if row["level"] != "ok"] in ([], ["jobs"])  # which no worker serves
 
 
 def test_a_copy_that_an_earlier_release_made_signals_no_worker_of_the_original(queue, tmp_path):

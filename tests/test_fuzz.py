@@ -31,7 +31,7 @@ MORE = int(os.environ.get("FUZZ", "0"))
 
 
 def tries(count):
-    return settings(max_examples=count * MORE if MORE else max(10, count // 2), deadline=None, derandomize=not MORE, database=None,
+    return settings(max_examples=count * MORE if MORE else max(10, count // 4), deadline=None, derandomize=not MORE, database=None,
                     suppress_health_check=list(HealthCheck))
 
 

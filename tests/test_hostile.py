@@ -375,7 +375,7 @@ def spoil_sql(queue, *statements):
     db.close()
 
 
-@pytest.mark.parametrize("statement", [
+HOSTILE_ROWS = [
     "UPDATE job SET timeout='soon' WHERE id=1", "UPDATE job SET attempt=9223372036854775807 WHERE id=1", "UPDATE job SET backoff='x' WHERE id=1",
     "UPDATE job SET run_at=9e999, gate=1 WHERE id=1", "UPDATE job SET gate=1, run_at='soon' WHERE id=1", "UPDATE job SET expires_at='x' WHERE id=1",
     "UPDATE job SET state='completed' WHERE id=1", "UPDATE job SET key=x'ff' WHERE id=1",
@@ -392,7 +392,11 @@ def spoil_sql(queue, *statements):
     "INSERT INTO queue(name) VALUES(CAST(x'ff' AS TEXT))", "INSERT INTO config VALUES('on_idle', CAST(x'ff' AS TEXT))",
     "INSERT INTO worker(supervisor, pid, started_at, note) VALUES(1, 1, 1, CAST(x'ff' AS TEXT))",
     "INSERT INTO history(job, state, outcome, finished_at) VALUES(1, 'dead', CAST(x'ff' AS TEXT), 1)",
-], ids=lambda statement: re.sub(r"\W+", " ", statement)[:60])
+]
+
+
+@pytest.mark.parametrize("statement", [pytest.param(row, marks=pytest.mark.slow if n % 3 else ()) for n, row in enumerate(HOSTILE_ROWS)],
+                         ids=lambda statement: re.sub(r"\W+", " ", statement)[:60])
 def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement):
     queue.enqueue("--priority", "9", "exit 0")
     queue.enqueue("exit 0")

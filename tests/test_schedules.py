@@ -161,6 +161,7 @@ def test_a_cron_line_and_every_are_refused_together(queue):
     assert done.returncode == 2 and "not both" in done.stderr and schedules(queue) == {}
 
 
+@pytest.mark.slow
 def test_a_word_is_refused_as_a_name_only_where_it_would_be_looked_up_as_something_else(queue):
     for name in ("all", "Last", "none", "batch", "7-7a", "ALL"):
         assert queue.job(queue.enqueue("--id", name, "exit 0")).name == name
@@ -385,6 +386,7 @@ def test_an_unknown_overlap_is_refused(queue):
 
 # ---- at boot, and in the place of another ---------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_reboot_runs_once_each_time_workers_start_after_a_boot(queue):
     assert "after the next boot" in queue.out("cron", "add", "s", "@reboot", "exit 0")
     queue.cli("cron", "add", "p", "@Reboot", "exit 0")

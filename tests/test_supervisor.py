@@ -540,7 +540,7 @@ def test_stop_now_ends_what_is_stopped(queue, who):
 
 # ---- a job that stops its own workers ----------------------------------------------------------------
 
-@pytest.mark.parametrize("options", [[], ["--now"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--now"], marks=pytest.mark.slow)])
 def test_a_job_may_stop_its_own_workers_and_ends_once(queue, options):
     queue.cli("config", "set", "kill_grace", "1s")
     queue.start(2)

@@ -192,7 +192,8 @@ KINDS = ["link", "hard link", "fifo"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["1.out", "1.lock", "s1.lock", "../gate", "../workers.log", "1.out.tail", "1.out.cmd", "1.out.new"])
+@pytest.mark.parametrize("name", ["1.out", "../gate"] + [pytest.param(name, marks=pytest.mark.slow) for name in (
+    "1.lock", "s1.lock", "../workers.log", "1.out.tail", "1.out.cmd", "1.out.new")])
 def test_what_lies_where_a_file_of_the_queue_is_to_be_is_neither_followed_nor_waited_for(queue, daemon, kind, name):
     queue.enqueue("--timeout", "20", "yes | head -c 300000; echo end")
     queue.cli("config", "set", "log_limit", "64KiB")

@@ -35,6 +35,7 @@ def test_a_job_that_restarts_the_workers_completes_and_others_take_over(queue):
     assert queue.wait_for(queue.enqueue("exit 0"), "completed").worker is None
 
 
+@pytest.mark.slow
 def test_two_restarts_one_after_the_other_leave_as_many_workers_as_there_were(queue):
     queue.start(2)
     slow = queue.enqueue("until [ -f go ]; do sleep 0.02; done")

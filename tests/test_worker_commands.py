@@ -156,6 +156,7 @@ def test_restart_asks_for_all_that_the_start_asked_for(queue):
                                  "foreground": False}
 
 
+@pytest.mark.slow
 def test_restart_understands_the_words_that_1_0_wrote_into_the_row_of_its_supervisor(queue):
     queue.start(1)
     queue.sql("UPDATE supervisor SET arguments=?", "--queue\nmail\n--nice\n2")

@@ -8263,7 +8263,7 @@ def examine_queue(path: str, parts):
         return
     try:
         refuse_foreign_wal(path)
-        with Store(path, create=False) as store:
+        with Store(path) as store:  # which refuses what commands refuse, such as a file with two names
             for part in parts:
                 try:
                     yield from part(store)

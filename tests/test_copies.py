@@ -246,7 +246,7 @@ def test_a_stranger_with_the_pid_of_a_dead_worker_keeps_nobody_waiting(queue, ve
         connection.execute("UPDATE worker SET pid=?, born=born-5", (stranger.pid,))
         connection.commit()
         connection.close()
-        queue.cli(*(verb.split() if "doctor" in verb else ["worker", *verb.split()]))
+        queue.cli(*(verb.split() if "doctor" in verb else ["worker", *verb.split()]), check="doctor" not in verb)  # it misses workers
         if verb == "start":
             queue.wait_for(job, "completed")
         assert queue.job(job).state in ("pending", "completed") and stranger.poll() is None

@@ -158,7 +158,7 @@ def test_with_every_the_first_word_is_the_name_and_the_rest_is_the_command(queue
 
 def test_a_cron_line_and_every_are_refused_together(queue):
     done = queue.cli("cron", "add", "n", "* * * * *", "--every", "90s", "ls", check=False)
-    assert done.returncode == 2 and "not both" in done.stderr and schedules(queue) == {}
+    assert done.returncode == 2 and "not both" in done.stderr and not queue.db.exists()
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
     assert queue.sql("SELECT count(*) FROM job WHERE schedule<>'fine'")[0][0] <= 2 * 5, "those whose next time alone can't be told"
     found, table = schedules(queue), queue.out("cron", "list", env={"COLUMNS": "5000"})
     doctor = queue.cli("doctor", "--json", check=False)
-    assert doctor.returncode == 1
+    assert doctor.returncode == 2
     for name, (_, words) in BROKEN.items():
         assert found[name]["error"] and words in found[name]["error"], (name, found[name])
         assert any(line.startswith(name + " ") and found[name]["error"][:30] in line for line in table.splitlines()), (name, table)
@@ -381,7 +381,7 @@ def test_the_overlap_of_a_schedule_is_what_was_said_last(queue, words, overlap):
 
 def test_an_unknown_overlap_is_refused(queue):
     done = queue.cli("cron", "add", "s", "@daily", "--overlap", "replac", "exit 0", check=False)
-    assert done.returncode == 2 and "did you mean replace?" in done.stderr and schedules(queue) == {}
+    assert done.returncode == 2 and "did you mean replace?" in done.stderr and not queue.db.exists()
 
 
 # ---- at boot, and in the place of another ---------------------------------------------------------------------------

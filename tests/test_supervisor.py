@@ -659,10 +659,11 @@ def test_settings_that_are_read_when_used_reach_running_workers(queue):
 
 def test_config_list_says_when_a_setting_holds(queue):
     import queuectl
+    queue.enqueue("exit 0")
     rows = [line.split() for line in queue.out("config", "list").splitlines()]
     assert len(rows) == 1 + len(queuectl.SETTINGS)
     fixed = {row[0] for row in rows if "from enqueue" in " ".join(row)}
-    assert fixed == {"max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell"}
+    assert fixed == {"max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell", "env_keep"}
 
 
 def test_an_idle_worker_that_is_stopped_is_named_by_explain(queue):

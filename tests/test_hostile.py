@@ -259,6 +259,7 @@ def sound(tmp_path_factory):
         db.execute("INSERT INTO supervisor(id, pid, port, token, slots, queues, kind, started_at, arguments) VALUES(1, 1, 9, 't', 1, '/q/', 'start', 1, '')")
         db.execute("INSERT INTO worker(id, supervisor, pid, machine, started_at, note) VALUES(1, 1, 1, 'm', 1, 'n')")
         db.execute("INSERT OR IGNORE INTO keylock VALUES('k1', 1)")
+        db.execute("INSERT INTO followup(parent, state, child, last) VALUES(1, 'pending', 0, 0)")
         db.execute("PRAGMA journal_mode=DELETE")
     db.close()
     return path

@@ -14,6 +14,13 @@ def same(shown, meant):
     return shown == meant or {shown, meant} in ({"7d", "1w"}, {"64MiB", "67108864"}, {"2", "2.0"}, {"5s", "5"})
 
 
+@pytest.fixture(autouse=True)
+def made(queue):
+    """There is a queue to look at."""
+    import queuectl
+    queuectl.Store(str(queue.db)).close()
+
+
 def test_every_setting_has_its_documented_default(queue):
     for key, value in DEFAULTS.items():
         assert same(queue.out("config", "get", key), value), key
@@ -80,7 +87,9 @@ def test_a_setting_holds_for_jobs_enqueued_afterwards_and_an_option_beats_it(que
 
 def test_config_lives_in_the_database(queue):
     queue.cli("config", "set", "max_retries", "9")
-    other = queue.run([*queue.program, "--db", str(queue.dir / "other.db"), "config", "get", "max_retries"])
+    another = [*queue.program, "--db", str(queue.dir / "other.db")]
+    queue.run([*another, "enqueue", "exit 0"])
+    other = queue.run([*another, "config", "get", "max_retries"])
     assert other.stdout == "3\n"
 
 

@@ -1474,7 +1474,7 @@ def test_cron_from_the_command_line(queue):
 def test_a_schedule_that_is_none_is_refused_in_one_line(queue, words):
     result = queue.cli("cron", *words, check=False)
     assert result.returncode == 2 and result.stderr.startswith("queuectl: error: ") and result.stderr.count("\n") == 1, result.stderr
-    assert queue.json("cron", "list") == []
+    assert not queue.db.exists() or queue.json("cron", "list") == []
 
 
 def test_a_supervisor_survives_a_schedule_that_cannot_enqueue(queue):

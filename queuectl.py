@@ -2768,10 +2768,11 @@ class PosixWriterLock:
     def _listen(self, turn) -> None:
         if self._socket is None:
             import _socket
-            self._socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-            self._socket.bind(("127.0.0.1", 0))
-            self._socket.settimeout(self.LOOK_S)
-            self._port = self._socket.getsockname()[1].to_bytes(2, "little")
+            ours = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+            ours.bind(("127.0.0.1", 0))
+            ours.settimeout(self.LOOK_S)
+            self._port = ours.getsockname()[1].to_bytes(2, "little")
+            self._socket = ours  # last: a signal handler of the caller's may raise before
         if turn is not None:
             os.pwrite(self._fd, self._port, self._place(turn))
 
@@ -5961,8 +5962,8 @@ class Schedules(Part):
         A schedule's error is stored in its row.  A schedule whose next time can't be computed stands still until
         workers start again (repair_clock), or until it is resumed or replaced.  The next tick fires those beyond CLAIM_LIMIT.
         """
-        parents_first = "instr(options, '\"after')>0, next_at LIMIT %d" % CLAIM_LIMIT
-        for schedule in self._all("WHERE paused=0 AND next_at<=?", (now,), parents_first):
+        due = self._all("WHERE paused=0 AND next_at<=?", (now,), "next_at LIMIT %d" % CLAIM_LIMIT)
+        for schedule in sorted(due, key=lambda schedule: '"after' in str(schedule.options)):  # parents first
             late = schedule.misfire == "skip" and now - (schedule.next_at or 0) > MISFIRE_S
             error = None if late else self._alone(lambda schedule=schedule: self._run(schedule, now))[1]
             next_at, fault = self._alone(lambda schedule=schedule: schedule.following(now))
@@ -10284,7 +10285,7 @@ class Results:
         self._how = "none" if args.json else "live" if self.alone else args.output or "grouped"
         self.shows, self.live = self._how != "none", self._how == "live"
         self._tag, self._group, self._folder = args.tag, args.group, args.results
-        self._batch, self._first = batch, first
+        self._batch, self._first, self._since = batch, first, time.time()
         self._order = iter(order) if args.keep_order else None
         self._next = next(self._order, None) if args.keep_order else None
         self._ended = {}        # with --keep-order: the ends whose turn has not come yet
@@ -10339,7 +10340,9 @@ class Results:
 
     def _reader(self, store, job):
         prefix = "%s | " % plain(job.name or str(job.id)) if self._tag else ""
-        return LogReader(store, job.id, job.attempt, prefix, True, not self.alone)
+        first = next((attempt.attempt for attempt in store.look.history(job.id)
+                      if (attempt.finished_at or self._since) >= self._since), job.attempt)  # it may have been tried again already
+        return LogReader(store, job.id, first, prefix, True, not self.alone)
 
     def _print(self, store, end) -> None:
         if self._how == "live":
@@ -12062,7 +12065,8 @@ COMPLETIONS = {
   IFS=' ' read -ra words <<< "$line"
   [[ $line == *' ' ]] && words+=("")
   last=${words[${#words[@]}-1]}
-  COMPREPLY=($(queuectl _complete "${words[@]:1}" 2>/dev/null | while read -r word; do printf '%q\\n' "$word"; done))
+  COMPREPLY=($(queuectl _complete "${words[@]:1}" 2>/dev/null | while read -r word; do
+    printf -v word %q "$word"; printf '%s\\n' "${word//\\\\,/,}"; done))
   COMPREPLY=("${COMPREPLY[@]#"${last%"${last##*[:=]}"}"}")  # bash takes what stands before : or = for a word of its own
 }
 complete -o default -F _queuectl queuectl

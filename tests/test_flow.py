@@ -1386,7 +1386,7 @@ def test_list_tree_draws_what_comes_after_what(queue):
               '{"command": "echo 3", "after": "left"}\n{"command": "echo 4", "after": ["top"]}\necho 5\n'
               '{"command": "echo 6", "after": ["top", "left"]}\n')
     assert queue.out("list", "--tree").split("\n") == [
-        "1 pending  echo 1", "├─ 2 pending  echo 2", "│  ├─ 3 pending  echo 3", "│  └─ 6 pending  echo 6  (also after 1)",
+        "1 pending  top: echo 1", "├─ 2 pending  left: echo 2", "│  ├─ 3 pending  echo 3", "│  └─ 6 pending  echo 6  (also after 1)",
         "└─ 4 pending  echo 4", "5 pending  echo 5"]
 
 

@@ -81,7 +81,7 @@ WALK = {
     "install": [[], ["--uninstall"]], "completion": [["bash"], [POISON]],
     "_complete": [["show", ""], ["batch", "show", ""], ["queue", "pause", ""], ["cron", "rm", ""], ["list", "--queue", ""]],
 }
-WAITING = {"worker start", "run", "_worker"}  # tried below, or started by no person
+WAITING = {"worker start", "run", "web", "_worker"}  # tried below, or started by no person
 
 # Runs every call in one process, which writes a line before each: stdout and stderr are what the test gave it.
 WALKER = """

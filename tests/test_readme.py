@@ -17,6 +17,7 @@ from conftest import ROOT, SCRIPT, LiveQueue, linux_only, posix_only, wait_until
 
 README = ROOT / "README.md"
 TEXT = README.read_text("utf-8") if README.exists() else ""
+PAGE = TEXT.partition("\n## Coming from another tool\n")[2].partition("\n## ")[0]
 pytestmark = pytest.mark.skipif(not TEXT, reason="no README.md")
 
 
@@ -26,8 +27,8 @@ def blocks(language):
 
 def commands():
     """Each command line of the README that starts queuectl, as the words after its name."""
-    found = []
-    for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S)) + TEXT.splitlines():
+    found, text = [], TEXT.replace(PAGE, "")  # each line of that page is run by a test of its own
+    for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)) + text.splitlines():
         for line in re.findall(r"(?:^|[$(;&] *|python3 |\s)queuectl(?:\.py)? +([a-z-][^`;#]*)", span):
             line = re.split(r" [>|\\] ?| ;|\s{3,}|\)\"?$", line)[0]
             if re.match(r"--db|[a-z]+\b", line) and span.lstrip("$ `").startswith(("queuectl", "python3", "id=", "eval", "sh ", "0 *")):
@@ -262,7 +263,6 @@ def run_line(queue, line, env, **options):
 
 # ---- coming from another tool: every line of the page ----------------------------------------
 
-PAGE = (ROOT / "coming-from.md").read_text("utf-8") if (ROOT / "coming-from.md").exists() else ""
 
 
 def beside(language):
@@ -293,7 +293,7 @@ def test_a_line_does_what_its_original_does(queue, there, here):
 def lines_of_page():
     """(section, what one types here) of each row; a cell may hold several commands, and \\| stands for |."""
     found = []
-    for part in PAGE.split("\n## ")[1:]:
+    for part in PAGE.split("\n### ")[1:]:
         for row in re.findall(r"^\| .* \|$", part, re.M)[1:]:
             ours = re.split(r"(?<!\\\\) \| ", row.strip("| "))[-1]
             found.append((part.partition("\n")[0], [line.replace("\\|", "|") for line in re.findall(r"`([^`]+)`", ours)]))

@@ -27,7 +27,7 @@ CALLS = {
     "cron add": ["hourly", "@hourly", "true"], "cron edit": ["--timeout", "3s", "nightly"], "cron list": [], "cron load": ["crontab"], "cron pause": ["nightly", "daily"], "cron resume": ["nightly", "daily"],
     "cron rm": ["nightly", "daily"], "cron run": ["nightly", "daily"], "config list": [], "config get": ["timeout"],
     "config set": ["timeout", "9"], "config unset": ["timeout"], "backup": ["copy.db"], "doctor": [], "health": ["--max-dead", "9"], "export": [],
-    "import": None, "install": [], "completion": ["bash"]}
+    "web": None, "import": None, "install": [], "completion": ["bash"]}
 BREAKS = ("closed", "full", "pipe", "socket", "terminal")
 READER_LEFT = ("pipe", "socket", "terminal")
 SHOWS = {" ".join(command.words) for command in queuectl.COMMANDS if command.shows}

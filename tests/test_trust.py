@@ -155,7 +155,7 @@ def test_a_queue_that_others_may_write_to_is_refused_and_doctor_mends_it(town, l
     town.shell(ANN, "cd ann; " + loosen)
     assert "chmod go-w" in town.refused(ANN, home / "q.db", "list")
     assert town.call(ANN, home / "q.db", "doctor", check=False).returncode != 0
-    assert "fixed" in town.call(ANN, home / "q.db", "doctor", "--fix").stdout
+    assert "fixed" in town.call(ANN, home / "q.db", "doctor", "--fix", check=False).stdout
     assert json.loads(town.call(ANN, home / "q.db", "list", "--json").stdout)[0]["state"] == "pending"
     assert {mode(path) & 0o077 for path in home.rglob("*")} == {0}
 
@@ -323,7 +323,7 @@ def test_doctor_names_and_removes_links_among_the_files(queue):
     os.mkfifo(str(queue.files / "workers" / "9.out"))
     found = [row for row in queue.json("doctor", check=False) if row["about"] == "files"]
     assert found[0]["level"] == "warn" and "9." in found[0]["text"]
-    queue.json("doctor", "--fix")
+    queue.json("doctor", "--fix", check=False)
     assert list((queue.files / "workers").iterdir()) == []
 
 
@@ -345,7 +345,7 @@ def test_root_is_told_that_a_queue_is_another_users_and_refused(town, words):
     before = snapshot(home)
     done = town.call(0, home / "q.db", *words, check=False)
     text = done.stdout + done.stderr
-    assert done.returncode == (1 if words == ["doctor"] else 2) and "--as-root" in text and "4242" in text, text
+    assert done.returncode == 2 and "--as-root" in text and "4242" in text, text
     assert {path: value for path, value in snapshot(home).items() if "-shm" not in path} == {
         path: value for path, value in before.items() if "-shm" not in path}
 

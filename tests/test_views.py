@@ -143,7 +143,7 @@ def test_every_view_has_json_that_is_one_value(mixed):
     for words in (["list"], ["status"], ["show", 4], ["stats"], ["worker", "list"], ["queue", "list"], ["batch", "list"], ["batch", "show", 1],
                   ["cron", "list"], ["config", "list"], ["dlq", "list"], ["explain", 4], ["doctor"]):
         status, shown, told = call(mixed, *words, "--json")
-        assert (status, told) == (0, ""), words
+        assert (status in (0, 2) if words == ["doctor"] else status == 0) and told == "", words
         json.loads(shown)
 
 
@@ -222,6 +222,7 @@ def test_stats_draw_sparklines_in_a_terminal(queue):
 
 
 def test_stats_of_an_empty_queue_are_empty(queue):
+    queue.cli("config", "set", "timeout", "9")
     status, shown, _ = call(queue, "stats")
     assert status == 0 and "0" in shown
     assert queue.json("stats")["queues"] == {}

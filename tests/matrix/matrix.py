@@ -54,23 +54,23 @@ BUDGET_S = 35 * 60              # for the whole table, second tries included; --
 # only with --full or when --only names them.
 Row = namedtuple("Row", "name kind python sqlite tests limit_s when")
 ROWS = [
-    Row("main",         "host",      THIS,   None,     CORE, 400, "default"),  # all of them: `make test`
-    Row("windows3.13",  "wine",      "3.13", None,     CORE, 900, "default"),
-    Row("windows3.8",   "wine",      "3.8",  None,     CORE, 900, "default"),
-    Row("pypy",         "pypy",      "PyPy", None,     CORE, 720, "default"),
-    Row("fallbacks",    "fallbacks", THIS,   None,     CORE, 480, "default"),
-    Row("python3.8",    "host",      "3.8",  None,     CORE, 400, "default"),
+    Row("main",         "host",      THIS,   None,     CORE, 700, "default"),  # all of them: `make test`
+    Row("windows3.13",  "wine",      "3.13", None,     CORE, 1200, "default"),
+    Row("windows3.8",   "wine",      "3.8",  None,     CORE, 1200, "default"),
+    Row("pypy",         "pypy",      "PyPy", None,     CORE, 1000, "default"),
+    Row("fallbacks",    "fallbacks", THIS,   None,     CORE, 700, "default"),
+    Row("python3.8",    "host",      "3.8",  None,     CORE, 700, "default"),
     # Each old SQLite on a Python of its own, so that a row tries both.
-    Row("sqlite3.24.0", "host",      "3.10", "3.24.0", CORE, 400, "default"),
-    Row("sqlite3.26.0", "host",      "3.12", "3.26.0", CORE, 400, "default"),  # RHEL 8's SQLite
-    Row("sqlite3.31.1", "host",      "3.8",  "3.31.1", CORE, 400, "default"),  # Ubuntu 20.04
-    Row("sqlite3.34.0", "host",      "3.9",  "3.34.0", CORE, 400, "default"),  # Debian 11, RHEL 9
-    Row("python3.13",   "host",      "3.13", None,     CORE, 400, "default"),
-    Row("python3.9",    "host",      "3.9",  None,     CORE, 400, "full"),
-    Row("python3.10",   "host",      "3.10", None,     CORE, 400, "full"),
-    Row("python3.11",   "host",      "3.11", None,     CORE, 400, "full"),
-    Row("python3.12",   "host",      "3.12", None,     CORE, 400, "full"),
-    Row("windows3.11",  "wine",      "3.11", None,     CORE, 900, "full"),
+    Row("sqlite3.24.0", "host",      "3.10", "3.24.0", CORE, 700, "default"),
+    Row("sqlite3.26.0", "host",      "3.12", "3.26.0", CORE, 700, "default"),  # RHEL 8's SQLite
+    Row("sqlite3.31.1", "host",      "3.8",  "3.31.1", CORE, 700, "default"),  # Ubuntu 20.04
+    Row("sqlite3.34.0", "host",      "3.9",  "3.34.0", CORE, 700, "default"),  # Debian 11, RHEL 9
+    Row("python3.13",   "host",      "3.13", None,     CORE, 700, "default"),
+    Row("python3.9",    "host",      "3.9",  None,     CORE, 700, "full"),
+    Row("python3.10",   "host",      "3.10", None,     CORE, 700, "full"),
+    Row("python3.11",   "host",      "3.11", None,     CORE, 700, "full"),
+    Row("python3.12",   "host",      "3.12", None,     CORE, 700, "full"),
+    Row("windows3.11",  "wine",      "3.11", None,     CORE, 1200, "full"),
 ]
 
 # Debian package, the shell command that shows it is there, the rows that cannot do without it
@@ -524,7 +524,7 @@ def run_all(rows, jobs, deadline, interpreters, missing, pytest_args):
 def chosen(patterns, full, interpreters):
     """The rows asked for. Newer Pythons than the table knows join it; this Python's own row is `main`."""
     known = {row.python for row in ROWS}
-    newer = [Row("python" + minor, "host", minor, None, CORE, 400, "default")
+    newer = [Row("python" + minor, "host", minor, None, CORE, 700, "default")
              for minor in sorted(interpreters) if minor not in known]
     rows = [row for row in ROWS + newer if row.name != "python" + THIS]
     if patterns:

@@ -14331,7 +14331,8 @@ def leave(status: int) -> None:
 def prepare():
     """Prepare this process for one command, and return the layer under its output."""
     import gc
-    gc.set_threshold(50000)  # a short command then never looks for garbage, which takes 7 % of its time
+    if hasattr(gc, "set_threshold"):  # PyPy has none
+        gc.set_threshold(50000)  # a short command then never looks for garbage, which takes 7 % of its time
     return prepare_streams()
 
 

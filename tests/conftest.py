@@ -143,7 +143,8 @@ def set_environment(values):
 def completed(done, check=True):
     """The CompletedProcess, whose failure fails the test unless check=False."""
     died = done.returncode == 1 and "--drain" in done.args  # it says that jobs died, as tests want them to
-    if check and done.returncode and not died:
+    found = "doctor" in done.args and "--fix" in done.args and not done.stderr  # it tells what it leaves: jobs that no worker serves
+    if check and done.returncode and not died and not found:
         pytest.fail("exit status %d from %s\nstdout: %s\nstderr: %s" % (done.returncode, done.args, done.stdout, done.stderr))
     return done
 

@@ -881,15 +881,18 @@ def test_a_chain_of_5000_goes_in_backwards_dies_comes_back_and_ends(store):
     ids = store.enqueue_many(lines[::-1], label="chain")
     first, last = ids[-1], ids[0]
     bury(store, first)
+    store.followups.catch_up()
     assert store.queues.counts()["cancelled"] == count - 1
     assert store.queues.batches()[0].unfinished == 0
     store.life.retry([first])
+    store.followups.catch_up()
     assert store.queues.counts()["pending"] == count and store.queues.batches()[0].unfinished == count
     for number in ids[:-41:-1]:
         job = claim(store)
         assert job.id == number
         finish(store, job)
     store.life.cancel([ids[-41]])
+    store.followups.catch_up()
     assert states(store, last) == ["cancelled"] and store.queues.counts()["completed"] == 40
 
 

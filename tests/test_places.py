@@ -286,7 +286,7 @@ def sleeper(queue):
 @pytest.mark.parametrize("proc", [True, pytest.param(False, marks=pytest.mark.slow)],
                          ids=["with its own proc", "with the proc of the host"])
 def test_two_containers_on_one_volume_share_the_work_and_trust_no_pid_and_no_port(queue, proc):
-    queue.cli("status")
+    queue.cli("config", "set", "timeout", "600")
     first, second = [beside(queue, container(queue, *queue.command("worker", "start", "--foreground", "--count", 2), proc=proc))
                      for _ in range(2)]
     wait_until(lambda: len(queue.sql("SELECT 1 FROM worker")) == 4, message="four workers")

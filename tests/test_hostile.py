@@ -316,7 +316,8 @@ def try_columns(sound, tmp_path, monkeypatch, capsys, most, chosen):
                 assert status in (0, 1, 2), where
                 assert time.monotonic() - begun < 5, where
                 assert "no space" not in err, where
-                if words[0] == "enqueue" and table in ("supervisor", "worker", "config", "history", "batch", "schedule", "dep"):
+                spent = (table, column, name) == ("history", "seq", "huge")  # no number is left for a change
+                if words[0] == "enqueue" and not spent and table in ("supervisor", "worker", "config", "history", "batch", "schedule", "dep"):
                     assert status == 0, where  # a row of another table does not keep a job out
                 if os.path.exists("copy.db"):
                     os.unlink("copy.db")

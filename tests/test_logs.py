@@ -123,7 +123,7 @@ def test_logs_f_of_a_job_that_floods_its_output_says_what_is_missing_and_ends_wi
     follower = queue.beside("logs", "-f", job)
     assert follower.ends() == 0
     shown = follower.text()
-    assert shown.startswith("0 000000x") and shown.endswith("the very end\n")
+    assert shown.startswith("0 000000x") and "the very end\n" in shown[-60:]  # then how the job ended
     assert "dropped" in shown
     for part in re.split(r"(?m)^\[queuectl: .*\]$", shown):  # after a notice it may go back to where the tail begins
         got = re.findall(r"(?m)^\d \d{6}x{90}$", part)

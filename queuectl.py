@@ -7231,7 +7231,7 @@ class Worker:
             self._log("reopen")
         self._signals.look = False
 
-    def _exchange(self, outcome):
+    def _try_finish_and_claim(self, outcome):
         """Record an outcome and claim the next job, unless this worker should take none; return as Claims.finish_and_claim does."""
         claims, spec = self._store.claims, self._spec
         taken = claims.claimed(self.id, outcome) if self._unsure else None
@@ -7244,7 +7244,7 @@ class Worker:
         return taken
 
     def _finish_and_claim(self, outcome):
-        """Repeat _exchange until it succeeds: a locked database or a full disk is not the job's failure.
+        """Repeat _try_finish_and_claim until it succeeds: a locked database or a full disk is not the job's failure.
 
         An outcome that can't be written is kept in the lock file: a rescuer records it if this worker can't.
         A worker that should end now gives up after GIVE_UP_S and returns LEFT_TO_RESCUER.
@@ -7254,7 +7254,7 @@ class Worker:
             try:
                 if outcome is not None and not self._runner.kept:
                     raise OSError("the job's output has no place")
-                return self._exchange(outcome)
+                return self._try_finish_and_claim(outcome)
             except WrongValue:
                 self._unsure = True
                 self._repair()
@@ -7753,9 +7753,9 @@ class Supervisor:
         if self._reopen:
             self._reopen = False
             self._log("reopen")
-            self._tell_workers("look")
+            self._signal_workers("look")
 
-    def _tell_workers(self, word: str) -> None:
+    def _signal_workers(self, word: str) -> None:
         for pid in self._workers.pids():
             OS.signal_worker(pid, word)
 
@@ -7786,7 +7786,7 @@ class Supervisor:
         """Take the lock again if its file was deleted, and signal the workers to do so."""
         try:
             if self._lock.keep():
-                self._tell_workers("look")
+                self._signal_workers("look")
         except OSError as error:
             self._log_once("can't make its lock file again: %s" % (error.strerror or error))
 
@@ -7880,9 +7880,9 @@ class Supervisor:
             self._passed_on = self.stopping
             self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
         if self._passed_on == IMMEDIATE and time.monotonic() >= self._kill_at:
-            self._tell_workers("kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
+            self._signal_workers("kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
         if self.stopping > self._relayed:
-            self._tell_workers("stop" if self.stopping == GRACEFUL else "now")
+            self._signal_workers("stop" if self.stopping == GRACEFUL else "now")
             self._relayed = self.stopping
 
     def _kill_grace(self) -> float:
@@ -10016,8 +10016,7 @@ class FileValues:
 
     def __iter__(self):
         self._file.seek(0)
-        rest = part = b"start"
-        rest = b""
+        rest, part = b"", b"start"
         while part:
             part = self._file.read(2**16)
             *values, rest = (rest + part).split(self._end)

@@ -61,6 +61,7 @@ PROGRAM = "queuectl"
 AS_ROOT = "QUEUECTL_AS_ROOT"  # --as-root sets this variable, which child processes inherit
 STATES = ("pending", "processing", "completed", "failed", "dead", "cancelled")
 WAITING = ("pending", "failed")
+UNFINISHED = WAITING + ("processing",)
 FINAL = ("completed", "dead", "cancelled")
 LISTED_STATES = STATES + ("held",)  # what --state takes: `held` are the waiting jobs that wait for `release`
 
@@ -744,7 +745,10 @@ def within(low: float, high: float, whole: bool = True):
 
 def one_of(*choices):
     """Return a parser that accepts one of these words."""
-    return lambda raw, what: parse_choice(raw, what, choices)
+    def parse(raw, what):
+        return parse_choice(raw, what, choices)
+    parse.choices = choices
+    return parse
 
 
 def parse_command(raw, what: str):
@@ -4764,7 +4768,10 @@ class Queues(Part):
 
     def list(self) -> list:
         """Return every queue, with its limits and a count for each state."""
-        return [QueueRow(*row, self.counts(row[0]))
+        counts = {}
+        for queue, state, n in self._db.read("SELECT queue, state, sum(n) FROM tally GROUP BY queue, state"):
+            counts.setdefault(queue, dict.fromkeys(STATES, 0))[state] = n
+        return [QueueRow(*row, counts.get(row[0]) or dict.fromkeys(STATES, 0))
                 for row in self._db.rows_to_show("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
 
     def set(self, name: str, **changes) -> None:
@@ -6159,15 +6166,16 @@ class Look(Part):
 
     def oldest_waiting(self, queue=None):
         """Return the job, of one queue or of all, that could run and has waited longest, or None."""
-        ids = [job_id for job_id, name in self.first_ready() if queue in (None, name)]
+        ids = [job_id for job_id, _ in self.first_ready(queue)]
         ids += [job_id for job_id, in self._db.read(  # these are due, and no supervisor has made them ready
             "SELECT id FROM job INDEXED BY job_due WHERE gate=1 AND run_at<=:due AND (:queue IS NULL OR queue=:queue) "
             "ORDER BY run_at LIMIT 1", {"queue": queue, "due": self._db.clock() - LOOK_S})]
         return self.find(min(ids)) if ids else None
 
-    def first_ready(self) -> list:
-        """Return (id, queue) of the first ready job of each queue and priority."""
-        ids, places = [], [(name, 2**62) for name, in self._db.read("SELECT name FROM queue")]
+    def first_ready(self, queue=None) -> list:
+        """Return (id, queue) of the first ready job of each priority, of one queue or of all."""
+        ids, places = [], [(name, 2**62) for name, in self._db.read(
+            "SELECT name FROM queue WHERE :queue IS NULL OR name=:queue", {"queue": queue})]
         while places:  # in each queue and priority the first job has waited longest
             name, above = places.pop()
             rows = self._db.read("SELECT id, priority FROM job INDEXED BY job_ready WHERE queue=? AND gate=0 AND priority<? "
@@ -8003,12 +8011,16 @@ def job_pages(store, states, limit: int, filters=None):
         before, left = page[-1].id, left - len(page)
 
 
-def job_report(store, job) -> dict:
-    """Return everything about one job: the row, its attempts, its relatives, its log, and what its worker waits for."""
+def job_report(store, job, children=None) -> dict:
+    """Return everything about one job: the row, its attempts, its relatives, its log, and what its worker waits for.
+
+    children: those to show, if not all.
+    """
     content = read_lock(store.db.files.lock(job.worker)) if job.state == "processing" else None
     parents, log = store.look.parents([job.id]).get(job.id, []), output_of(store, job, job.attempt)
     return {"job": job, "parents": [parent for parent in parents if parent > 0],
-            "after_batches": [-parent for parent in parents if parent < 0], "children": store.look.children(job),
+            "after_batches": [-parent for parent in parents if parent < 0],
+            "children": store.look.children(job) if children is None else children,
             "log": log if os.path.exists(log) else None,
             "history": history_report(store, job), **wait_report(content)}
 
@@ -8059,11 +8071,11 @@ def why_workers_wait(store, job) -> list:
     """Return what blocks the workers that run a job or could take it."""
     if job.state in FINAL:
         return []
-    serve = serving(store, job)
+    serve = serving(store, job) if job.state in WAITING else []
     if job.state in WAITING and not serve:
         return [Reason("no worker", job.queue)]
-    workers = [fact for fact in worker_report(store) if fact["id"] == job.worker or job.state in WAITING and fact["supervisor"] in serve]
-    supervisors = [fact for fact in supervisor_report(store) if fact["id"] in serve] if job.state in WAITING else []
+    workers = [fact for fact in worker_report(store) if fact["id"] == job.worker or fact["supervisor"] in serve]
+    supervisors = [fact for fact in supervisor_report(store) if fact["id"] in serve] if serve else []
     answering = [fact for fact in supervisors if fact["state"] != "silent"]  # if one answers, its workers take the job
     return [Reason("supervisor", fact) for fact in waiting(answering or supervisors)] + [
         Reason("worker", fact) for fact in waiting(workers)]
@@ -8133,9 +8145,8 @@ def queue_report(store) -> list:
     return [dict(row._asdict(), paused=bool(row.paused)) for row in store.queues.list()]
 
 
-def batch_report(store, ref) -> dict:
+def batch_report(store, batch) -> dict:
     """Return one batch, with a count of its jobs for each state."""
-    batch = store.queues.batch(ref)
     return dict(batch._asdict(), jobs=store.queues.batch_counts(batch.id))
 
 
@@ -8175,15 +8186,14 @@ def run_report(store, batch: int, total: int, duplicates, took: float) -> dict:
 
 # -- stats --
 
-def stats_report(store, window: float) -> dict:
-    """Return what the attempts of the last `window` seconds came to, by queue and by program; `ends` are the times of a day's."""
+def stats_report(store, window: float) -> tuple:
+    """Return what the attempts of the last `window` seconds came to, by queue and by program; the time, and when a day's ended."""
     now = store.db.clock()
     rows = store.look.finished_since(now - max(window, 86400))
     recent = [ended for ended in rows if ended.at >= now - window]
     return {"since": now - window, "throughput": throughput(rows, now),
             "queues": group_stats(recent, lambda ended: ended.queue),
-            "commands": group_stats(recent, lambda ended: command_name(ended.command)),
-            "now": now, "ends": [ended.at for ended in rows]}
+            "commands": group_stats(recent, lambda ended: command_name(ended.command))}, now, [ended.at for ended in rows]
 
 
 def throughput(rows, now: float) -> dict:
@@ -8425,7 +8435,7 @@ def examine_disk(path: str):
 
 
 def health_report(path: str, queues=(), max_wait=None, max_dead: int = 0) -> dict:
-    """Return how a queue is: the worst level, the findings that are not ok, and counts of jobs and workers."""
+    """Return how a queue is: the worst level, the findings that are not ok, worst first, and counts of jobs and workers."""
     def count(store):
         for row in store.queues.list():
             for state in STATES if not queues or row.name in queues else ():
@@ -8436,9 +8446,8 @@ def health_report(path: str, queues=(), max_wait=None, max_dead: int = 0) -> dic
     counts, workers = dict.fromkeys(STATES, 0), []
     parts = (glance_at_database, partial(examine_jobs, queues=queues, max_wait=max_wait, max_dead=max_dead), examine_schedules,
              examine_workers, count)
-    findings = [found for found in once(examine_queue(path, parts)) if found.level != "ok"]
-    level = max((found.level for found in findings), key=("ok", "warn", "bad").index, default="ok")
-    return {"level": level, "findings": findings, "jobs": counts, "workers": len(workers)}
+    findings = sorted((found for found in once(examine_queue(path, parts)) if found.level != "ok"), key=lambda found: found.level != "bad")
+    return {"level": findings[0].level if findings else "ok", "findings": findings, "jobs": counts, "workers": len(workers)}
 
 
 # == Views =============================================================================
@@ -9031,16 +9040,20 @@ def junit(jobs, store, took: float) -> str:
     return "\n".join(lines) + "\n</testsuite></testsuites>\n"
 
 
+def junit_output(store, job_id: int, attempt: int) -> str:
+    return xml_text("\n".join(last_lines(store.db.files.log(job_id, attempt), 50))[-JUNIT_LIMIT:])
+
+
 def junit_result(job, store) -> list:
     """Return the elements that say how a job ended, and what it printed."""
-    tail = xml_text("\n".join(last_lines(store.db.files.log(job.id, job.attempt), 50))[-JUNIT_LIMIT:])
+    tail = junit_output(store, job.id, job.attempt)
     why = xml_text(plain(error_text(job) or job.state))
     if job.state != "completed":
         return ['<skipped message="%s"/>' % why if job.attempt == 0 else '<failure message="%s">%s</failure>' % (why, tail)]
     failed = [attempt for attempt in (store.look.history(job.id) if job.attempt > 1 else ()) if attempt.outcome in ("failed", "timeout")]
     return ['<flakyFailure message="%s">%s</flakyFailure>' % (
         xml_text(plain(error_text(attempt) or attempt.outcome)),
-        xml_text("\n".join(last_lines(store.db.files.log(job.id, attempt.attempt), 50))[-JUNIT_LIMIT:])) for attempt in failed] + (
+        junit_output(store, job.id, attempt.attempt)) for attempt in failed] + (
             ["<system-out>%s</system-out>" % tail] if tail else [])
 
 
@@ -9115,6 +9128,11 @@ FINDINGS = {
 
 def finding_json(found) -> dict:
     return {"level": found.level, "about": found.about, "kind": found.kind, "text": finding_text(found)}
+
+
+def status_json(report: dict) -> dict:
+    return dict(as_json(report), supervisors=supervisors_json(report["supervisors"]),
+                warnings=[finding_json(found) for found in report["warnings"]])
 
 
 IN_SHORT = dict(FINDINGS, damaged="%(path)s is damaged (%(why)s): `%(me)s doctor` says what can be done")
@@ -10244,7 +10262,7 @@ def resume(args, database: str) -> int:
         raise UserError("--resume and --retry-failed take a batch, and its jobs as they are")
     refuse_missing(database)
     with open_queue(args) as store:
-        states = WAITING + ("processing",) + (("dead", "cancelled") if args.retry_failed else ())
+        states = UNFINISHED + (("dead", "cancelled") if args.retry_failed else ())
         ref = words[0] if words else None
         batches = [store.queues.batch(ref)] if ref else store.queues.batches()
         found = next((batch for batch in batches if any(store.queues.batch_counts(batch.id)[state] for state in states)), None)
@@ -10929,8 +10947,7 @@ def cmd_status(store, args) -> None:
     facts = status_report(store)
     counts, workers, oldest = facts["jobs"], facts["workers"], facts["oldest_waiting"]
     if args.json:
-        warnings = [finding_json(found) for found in facts.pop("warnings")]
-        return out_json(dict(as_json(facts), supervisors=supervisors_json(facts["supervisors"]), warnings=warnings))
+        return out_json(status_json(facts))
     width = max(len(str(n)) for n in counts.values())
     for state in STATES:
         out("%s  %s" % (paint(state.ljust(10), STATE_COLOURS[state] if counts[state] else "dim", sys.stdout),
@@ -11203,8 +11220,7 @@ class LogReader:
 # -- stats --
 
 def cmd_stats(store, args) -> None:
-    facts = stats_report(store, args.since)
-    now, ends = facts.pop("now"), facts.pop("ends")
+    facts, now, ends = stats_report(store, args.since)
     if args.json:
         return out_json(as_json(facts))
     for title, seconds in (("minute", 60), ("hour", 3600), ("day", 86400)):
@@ -11477,7 +11493,7 @@ def cmd_edit(store, args):
 # -- wait --
 
 def cmd_wait(store, args) -> int:
-    ids = select_ids(store, args, STATES if args.ids or args.batch or args.name else WAITING + ("processing",))
+    ids = select_ids(store, args, STATES if args.ids or args.batch or args.name else UNFINISHED)
     within, ids = begin_wait(store, ids)
     waiting = [job for job in map(store.look.find, ids[:1]) if job is not None and job.state in WAITING]
     if waiting:
@@ -11536,7 +11552,7 @@ def wait_for(store, ids: list, timeout, within=None) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(store, args):
-    return act(store, args, WAITING + ("processing",), "cancel", partial(cancel, store),
+    return act(store, args, UNFINISHED, "cancel", partial(cancel, store),
                at_last=None if args.no_wait else partial(wait_for_asked, store))
 
 
@@ -11649,7 +11665,7 @@ def cmd_batch_list(store, args) -> None:
 
 
 def cmd_batch_show(store, args) -> None:
-    batch = batch_report(store, args.id)
+    batch = batch_report(store, store.queues.batch(args.id))
     counts, done = batch["jobs"], batch["total"] - batch["unfinished"]
     if args.json:
         return out_json(as_json(batch))
@@ -11978,21 +11994,20 @@ HEALTH_WORDS = {"ok": "OK", "warn": "WARNING", "bad": "CRITICAL"}
 
 
 def health_json(report: dict) -> dict:
-    worst_first = sorted(report["findings"], key=lambda found: -LEVEL_STATUS[found.level])
     return {"status": HEALTH_WORDS[report["level"]].lower(), "jobs": report["jobs"], "workers": report["workers"],
-            "findings": [finding_json(found) for found in worst_first]}
+            "findings": [finding_json(found) for found in report["findings"]]}
 
 
 def cmd_health(args) -> int:
     """Print one line for a monitoring system: what is wrong, then figures; exit 0, 1 for a warning, 2 if it is critical."""
     queues = [parse_name(name, "a queue") for name in args.queue or ()]
     report = health_report(find_database(args.db), queues, args.max_wait, args.max_dead)
-    jobs, worst_first = report["jobs"], sorted(report["findings"], key=lambda found: -LEVEL_STATUS[found.level])
+    jobs = report["jobs"]
     waiting_now = jobs["pending"] + jobs["failed"]
     if args.json:
         out_json(health_json(report))
     else:
-        text = "; ".join(finding_text(found, IN_SHORT) for found in worst_first) or "%d waiting, %d running, %s" % (
+        text = "; ".join(finding_text(found, IN_SHORT) for found in report["findings"]) or "%d waiting, %d running, %s" % (
             waiting_now, jobs["processing"], plural(report["workers"], "worker"))
         out("%s: %s | waiting=%d running=%d dead=%d workers=%d" % (
             HEALTH_WORDS[report["level"]], text.replace("|", "/"), waiting_now, jobs["processing"], jobs["dead"], report["workers"]))
@@ -13115,13 +13130,13 @@ WEB_PATIENCE_S = 2.0         # how long a request waits for a locked database
 WEB_LOOK_S = 0.25            # how often the server looks for changes
 WEB_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
                "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
-WEB_STATUS = {UserError: 400, QueueGone: 503, sqlite3.Error: 503, OSError: 503}
+WEB_ERRORS = (UserError, QueueGone, sqlite3.Error, OSError)  # a UserError is answered by 400, the others by 503
 SECRET = "••••••"            # in place of the value of each variable
 
 # What a request for a change may ask, of jobs in these states: the function that does it.
 WEB_VERBS = {
     "retry": (FINAL, lambda store, ids: store.life.retry(ids)),
-    "cancel": (WAITING + ("processing",), lambda store, ids: cancel(store, ids)),
+    "cancel": (UNFINISHED, cancel),
     "hold": (WAITING, lambda store, ids: store.life.hold(ids)),
     "release": (WAITING, lambda store, ids: store.life.hold(ids, False)),
     "remove": (FINAL, lambda store, ids: store.keep.purge(ids))}
@@ -13161,7 +13176,7 @@ def web_job(store, query: dict) -> dict:
     reasons = [reason_text(job, reason) for reason in why_waiting(store, job) + why_workers_wait(store, job)]
     parents, children = store.browse.family(job.id)
     names = sorted(entry.partition("=")[0] for entry in text_of(store.browse.environment(job)).split("\0") if entry)
-    return dict(job_report(store, job), reasons=reasons, parents=parents, children=children, variables=dict.fromkeys(names, SECRET),
+    return dict(job_report(store, job, children), reasons=reasons, parents=parents, variables=dict.fromkeys(names, SECRET),
                 **job.to_dict())
 
 
@@ -13200,10 +13215,6 @@ def web_overview(store, ends) -> dict:
                 recent=attempt_stats(recent) if recent else None, ends=ends)
 
 
-def web_batches(store) -> list:
-    return [dict(row._asdict(), jobs=store.queues.batch_counts(row.id)) for row in store.queues.batches(30)]
-
-
 def web_config(store) -> list:
     values = store.settings.values()
     return [{"key": key, "value": setting.text(values[key]), "default": setting.text(setting.default), "meaning": setting.meaning}
@@ -13216,13 +13227,13 @@ def web_options() -> list:
 
 # What may be read: the last part of the path, and the function that makes the answer of (store, query).
 WEB_READS = {
-    "status": lambda store, query: dict(status_report(store), supervisors=supervisors_json(supervisor_report(store))),
+    "status": lambda store, query: status_json(status_report(store)),
     "jobs": web_jobs, "job": web_job, "log": web_log,
     "dlq": lambda store, query: store.browse.dead_groups(),
     "queues": lambda store, query: queue_report(store),
-    "batches": lambda store, query: web_batches(store),
+    "batches": lambda store, query: [batch_report(store, batch) for batch in store.queues.batches(30)],
     "schedules": lambda store, query: schedule_report(store),
-    "stats": lambda store, query: stats_report(store, parse_duration(query.get("since", "1d"), "since", 1)),
+    "stats": lambda store, query: stats_report(store, parse_duration(query.get("since", "1d"), "since", 1))[0],
     "events": lambda store, query: as_json(store.look.events(web_number(query, "after", LARGEST, 0))),
     "config": lambda store, query: web_config(store),
     "options": lambda store, query: web_options(),
@@ -13362,7 +13373,7 @@ class Web:
                     self._count_ends(store)
                     self.tell(None)
             except Exception as error:  # whatever it is, the pages must be told, and the next look may succeed
-                known = isinstance(error, tuple(WEB_STATUS))
+                known = isinstance(error, WEB_ERRORS)
                 self.tell(explain_error(error, self.database) if known else internal_error(error))
                 if store is not None:
                     store.close()
@@ -13417,9 +13428,9 @@ class Web:
                 self._send(request, 200, *self._data(request.path, path, query))
         except Refusal as refusal:
             self._send(request, refusal.args[0], refusal.args[1] + "\n")
-        except (UserError, QueueGone, sqlite3.Error, OSError) as error:
+        except WEB_ERRORS as error:
             if not isinstance(error, (ConnectionError, TimeoutError)):
-                status = next(status for kind, status in WEB_STATUS.items() if isinstance(error, kind))
+                status = 400 if isinstance(error, UserError) else 503
                 self._send(request, status, explain_error(error, self.database) + "\n")
         except Exception as error:
             self._send(request, 500, internal_error(error) + "\n")
@@ -14141,17 +14152,14 @@ def value_choices(args, found, place, typed: list, word: str) -> dict:
     if place.metavar == "KEY" and found.words[0] == "config":
         return {key: setting.meaning for key, setting in SETTINGS.items()}
     if place.metavar == "VALUE" and typed and typed[-1] in SETTINGS:
-        return dict.fromkeys(SETTING_WORDS.get(typed[-1]) or [SETTINGS[typed[-1]].text(SETTINGS[typed[-1]].default)], "")
+        setting = SETTINGS[typed[-1]]
+        return dict.fromkeys(getattr(setting.parse, "choices", None) or [setting.text(setting.default)], "")
     if place.metavar in fixed:
         return dict.fromkeys(fixed[place.metavar], "")
     if not os.path.exists(find_database(args.db)):
         return {}  # completion must not create a queue
     with open_queue(args) as store:
         return live_choices(store, found, place, word)
-
-
-# The words that a setting may have.
-SETTING_WORDS = {"backoff": BACKOFFS, "sync": ("normal", "full")}
 
 
 def live_choices(store, found, place, word: str) -> dict:

@@ -4206,7 +4206,7 @@ class Plan:
         self._new = []         # (item, id) of each stored job that has more than a command
         self.duplicates = []    # (where, id of the duplicate) of each job that its unique key makes superfluous
         self.newest = store.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
-        store.keep.refuse_counters()
+        store.keep.refuse_counters(("job", "env") if label is None or batch is not None else ("job", "env", "batch"))
         store.queues.need("default")
         self.batch = batch
         if label is not None and batch is None:
@@ -5565,7 +5565,7 @@ class Workers(Part):
         """
         self._db.files.make()
         with self._db.undo, Transaction(self._db) as now:
-            self._store.keep.refuse_counters()
+            self._store.keep.refuse_counters(("supervisor", "worker"))
             supervisor_id = self._db.execute(
                 "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -6613,8 +6613,9 @@ class Keep(Part):
                   for table in ("job", "env", "batch", "supervisor", "worker")]
         return list(dict.fromkeys(row for row in self._db.read(" UNION ALL ".join(parts)) if row[1] and row[0] in schema_texts()))
 
-    def refuse_counters(self) -> None:
-        for table, last in self._counters():  # otherwise SQLite reports that the disk is full
+    def refuse_counters(self, tables: tuple) -> None:
+        """Refuse to add a row to one of `tables` that has no id left: SQLite would report that the disk is full."""
+        for table, last in [row for row in self._counters() if row[0] in tables]:
             raise WrongValue("no id is left for a new %s after %d" % (table, last))
 
     def _readable(self, key: str, value) -> bool:

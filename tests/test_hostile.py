@@ -288,14 +288,15 @@ def spoil(sound, db, table, column, key, value):
         if os.path.exists(str(db) + suffix):
             os.unlink(str(db) + suffix)
     shutil.copyfile(str(sound), str(db))
-    with sqlite3.connect(str(db), isolation_level=None) as spoiled:
-        try:
-            change = "UPDATE %s SET %s=%s WHERE %s=(SELECT %s FROM %s LIMIT 1)" % (
-                table, column, "CAST(x'66ff' AS TEXT)" if value is None else "?", key, key, table)
-            spoiled.execute(change, () if value is None else (value,))
-        except sqlite3.Error:
-            return False
-    spoiled.close()
+    change = "UPDATE %s SET %s=%s WHERE %s=(SELECT %s FROM %s LIMIT 1)" % (
+        table, column, "CAST(x'66ff' AS TEXT)" if value is None else "?", key, key, table)
+    spoiled = sqlite3.connect(str(db), isolation_level=None)
+    try:
+        spoiled.execute(change, () if value is None else (value,))
+    except sqlite3.Error:
+        return False
+    finally:
+        spoiled.close()  # a connection that stays open keeps the -wal that the next copy takes away
     return True
 
 

@@ -234,6 +234,9 @@ class Model:
 
     def retry(self, number):
         job = self.jobs[number]
+        if job.state == "failed" or job.state == "pending" and job.attempt and job.run_at > self.clock():  # its wait is over
+            job.run_at = self.clock()
+            self.settle(job)
         if job.state not in FINAL or self.failed_parent(job) or job.unique and self.twin(job.unique, 0):
             return
         self.revive(job)

@@ -217,6 +217,7 @@ def test_the_rescue_of_a_dead_worker_harms_no_program_whose_file_was_put_there(q
     queue.start(1)
     job = queue.enqueue("--max-retries", "0", "[ $QUEUECTL_ATTEMPT = 2 ] || sleep 60")
     queue.wait_for(job, "processing")
+    wait_until(lambda: sleepers(queue), message="its sleep runs")  # before, its process is a shell that the test would not find
     [(worker, pid)] = queue.sql("SELECT id, pid FROM worker")
     [(supervisor,)] = queue.sql("SELECT pid FROM supervisor")
     os.kill(supervisor, signal.SIGSTOP)  # so that no rescue comes before the place is taken
@@ -231,18 +232,20 @@ def test_the_rescue_of_a_dead_worker_harms_no_program_whose_file_was_put_there(q
             place.unlink()
         elif name == "%d.lock":  # with its record went the number of the job's process
             wait_until(lambda: kind == "hard link" or "must end" in queue.out("explain", job), message="it says what it waits for")
-            for victim, line in queue.processes().items():
-                if line.startswith("sleep 60"):
-                    os.kill(victim, signal.SIGKILL)
+            for victim in sleepers(queue):
+                os.kill(victim, signal.SIGKILL)
             if kind == "hard link":
                 queue.out("explain", job)
                 place.unlink()
         queue.wait_for(job, "completed", "dead", "pending", timeout=30)
         queue.stop("--now")
     finally:
-        for victim, line in queue.processes().items():
-            if line.startswith("sleep 60"):
-                os.kill(victim, signal.SIGKILL)
+        for victim in sleepers(queue):
+            os.kill(victim, signal.SIGKILL)
+
+
+def sleepers(queue):
+    return [pid for pid, line in queue.processes().items() if line.startswith("sleep 60")]
 
 
 # ---- modes ----------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ LAUNCH = ROOT / "tests" / "launch.py"
 WINDOWS = os.name == "nt"
 WINE = WINDOWS and hasattr(__import__("ctypes").WinDLL("ntdll"), "wine_get_version")
 sys.path.insert(0, str(ROOT))
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it puts into the background; the program would obey
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session, exitstatus):

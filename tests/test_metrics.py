@@ -89,6 +89,7 @@ def test_a_crash_is_counted(queue):
     [worker] = queue.json("worker", "list")
     os.kill(worker["pid"], signal.SIGKILL)
     wait_until(lambda: value(scrape(queue), "crashes_total", queue="default") == 1, 30, "the crash is counted")
+    queue.wait_for(1, "processing")  # again: only an attempt that runs can be given back
     queue.stop("--now")
     assert value(scrape(queue), "releases_total", queue="default") == 1
 

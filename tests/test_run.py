@@ -241,6 +241,7 @@ def test_junit_tells_ci_what_happened(queue):
     assert "end" in "".join(cases["bad <&> one"].itertext())
 
 
+@posix_only("a line for sh")
 def test_junit_tells_skipped_jobs_flaky_passes_and_the_output_of_a_pass(queue):
     report = queue.dir / "report.xml"
     flaky = 'test -e once && echo passed || { touch once; echo "not yet"; exit 3; }'

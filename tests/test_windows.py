@@ -137,7 +137,7 @@ def test_a_lock_is_an_open_file_that_others_may_read_and_nobody_may_delete(tmp_p
     import queuectl
     path = str(tmp_path / "1.lock")
     held = queuectl.OS.hold(path)
-    queuectl.OS.write_record(held, 0, "a record")
+    queuectl.OS.write_lock_line(held, 0, "a record")
     code = ("import sys; sys.path.insert(0, sys.argv[1]); import queuectl; "
             "print(queuectl.OS.is_held(sys.argv[2]), queuectl.OS.seize(sys.argv[2]))")
 

@@ -1786,6 +1786,10 @@ class System:
         """Return how to give back another user's file in the queue's `root` if the system refused that; "" if it is none."""
         return ""
 
+    def is_piped_to(self) -> bool:
+        """Whether data on standard input was surely meant for this command; False if the system does not tell."""
+        return False
+
 
 class PosixOwners(System):
     """The owners of a queue's files, on systems where users have numbers."""
@@ -2517,6 +2521,36 @@ class Linux(Posix):
                 return False
             with open("/proc/%d/fdinfo/%s" % (pid, name)) as file:
                 return any(line.startswith("lock:") for line in file)  # a reader has none
+        except OSError:
+            return False
+
+    def is_piped_to(self) -> bool:
+        """Whether standard input is a pipe with data that our parent does not read too, as it does within a script or a loop."""
+        try:
+            pipe = os.fstat(0)
+            if not S_ISFIFO(pipe.st_mode) or os.path.samestat(pipe, os.stat("/proc/%d/fd/0" % os.getppid())):
+                return False
+            while not self.has_input(0.05):
+                if not self._has_writer(pipe):
+                    return self.has_input(0)  # it may have written its first data and ended just now
+        except OSError:
+            return False  # it is closed, or the parent is another user's
+        return True
+
+    def _has_writer(self, pipe) -> bool:
+        """Whether a process in our pipeline has the other end; an ancestor, such as sshd, may keep it open for nothing."""
+        ours, pid = set(), os.getpid()
+        while pid > 0:
+            ours.add(pid)
+            with open("/proc/%d/stat" % pid, "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        return any(process.group == os.getpgrp() and process.pid not in ours and self._has_open(process.pid, pipe)
+                   for process in self.processes())
+
+    def _has_open(self, pid: int, wanted) -> bool:
+        folder = "/proc/%d/fd/" % pid
+        try:
+            return any(os.path.samestat(os.stat(folder + name), wanted) for name in os.listdir(folder))
         except OSError:
             return False
 
@@ -9914,7 +9948,7 @@ def plans_of(args, options: dict, fixed=()):
         if not items and not fixed:
             raise UserError("%s holds no job: write one command per line, or JSON objects" % quoted(args.file))
     else:
-        items = commands_of(args, options)
+        items = commands_of(args, options, bool(fixed))
         if items is not None:
             args.values = True
         elif args.rest:
@@ -9922,6 +9956,8 @@ def plans_of(args, options: dict, fixed=()):
             options = {}
         else:
             raise UserError("no command was given: %s %s echo hello" % (invoked(), "run" if fixed else "enqueue"))
+    if fixed and not args.reads_stdin:
+        refuse_unread_input()
     if args.dry_run:
         for item in items:
             print_command(item, options)
@@ -9946,8 +9982,12 @@ def print_command(item, options: dict) -> None:
 PART = 5000  # jobs made of values that are stored in one step
 
 
-def commands_of(args, options: dict):
-    """Return an iterator of the commands that a template and its values make; None if the words are one command."""
+def commands_of(args, options: dict, runs: bool):
+    """Return an iterator of the commands that a template and its values make; None if the words are one command.
+
+    With `runs`, a command without a place gets each line of a pipe at its end, as with xargs.  `enqueue` does not: it may
+    stand where standard input is something else, such as a mail in an alias.
+    """
     words, sources = split_sources(args.rest)
     if len(words) == 2 and words[1] == "-" and has_places(words[:1]):
         sources.insert(0, ("::::", [words.pop()]))
@@ -9961,7 +10001,8 @@ def commands_of(args, options: dict):
             groups[-1].extend(new)
         else:
             groups.extend([source] for source in new)
-    if not groups and words and (args.null or args.max_args or has_places(words)) and reads_stdin(options):
+    if not groups and words and "stdin" not in options and (
+            reads_stdin() if args.null or args.max_args or has_places(words) else runs and takes_list(words)):
         groups = [[FileValues("-", end)]]
     if args.null and not any(isinstance(source, FileValues) for group in groups for source in group):
         raise UserError("-0 says how values end in a file or pipe, and there is none: give -a FILE, or - for standard input")
@@ -9993,13 +10034,18 @@ def default_shell(args):
         return store.settings.value("shell")
 
 
-def reads_stdin(options: dict) -> bool:
+def reads_stdin() -> bool:
     """Whether standard input is a pipe or a file from which a template may take its values."""
     try:
         mode = os.fstat(0).st_mode
     except OSError:
         return False  # it is closed
-    return "stdin" not in options and (S_ISFIFO(mode) or S_ISREG(mode) or S_ISSOCK(mode))
+    return S_ISFIFO(mode) or S_ISREG(mode) or S_ISSOCK(mode)
+
+
+def takes_list(words: list) -> bool:
+    """Whether each line of a pipe on standard input goes to the end of these words: an argument list, not a line for a shell."""
+    return (len(words) > 1 or OS.quote(words) == words[0]) and OS.is_piped_to()
 
 
 def settle_stdin(args, sources: list) -> bool:
@@ -10050,8 +10096,11 @@ class FileValues:
             if b"\0" not in value:
                 return text_of(value)
         except UnicodeError:
-            raise UserError("%s holds a value that is not UTF-8: %s" % (quoted(self.path), quoted(value))) from None
-        raise UserError("%s holds a NUL character: give -0 if its values end with one" % quoted(self.path))
+            raise UserError("%s holds a value that is not UTF-8: %s" % (self._name(), quoted(value))) from None
+        raise UserError("%s holds a NUL character: give -0 if its values end with one" % self._name())
+
+    def _name(self) -> str:
+        return "standard input" if self.path == "-" else quoted(self.path)
 
 
 def job_of_words(words: list, options: dict) -> dict:
@@ -10216,8 +10265,6 @@ def cmd_run(args) -> int:
     first = next(plans, None)  # bad jobs are refused before anything starts
     if first is None:
         return None if args.dry_run else nothing_to_run(args)
-    if not args.reads_stdin:
-        refuse_unread_input()
     prepare_places(args)
     refuse_foreign_wal(database)
     warn_root(database)

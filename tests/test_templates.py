@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import SCRIPT, WINDOWS, WINE, posix_only
+from conftest import SCRIPT, WINDOWS, WINE, linux_only, not_on_fallbacks, posix_only
 
 pytestmark = pytest.mark.core
 # What a value may hold: whatever a shell, a template or an option parser could take for something else.
@@ -185,11 +185,37 @@ def test_two_thousand_templates_give_the_command_lines_of_gnu_parallel(queue):
         check_against_parallel(queue, seed, templates=40)
 
 
+def lists_and_templates(seed, lists=40):
+    """(the number of lists, words of a command line): random lists of values, linked, with a template for each list."""
+    rng = random.Random(seed)
+    length, words, templates = rng.randint(1, 5), [], []
+    for n in range(1, lists + 1):
+        words += [":::+" if words else ":::"] + [random_value(rng) for _ in range(length)]
+        places = ["{#}"] + ["{%d%s}" % (n, change) for change in ("", ".", "/", "//", "/.")] * 2
+        templates.append("".join(rng.choice([rng.choice(places), rng.choice(["a", "x-", "=", "_"])]) for _ in range(rng.randint(1, 4))))
+    return lists, ["echo " + " @ ".join(templates) + " %%", *words]
+
+
+@pytest.mark.slow
+@posix_only("GNU parallel")
+@needs_parallel
+def test_two_thousand_lists_of_values_give_the_command_lines_of_gnu_parallel(queue):
+    compared = 0
+    for seed in range(50):
+        count, words = lists_and_templates(seed)
+        got = shlex.split(queue.cli("run", "--dry-run", *words).stdout)
+        assert got == shlex.split(queue.run(["parallel", "--dry-run", "-k", *words]).stdout), (seed, words)
+        compared += count
+    assert compared == 2000
+
+
 # ---- input that is not used -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("args, stdin, told", [
     (["exit 0"], "x\n", "nothing reads the data on standard input"),
     (["echo {}", ":::", "a"], "x\n", "nothing reads the data on standard input"),
+    (["--dry-run", "exit 0"], "x\n", "nothing reads the data on standard input"),
+    (["--stdin", "script", "cat"], "x\n", "nothing reads the data on standard input"),
     (["sleep 3", "sleep 0.1"], None, "one argument is a shell line; several are each a job, and values, after `:::`"),
     (["gzip {}", "x"], None, "no program is called 'gzip {}'"),
     (["exit 1", "--max-retries", "0"], None, "options stand before it"),
@@ -203,13 +229,43 @@ def test_two_thousand_templates_give_the_command_lines_of_gnu_parallel(queue):
     (["echo", "::::", "missing"], None, "can't read 'missing'"),
     (["-a", "-", "--stdin", "-", "cat {}"], "x\n", "standard input can be read once only"),
     (["-a", "-", "echo", "::::", "-"], "x\n", "standard input can be read once only"),
-    (["echo {}"], "a\0b\n", "give -0"),
+    (["echo {}"], "a\0b\n", "standard input holds a NUL character: give -0"),
     (["--file", "script", "echo {}", ":::", "a"], None, "not both"), (["--file", "script", "-a", "script"], None, "not both")])
 def test_input_that_is_not_used_is_an_error_that_stores_nothing(queue, args, stdin, told):
     (queue.dir / "script").write_text("#!/bin/sh\necho a\n")
     done = queue.cli("run", *args, stdin=stdin, check=False)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not queue.db.exists()
+
+
+PIPED = [  # a line for sh, its exit status and what it prints; Q is `queuectl run -k`
+    ("ls *.log | Q printf '<%s>'", 0, "<a b.log><c.log>"),                       # as with xargs and parallel
+    ("(sleep 0.6; ls *.log) | Q printf '<%s>'", 0, "<a b.log><c.log>"),          # a list that begins late
+    ("ls *.log | Q ls", 0, "a b.log\nc.log\n"),                                  # a program alone
+    ("true | Q echo alone", 0, "alone\n"),                                       # cron and CI servers give an empty pipe
+    ("ls *.log | Q 'ls -1'", 2, ""),                                             # a line for a shell: its job may read
+    ("ls *.log | (Q echo; echo $?; cat)", 0, "2\na b.log\nc.log\n"),             # what a script or a loop reads is not ours
+    ("ls *.log | while read -r f; do Q printf '<%s>' \"$f\" < /dev/null; done", 0, "<a b.log><c.log>")]
+
+
+@pytest.mark.parametrize("line, status, printed", PIPED)
+@linux_only("only /proc says who else reads a pipe")
+def test_a_pipeline_is_a_list_for_a_program_and_its_arguments(queue, line, status, printed):
+    not_on_fallbacks("they do not ask /proc")
+    for name in ("a b.log", "c.log"):
+        (queue.dir / name).write_text("")
+    line = line.replace("Q", shlex.join(queue.command("run", "-k")))
+    done = queue.run(["sh", "-c", line + "; exit $?"], check=False)
+    assert (done.returncode, done.stdout) == (status, printed), done.stderr
+    assert not status or "write {} where its lines belong" in done.stderr
+
+
+def test_a_pipe_that_its_owner_keeps_open_for_nothing_is_no_list(queue):
+    process = subprocess.Popen(queue.command("run", "echo", "alone"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               env=queue.env, cwd=str(queue.dir))
+    assert process.stdout.read() == b"alone\n"  # ends before the pipe does
+    process.stdin.close()
+    assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("args, stdin", [(["echo {}"], ""), (["echo", "-", "{}", "::::", "empty"], None), (["--file", "empty"], None), (["echo", ":::"], None)])

@@ -1504,7 +1504,7 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 def acts_as_root() -> bool:
     """Whether this process is root and asked, with --as-root, to work another user's queue."""
-    return bool(os.environ.get(AS_ROOT)) and hasattr(os, "geteuid") and os.geteuid() == 0
+    return hasattr(os, "geteuid") and os.geteuid() == 0 and bool(os.environ.get(AS_ROOT))
 
 
 def is_foreign(uid: int) -> bool:
@@ -2579,6 +2579,12 @@ class Linux(Posix):
         return kind if kind.startswith(("nfs", "cifs", "smb", "9p", "fuse.sshfs", "afs", "ceph", "glusterfs", "lustre")) else ""
 
 
+@lru_cache(maxsize=16)
+def has_odd_name(names: frozenset) -> bool:
+    """Whether one of these names of variables is no identifier.  Most jobs of a worker have the same ones."""
+    return not all(name.decode("ascii", "replace").isidentifier() for name in names)
+
+
 class PosixStart:
     """The start of one job.
 
@@ -2611,8 +2617,7 @@ class PosixStart:
 
         bash passes them on.  -p keeps it from running functions that the environment holds, xpg_echo has its echo read escapes.
         """
-        odd = any(not name.decode("ascii", "replace").isidentifier() for name in self._spec.env)
-        if odd and os.path.realpath("/bin/sh").endswith("dash"):
+        if has_odd_name(frozenset(self._spec.env)) and os.path.realpath("/bin/sh").endswith("dash"):
             bash = find_on_path(b"bash", {b"PATH": b"/bin:/usr/bin:/usr/local/bin"})
             if bash:
                 return self.by_shell([text_of(bash), "-p", "-O", "xpg_echo"], "sh")

@@ -188,7 +188,10 @@ CREATE TABLE batch(
   id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT, total INTEGER NOT NULL, unfinished INTEGER NOT NULL, created_at REAL NOT NULL);
 CREATE TABLE queue(
   name TEXT PRIMARY KEY, paused INTEGER NOT NULL DEFAULT 0, max_running INTEGER,
-  rate TEXT, every REAL, next_at REAL NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0);
+  rate TEXT, every REAL, next_at REAL NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0,
+  top INTEGER, head INTEGER);                -- priority and id of its first READY job, or of one before it that is gone; NULL: none
+CREATE INDEX queue_order ON queue(top DESC, served, head) WHERE top IS NOT NULL AND paused=0;
+CREATE INDEX queue_served ON queue(served);
 CREATE TABLE tally(
   queue TEXT, state TEXT, n INTEGER NOT NULL,
   -- Counters, which only grow: jobs that came into the state (pending: that were enqueued); the seconds that they had
@@ -231,6 +234,10 @@ CREATE TRIGGER job_moved AFTER UPDATE OF state, queue ON job WHEN old.state<>new
     le7=le7+ifnull(new.duration<=3600, 0), le8=le8+ifnull(new.duration<=21600, 0)
     WHERE queue=new.queue AND state=new.state AND new.state<>'processing';
 END;
+CREATE TRIGGER job_readied AFTER UPDATE OF gate, priority, queue ON job WHEN new.gate=0 BEGIN
+  UPDATE queue SET top=new.priority, head=new.id
+    WHERE name=new.queue AND (top IS NULL OR top<new.priority OR top=new.priority AND head>new.id);
+END;
 CREATE TRIGGER history_counted AFTER INSERT ON history
   WHEN new.outcome IN ('crashed', 'timeout', 'snoozed', 'released', 'retry', 'expire') BEGIN
   INSERT INTO mishap(queue, outcome, n) SELECT queue, new.outcome, 0 FROM job WHERE id=new.job AND NOT EXISTS(
@@ -266,6 +273,10 @@ FIRST_ROWS = (
 SIGNALS_FROM_WORDS = tuple(
     "UPDATE %s SET signal=CAST(substr(error, 8) AS INTEGER), error=NULL WHERE exit_code IS NULL AND error GLOB 'signal [1-9]*'" % table
     for table in ("job", "history"))
+
+# What a claim knows of a queue's first job.  Whatever makes a job READY raises it; only a claim that finds another job lowers it.
+FIND_HEADS = ("UPDATE queue SET (top, head)=(SELECT priority, id FROM job INDEXED BY job_ready "
+              "WHERE queue=queue.name AND gate=0 ORDER BY priority DESC, id LIMIT 1)")
 
 # The limits of a histogram's buckets, in seconds: the columns le1 to le8 of `tally`.
 BUCKETS = (0.1, 0.5, 2, 10, 60, 600, 3600, 21600)
@@ -316,6 +327,9 @@ MIGRATIONS = (
         "CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL AND state IN ('pending','processing','failed')",
         "CREATE INDEX job_named ON job(name) WHERE name IS NOT NULL",
         "CREATE INDEX job_label ON job(labels) WHERE labels IS NOT NULL",
+        "ALTER TABLE queue ADD COLUMN top INTEGER",
+        "ALTER TABLE queue ADD COLUMN head INTEGER",
+        "queue_order", "queue_served", "job_readied", FIND_HEADS,
     )),
 )
 
@@ -4303,8 +4317,11 @@ class Plan:
         [last] = db.execute("SELECT seq FROM sqlite_sequence WHERE name='job'").fetchone()
         db.execute("UPDATE tally SET n=n+:n, entered=entered+:n WHERE queue='default' AND state='pending'", {"n": len(commands)})
         self._uses[common["env"]] += len(commands)
+        ids = range(last - len(commands) + 1, last + 1)
+        if common["gate"] == READY:
+            self._store.queues.raise_head("default", 0, ids[0])
         self._store.db.hint(len(commands))
-        return range(last - len(commands) + 1, last + 1)
+        return ids
 
     def _store_special(self, item: tuple, common: dict, now: float) -> int:
         """Store a job and return its id, or return the id of its duplicate by unique key."""
@@ -4766,7 +4783,14 @@ class Queues(Part):
     def open_tally(self, queue: str) -> None:
         self._db.connection.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(queue, s) for s in STATES])
 
+    def raise_head(self, queue: str, priority: int, job: int) -> None:
+        """Note a new READY job if it is the first of its queue; the trigger job_readied does so for one that was stored before."""
+        self._db.execute("UPDATE queue SET top=:priority, head=:job WHERE name=:queue AND (top IS NULL OR top<:priority "
+                         "OR top=:priority AND head>:job)", {"queue": queue, "priority": priority, "job": job})
+
     def recount(self) -> None:
+        """Count the jobs of each queue, and find its first one."""
+        self._db.execute(FIND_HEADS)
         self._db.execute("UPDATE tally SET n=(SELECT count(*) FROM job WHERE job.queue=tally.queue AND job.state=tally.state)")
 
     def counts(self, queue=None) -> dict:
@@ -5398,18 +5422,9 @@ class Claims(Part):
     def _claim(self, worker: int, queues, reserved_for, now: float):
         self._store.life.promote(now)
         for _ in range(CLAIM_LIMIT):
-            row = self._db.execute(
-                "SELECT " + JOB_SELECT + ", queue.every, (SELECT count(*)>1 FROM queue) FROM queue JOIN job ON job.id=("
-                " SELECT id FROM " + startable(reserved_for) + " ORDER BY priority DESC, id LIMIT 1) "
-                "WHERE queue.paused=0 AND (queue.every IS NULL OR queue.next_at<=:now OR queue.next_at>:now+queue.every) "
-                "AND (queue.max_running IS NULL OR queue.max_running>"
-                " (SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing')) "
-                "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) "
-                "ORDER BY job.priority DESC, queue.served, job.id LIMIT 1",
-                {"now": now, "queues": queues, "reserved_for": reserved_for}).fetchone()
-            if row is None:
+            job, every, several = self._first_in_line(queues, reserved_for, now)
+            if job is None:
                 return None
-            job, every, several = Job.of(row[:-2]), row[-2], row[-1]
             if every is not None and not isinstance(every, float):
                 raise WrongValue("queue %s has a value of a wrong type in every" % quoted(job.queue))
             if job.expires_at is not None and job.expires_at <= now:
@@ -5417,14 +5432,45 @@ class Claims(Part):
                 continue
             if not self._may_take(job, worker):
                 return None
+            job = self._take(job, worker, now)
             if several or every is not None:
                 # Queues of the same priority take turns, so that a flood in one does not starve another.
-                self._db.execute("UPDATE queue SET served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
+                self._db.execute(FIND_HEADS + ", served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
                                  {"next": now + (every or 0), "name": job.queue})
             if every is not None:
                 self._db.hint()  # a supervisor must know when the next job may start
-            return self._take(job, worker, now)
+            return job
         return None
+
+    def _first_in_line(self, queues, reserved_for, now: float) -> tuple:
+        """Return (the first job that may start or None, `every` of its queue, whether there are several queues).
+
+        The first queue of the index queue_order that may start a job has it, if its head is still the first of its jobs.
+        Otherwise correct its head, and look again.  A single queue's head is not corrected: that would be a write per job.
+        """
+        rest = "JOIN job" if reserved_for else "INDEXED BY queue_order LEFT JOIN job"
+        order = "ORDER BY job.priority DESC, queue.served, job.id" if reserved_for else (
+            "AND top IS NOT NULL ORDER BY queue.top DESC, queue.served, queue.head")
+        while True:
+            row = self._db.execute(
+                "SELECT " + JOB_SELECT + ", queue.every, queue.top, queue.head, queue.rowid, "
+                "(SELECT count(*)>1 FROM (SELECT 1 FROM queue LIMIT 2)) FROM queue " + rest + " ON job.id=("
+                " SELECT id FROM " + startable(reserved_for) + " ORDER BY priority DESC, id LIMIT 1) "
+                "WHERE queue.paused=0 AND (queue.every IS NULL OR queue.next_at<=:now OR queue.next_at>:now+queue.every) "
+                "AND (queue.max_running IS NULL OR queue.max_running>"
+                " (SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing')) "
+                "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) " + order + " LIMIT 1",
+                {"now": now, "queues": queues, "reserved_for": reserved_for}).fetchone()
+            if row is None:
+                return None, None, False
+            every, top, head, queue, several = row[-5:]
+            if row[0] is not None:
+                job = Job.of(row[:-5])
+                if reserved_for or not several or (job.priority, job.id) == (top, head):
+                    return job, every, several
+            elif not several:
+                return None, None, False
+            self._db.execute(FIND_HEADS + " WHERE rowid=?", (queue,))
 
     def _take(self, job, worker: int, now: float):
         claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
@@ -5474,11 +5520,12 @@ class Claims(Part):
 
     def ready(self, most: int, queues=None, reserved_for=None) -> int:
         """Return how many jobs could be claimed now, counted up to `most`."""
+        where = "" if reserved_for else "AND top IS NOT NULL "
         rows = self._db.read(
-            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(reserved_for) + " LIMIT :most)), "
-            "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') FROM queue "
-            "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) "
-            "AND (:queues IS NULL OR instr(:queues, '/'||name||'/'))",
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM " + startable(reserved_for) + " LIMIT :most)) AS jobs, "
+            "max_running-(SELECT n FROM tally WHERE tally.queue=queue.name AND state='processing') AS free FROM queue "
+            "WHERE paused=0 AND (every IS NULL OR next_at<=:now OR next_at>:now+every) " + where +
+            "AND (:queues IS NULL OR instr(:queues, '/'||name||'/')) AND jobs>0 AND (free IS NULL OR free>0) LIMIT :most",
             {"most": most, "now": self._db.clock(), "queues": queues, "reserved_for": reserved_for})
         return min(most, sum(count if free is None else max(0, min(count, free)) for count, free in rows))
 
@@ -6595,6 +6642,10 @@ class Keep(Part):
                            "AND job.state=tally.state)")
         if wrong:
             faults.append("the counts of queue %s are wrong" % ", ".join(sorted({plain(queue) for queue, _ in wrong})))
+        faults.extend("job %d of queue %s is ready, but no claim would find it" % (job, plain(queue)) for job, queue in self._db.read(
+            "SELECT job.id, queue.name FROM queue JOIN job ON job.id=("
+            " SELECT id FROM " + startable(None) + " ORDER BY priority DESC, id LIMIT 1) "
+            "WHERE top IS NULL OR head IS NULL OR top<job.priority OR top=job.priority AND head>job.id"))
         stray = self._db.read("SELECT id FROM job WHERE state='processing' AND NOT EXISTS("
                            "SELECT 1 FROM worker WHERE worker.id=job.worker)")
         faults.extend("job %d is processing, but its worker is not listed" % job for job, in stray)

@@ -152,6 +152,7 @@ def invariants(store):
         _check_parents(job, [(parent, any_end) for parent, any_end in open_deps.get(job.id, ()) if not any(
             parent == row[0] and row[1] < job.id <= row[2] for row in told_later)], jobs, unfinished)
     _check_keys(jobs, keys)
+    _check_heads(store, jobs)
 
 
 def _check_counts(store, jobs):
@@ -198,6 +199,15 @@ def _check_parents(job, open_deps, jobs, unfinished):
         else:
             assert parent in jobs and jobs[parent].state not in FINAL, "job %d waits for %d, which is %s" % (
                 job.id, parent, jobs[parent].state if parent in jobs else "gone")
+
+
+def _check_heads(store, jobs):
+    """A claim sees a queue with a ready job, and at its place or an earlier one."""
+    heads = {name: (-top, head) for name, top, head in rows(store, "SELECT name, top, head FROM queue WHERE top IS NOT NULL")}
+    for job in jobs.values():
+        if job.gate == READY:
+            assert job.queue in heads and heads[job.queue] <= (-job.priority, job.id), "queue %s: its head is %s, job %d is before" % (
+                job.queue, heads.get(job.queue), job.id)
 
 
 def _check_keys(jobs, keys):

@@ -104,7 +104,7 @@ def test_no_hot_statement_reads_a_table_through_or_sorts_jobs(store, clock):
                 first = re.search(FIRST_OF_INDEX, detail) and ("LIMIT" in sql or few)
                 if re.search(BIG_TABLES, detail) and not first:
                     faults.append((name, detail, sql))
-                # The one sort is of the best job of each queue: a row a queue.
+                # The one sort is of the first job of each queue of a `run`: a row per queue.
                 if "TEMP B-TREE" in detail and "FROM queue JOIN job" not in sql:
                     faults.append((name, detail, sql))
     assert not faults, "\n".join(map(str, faults))
@@ -127,7 +127,7 @@ def test_the_statements_of_triggers_are_seeks_too(store):
 
 def test_the_claim_takes_each_queue_by_the_ready_index(store):
     store.enqueue_many(["x"] * 30)
-    [sql] = [sql for sql in statements(store, lambda: claim(store)) if "FROM queue JOIN job" in sql]
+    [sql] = [sql for sql in statements(store, lambda: claim(store)) if "LEFT JOIN job" in sql]
     details = plan(store, sql)
     assert any(re.search(r"SEARCH .*job.* USING (COVERING )?INDEX job_ready \(queue=\?\)", d) for d in details), details
     assert any(re.search(r"SEARCH .*job.* USING INTEGER PRIMARY KEY", d) for d in details), details
@@ -249,6 +249,56 @@ def test_drain_looks_at_no_finished_job(tmp_path):
         store.close()
         return cost
     assert cost(3000) <= cost(100) * 1.05 + 20
+
+
+def in_queues(store, queues, jobs):
+    store.enqueue_many([{"command": "x", "queue": "q%d" % (n % queues)} for n in range(jobs)])
+
+
+def test_a_claim_costs_the_same_among_a_thousand_queues(tmp_path):
+    def costs(n):
+        store = open_store(tmp_path, Clock(), "queues-%d.db" % n)
+        in_queues(store, n, 3 * n)
+        jobs = [claim(store) for _ in range(2)]
+        found = [steps(store, lambda: claim(store)), steps(store, lambda: store.claims.ready(4)),
+                 steps(store, lambda: store.claims.finish_and_claim(1, outcome(jobs[0])))]
+        store.close()
+        return found
+    for many, few in zip(costs(1000), costs(10)):
+        assert many <= few * 1.2 + 20, (many, few)
+
+
+def test_a_claim_passes_queues_whose_jobs_went_without_being_claimed(store, clock):
+    in_queues(store, 200, 400)
+    store.enqueue("rare", queue="z", priority=-1)
+    store.life.cancel(range(1, 150))
+    store.life.hold(range(150, 300))
+    store.life.edit(range(300, 401), {"priority": -2})
+    invariants(store)
+    assert claim(store).command == "rare"
+    assert rows(store, "SELECT count(*) FROM queue WHERE top=0") == [(0,)]
+    assert [claim(store).id for _ in range(101)] == sorted(range(300, 401))
+    assert claim(store) is None
+    invariants(store)
+
+
+def test_a_lone_queue_costs_no_write_for_its_order(store):
+    store.enqueue_many(["x"] * 5)
+    before = rows(store, "SELECT * FROM queue")
+    assert not [sql for sql in statements(store, lambda: finish(store, claim(store))) if "UPDATE queue" in sql]
+    store.enqueue("x")
+    assert rows(store, "SELECT * FROM queue") == before
+
+
+def test_doctor_finds_a_job_that_no_claim_would_find_and_mends_it(store):
+    in_queues(store, 3, 6)
+    for wrong in ("top=NULL", "top=-1", "head=5"):
+        store.db.execute("UPDATE queue SET %s WHERE name='q1'" % wrong)
+        assert store.keep.check() == ["job 2 of queue q1 is ready, but no claim would find it"], wrong
+        store.keep.repair()
+        assert store.keep.check() == []
+        invariants(store)
+    assert [claim(store).id for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
 # ---- bounded moves -------------------------------------------------------------------------------------

@@ -727,11 +727,17 @@ def with_blocked(bench: Bench, path: str) -> None:
         multiply(path, job, bench.sizes.blocked)
 
 
+def with_queues(bench: Bench, path: str) -> None:
+    """As many jobs in each of 1,000 queues as are claimed in all, so that none of the queues is empty at any time."""
+    count, queues = bench.sizes.exchanges * (bench.sizes.depth_rounds + 1), 1000
+    fill(path, [{"command": "true", "queue": "q%d" % (n % queues)} for n in range(max(count, 3 * queues))])
+
+
 def depth_databases(bench: Bench) -> dict:
     """What is measured -> its database, with the same few jobs that can be claimed at the end of each."""
     paths = {"shallow": bench.path("queue.db"), "%d pending" % bench.sizes.deep: bench.deep()}
     for name, build in (("%d delayed ahead" % bench.sizes.delayed, with_delayed),
-                        ("%d finished behind" % bench.sizes.deep, with_finished),
+                        ("%d finished behind" % bench.sizes.deep, with_finished), ("1000 queues", with_queues),
                         ("%d each blocked by dependency, key, limit, pause" % bench.sizes.blocked, with_blocked)):
         paths[name] = bench.path("queue.db")
         build(bench, paths[name])

@@ -1750,11 +1750,18 @@ def ignore_other_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def launching(path: str) -> list:
-    """Return statements that load this file by its path, from cached bytecode, and run it; `path` is a literal."""
+# Python code that runs the program named by its first argument as a script, but from cached bytecode.  Service units keep it, so it
+# relies on nothing in the program.
+RUN_CACHED = ("import sys; from _frozen_importlib_external import SourceFileLoader; del sys.argv[0]; __file__ = sys.argv[0]; "
+              "SourceFileLoader('__main__', __file__).exec_module(sys.modules['__main__'])")
+
+
+def launching(path: str, cached: bool) -> list:
+    """Return statements that load this file by its path, from cached bytecode if it may be, and run it; `path` is a literal."""
+    load = ("SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)" if cached else
+            "exec(compile(open(queuectl.__file__, 'rb').read(), queuectl.__file__, 'exec'), vars(queuectl))")
     return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
-            "queuectl.__file__ = " + path, "SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)",
-            "queuectl.leave(queuectl.main())"]
+            "queuectl.__file__ = " + path, load, "queuectl.leave(queuectl.main())"]
 
 
 ProcessEntry = namedtuple("ProcessEntry", "pid group born")  # a line of the process table; born: on the clock of `OS.born`
@@ -1780,6 +1787,10 @@ class System:
 
     def before_forks(self) -> None:
         """Do nothing: workers are not forked."""
+
+    def trusts_cache(self, path: str) -> bool:
+        """Whether nobody else can put bytecode beside a program.  Here the access list of its directory decides, as for the program."""
+        return True
 
     def defer_to_jobs(self) -> dict:
         """Give jobs preference over this worker, if the system can; return the `scheduling` of a ProcessSpec."""
@@ -1922,6 +1933,25 @@ class PosixOwners(System):
                 if os.path.lexists(place) and os.lstat(place).st_uid != os.geteuid():
                     return "%s: %s" % (error.strerror, self.owner_advice(root, os.lstat(place).st_uid, os.geteuid()))
         return ""
+
+    def trusts_cache(self, path: str) -> bool:
+        """Whether only root and this user can put bytecode beside a program.  Python would run whatever lies there."""
+        folder, name = os.path.split(path)
+        cache = os.path.join(folder, "__pycache__")
+        bytecode = os.path.join(cache, "%s.%s.pyc" % (name[:-3], sys.implementation.cache_tag))
+        try:
+            if not self._is_ours_alone(path) or not self._is_ours_alone(folder):
+                return False
+            if not os.path.lexists(cache):
+                os.mkdir(cache, 0o755)  # Python would make it as the umask says
+            return not os.path.islink(cache) and self._is_ours_alone(cache) and (
+                not os.path.exists(bytecode) or self._is_ours_alone(bytecode))
+        except OSError:
+            return False
+
+    def _is_ours_alone(self, path: str) -> bool:
+        info = os.stat(path)
+        return info.st_uid in (0, os.geteuid()) and not self._others_may_write(path, info)
 
     def _may_write(self, path: str) -> bool:
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
@@ -2389,7 +2419,7 @@ class Posix(PosixOwners):
             first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
         alone = ("if not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):\n"
                  "    del sys.path[0]  # it was started as `python queuectl`: nothing that lies beside it is to be imported")
-        return PROGRAM, "%s\nimport sys\n%s\n%s\n" % (first, alone, "\n".join(launching(repr(path))))
+        return PROGRAM, "%s\nimport sys\n%s\n%s\n" % (first, alone, "\n".join(launching(repr(path), self.trusts_cache(path))))
 
     def blocks(self, stream) -> bool:
         """Whether a read waits for more input."""
@@ -3468,7 +3498,7 @@ class Windows(System):
     def launcher(self, path: str) -> tuple:
         """Return the file name and the text of the command that `install` makes."""
         literal = "'%s'" % path.encode("unicode_escape").decode("ascii").replace("'", "\\x27")
-        code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(launching(literal)))
+        code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(launching(literal, True)))
         line = '@"%s" -IS -c "%s" ' % (without_venv([sys.executable])[0], code)
         page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # otherwise cmd.exe reads it in the console's code page
         return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
@@ -3727,6 +3757,15 @@ class WindowsSignals:
 
 
 OS = Windows() if os.name == "nt" else Linux() if sys.platform.startswith("linux") and not os.environ.get("QUEUECTL_FALLBACKS") else Posix()
+
+
+def program_argv() -> list:
+    """Return the arguments that start this program again: from cached bytecode if Python may keep that and nobody else can write it."""
+    path = os.path.abspath(__file__)
+    if (os.environ.get("PYTHONDONTWRITEBYTECODE") or os.environ.get("PYTHONPYCACHEPREFIX")
+            or os.path.basename(path) != PROGRAM + ".py" or not OS.trusts_cache(path)):
+        return [sys.executable, "-IS", path]
+    return [sys.executable, "-IS", "-c", RUN_CACHED, path]
 
 
 def refusal(error, root: str) -> str:
@@ -9811,7 +9850,7 @@ def jobs_of_run(store, text: str, count) -> list:
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
-        done = subprocess.run([sys.executable, "-IS", os.path.abspath(__file__), "--db", store.db.path, "run", *words, "--file", path],
+        done = subprocess.run([*program_argv(), "--db", store.db.path, "run", *words, "--file", path],
                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     finally:
         remove(path)
@@ -10721,10 +10760,6 @@ class Run:
 
 def worker_argv(database: str) -> list:
     return program_argv() + ["_worker", "--db", database]
-
-
-def program_argv() -> list:
-    return [sys.executable, "-IS", os.path.abspath(__file__)]
 
 
 def queue_list(names):
@@ -12313,6 +12348,9 @@ def cmd_install(args) -> None:
         raise UserError("the file must be called %s.py to be installed, not %s" % (PROGRAM, plain(os.path.basename(source))))
     os.makedirs(folder, exist_ok=True)
     write_program(path, text)
+    if not OS.trusts_cache(source):
+        talk("%s starts slowly, since others may put bytecode beside %s: move that file to a directory of yours and install it again" % (
+            PROGRAM, plain(source)))
     out("Installed %s" % plain(path))
     if folder not in os.environ.get("PATH", "").split(os.pathsep):
         talk("%s is not on your PATH: add it to use `%s`" % (plain(folder), PROGRAM))

@@ -182,7 +182,7 @@ class LiveQueue:
         # As the installed command runs it: a script's bytecode is not cached, and compiling takes most of a call.
         self.program = [python, "-IS", str(LAUNCH)]
         self.marker = "QUEUECTL_TEST=" + uuid.uuid4().hex
-        dropped = r"QUEUECTL_(?!FALLBACKS)|XDG_|NO_COLOR|COLUMNS|PYTEST_|CI$"
+        dropped = r"QUEUECTL_(?!FALLBACKS)|XDG_|NO_COLOR|COLUMNS|PYTEST_|CI$|PYTHON(DONTWRITEBYTECODE|PYCACHEPREFIX)$"
         self.env = {k: v for k, v in os.environ.items() if not re.match(dropped, k)}
         self.env.update([self.marker.split("=")], HOME=str(self.home), USERPROFILE=str(self.home), LOCALAPPDATA=str(self.home))
         self.here = python == sys.executable and (list(self.program), dict(self.env))  # what a look in this process stands for

@@ -684,10 +684,10 @@ def parse_choice(raw, what: str, choices) -> str:
     return raw
 
 
-def nearest(word, choices) -> str:
+def nearest(word, choices, alike=0.6) -> str:
     """Return ` (did you mean X?)`, or an empty string if no choice is similar."""
     import difflib
-    near = difflib.get_close_matches(str(word)[:100], list(choices), 1)
+    near = difflib.get_close_matches(str(word)[:100], list(choices), 1, alike)
     return " (did you mean %s?)" % near[0] if near else ""
 
 
@@ -10041,7 +10041,7 @@ def plans_of(args, options: dict, fixed=()):
             raise UserError("give --file, whose lines are commands, or a command with its values: not both")
         items = read_items(args.file)
         if not items and not fixed:
-            raise UserError("%s holds no job: write one command per line, or JSON objects" % quoted(args.file))
+            raise UserError("%s holds no job: write one command per line, or JSON objects" % source_name(args.file))
     else:
         items = commands_of(args, options, bool(fixed))
         if items is not None:
@@ -10162,7 +10162,7 @@ class FileValues:
             if self._file is None or not S_ISREG(os.fstat(self._file.fileno()).st_mode):
                 self._keep()
         except (OSError, ValueError) as error:
-            raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
+            raise UserError("can't read %s: %s" % (source_name(path), getattr(error, "strerror", None) or error)) from None
 
     def _keep(self) -> None:
         """Copy to a file of our own what can be read only once."""
@@ -10191,11 +10191,8 @@ class FileValues:
             if b"\0" not in value:
                 return text_of(value)
         except UnicodeError:
-            raise UserError("%s holds a value that is not UTF-8: %s" % (self._name(), quoted(value))) from None
-        raise UserError("%s holds a NUL character: give -0 if its values end with one" % self._name())
-
-    def _name(self) -> str:
-        return "standard input" if self.path == "-" else quoted(self.path)
+            raise UserError("%s holds a value that is not UTF-8: %s" % (source_name(self.path), quoted(value))) from None
+        raise UserError("%s holds a NUL character: give -0 if its values end with one" % source_name(self.path))
 
 
 def job_of_words(words: list, options: dict) -> dict:
@@ -10319,6 +10316,10 @@ def read_stdin(most: int) -> bytes:
     return data
 
 
+def source_name(path: str) -> str:
+    return "standard input" if path == "-" else quoted(path)
+
+
 def read_bytes(path: str, most: int = -1) -> bytes:
     """Return the bytes of a user's file (-: standard input); raise UserError if it can't be read."""
     try:
@@ -10327,7 +10328,7 @@ def read_bytes(path: str, most: int = -1) -> bytes:
         with open(path, "rb") as file:
             return file.read(most)
     except (OSError, ValueError) as error:
-        raise UserError("can't read %s: %s" % (quoted(path), getattr(error, "strerror", None) or error)) from None
+        raise UserError("can't read %s: %s" % (source_name(path), getattr(error, "strerror", None) or error)) from None
 
 
 def read_text(path: str) -> str:
@@ -10339,7 +10340,8 @@ def read_items(path: str) -> list:
     """Return (place, command or dict) of each job in a bulk file; the whole file is parsed first."""
     text = read_text(path)
     if text.startswith("#!"):
-        raise UserError("%s is a script: each of its lines would run by itself; give its path as the command" % quoted(path))
+        raise UserError("%s is a script: each of its lines would run by itself; %s" % (
+            source_name(path), "pipe it into sh" if path == "-" else "give its path as the command"))
     return list(parse_items(text))
 
 
@@ -11876,19 +11878,27 @@ def read_crontab(args) -> None:
 
 
 def cmd_cron_load(store, args) -> None:
-    rows = []
+    rows, faults = [], []
     for number, name, spec, tz, job in args.entries:
         try:
             rows.append(store.schedules.plan(name, spec, None, job, tz, replace=args.replace))
         except UserError as error:
-            raise UserError("line %d: %s" % (number, error)) from None
+            faults.append("line %d: %s" % (number, error))
+    refuse_lines(faults)
     store.schedules.add_all(rows, args.replace)
     for row in rows:
         out(next_text(store.schedules.get(row["name"])))
 
 
+def refuse_lines(faults: list) -> None:
+    """Raise a UserError that names each bad line of a file, if there are any."""
+    if faults:
+        more = faults[20:]
+        raise UserError("; ".join(faults[:20]) + ("; and %d more" % len(more) if more else ""))
+
+
 def parse_crontab(path: str) -> list:
-    """Return (line number, name, cron line, zone or None, Plan) of each entry of a crontab (man 5 crontab); a UserError names the line.
+    """Return (line number, name, cron line, zone or None, Plan) of each entry of a crontab (man 5 crontab); a UserError names bad lines.
 
     As in cron, a variable applies to the lines below it, a job starts in HOME, and a % ends the command: what follows is
     its standard input.  The name comes from a comment `# name: NAME` above the entry, else from the command.
@@ -11896,7 +11906,7 @@ def parse_crontab(path: str) -> list:
     import re
     if os.path.realpath(path) == "/etc/crontab" or os.path.realpath(path).startswith("/etc/cron.d/"):
         raise UserError("%s names a user on each line: load the crontab of one user, as `crontab -l` prints it" % quoted(path))
-    variables, found, wanted, names = {}, [], None, set()
+    variables, found, wanted, names, faults = {}, [], None, set(), []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         line = line.strip(BLANK)
         name_line = re.fullmatch(r"#\s*name:\s*(.*)", line)
@@ -11921,10 +11931,11 @@ def parse_crontab(path: str) -> list:
                 plan = Plan([crontab_job(words[count], variables)], taker="cron")
                 found.append((number, name, spec, variables.get("CRON_TZ"), plan))
             except UserError as error:
-                raise UserError("line %d: %s" % (number, error)) from None
+                faults.append("line %d: %s" % (number, error))
             wanted = None
+    refuse_lines(faults)
     if not found:
-        raise UserError("%s has no line that runs a command" % quoted(path))
+        raise UserError("%s has no line that runs a command" % source_name(path))
     return found
 
 
@@ -13872,7 +13883,7 @@ queues         names          NAME*     .        .     names of queues
 queues         --all          .         .        .     all queues
 schedules      names          NAME+     .        .     names of schedules
 setting        key            KEY       setting  .     name of a setting, as in `config list`
-run            --count        N         1-%(workers)d . parallel jobs (default: the available cores)
+run            -j,--count     N         1-%(workers)d . parallel jobs (default: the available cores)
 run            --file         FILE      .        .     read jobs from FILE (-: standard input), as `enqueue --file` does
 values         -a,--arg-file  FILE*     .        .     values, one per line, as after :::: (-: standard input)
 values         -0,--null      .         .        .     values in files end with NUL, as `find -print0` writes them
@@ -13892,7 +13903,7 @@ run            --retry-failed BATCH?    .        -     run again the jobs of a b
 run            --junit        FILE      .        .     write the results as JUnit XML to FILE
 enqueue        --file         FILE      .        .     read jobs from FILE (-: standard input): one command per line, or JSON objects
 enqueue        -q,--quiet     .         .        .     print only the id, on a terminal too
-worker-start   --count        N         1-%(workers)d 1 worker processes, and slots (1)
+worker-start   -j,--count     N         1-%(workers)d 1 worker processes, and slots (1)
 worker-start   --queue        NAMES     .        .     serve only these queues, separated by commas (all)
 worker-start   --foreground   .         .        .     stay in the terminal, and print a log line per event
 worker-start   --drain        .         .        .     end when nothing is left that can still run
@@ -14140,7 +14151,22 @@ SYNONYMS = {"prune": "rm"}  # names that still work; the help has only the other
 # The names that other tools give to our commands.
 OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueue", "submit": "enqueue", "push": "enqueue",
                "kill": "cancel", "delete": "rm", "remove": "rm", "clean": "rm", "requeue": "retry", "tail": "logs -f",
-               "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume"}
+               "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume",
+               "log": "logs", "follow": "logs -f", "restart": "retry", "stash": "hold", "group": "queue list", "parallel": "run",
+               "shutdown": "worker stop", "crontab": "cron list", "init": "enqueue", "scale": "worker scale"}
+
+
+# The options that other tools have for what ours do.
+OTHER_OPTIONS = {"-P": "-j", "--jobs": "-j", "--max-procs": "-j", "--parallel": "-j", "--workers": "--count", "-N": "-n", "-L": "-n",
+                 "--retries": "--max-retries", "--retry": "--max-retries", "--halt": "--fail-fast", "--wd": "--cwd", "--workdir": "--cwd",
+                 "--working-directory": "--cwd", "--arg-file": "-a", "--group": "--queue", "--stashed": "--hold", "--depends": "--after"}
+
+
+def option_hint(word: str, flags) -> str:
+    """Return ` (did you mean X?)` for an option that a command does not have; "" if none is like it."""
+    flag = word.partition("=")[0] if word[:2] == "--" else word[:2]
+    other = OTHER_OPTIONS.get(flag)
+    return " (did you mean %s?)" % other if other in flags else nearest(flag, flags, 0.75) if len(flag) > 2 else ""
 
 
 def help_width() -> int:
@@ -14161,7 +14187,9 @@ def build_parser(found):
         """An argparse parser that reports a mistake as one line, with our name."""
 
         def error(self, message):
-            raise UserError("%s (see `%s %s --help`)" % (plain(message), invoked(), " ".join(found.words)))
+            before, unknown, words = message.partition("unrecognized arguments: ")
+            hint = option_hint(words.split()[0], self._option_string_actions) if unknown and words[:1] == "-" else ""
+            raise UserError("%s%s (see `%s %s --help`)" % (plain(message), hint, invoked(), " ".join(found.words)))
 
     class Help(argparse.HelpFormatter):
         """Help that breaks lines between words only: `--all-attempts` is one word."""

@@ -98,9 +98,23 @@ def test_a_bare_call_shows_the_status(queue):
 
 @pytest.mark.parametrize("words, meant", [
     (["enqeue", "true"], "enqueue"), (["wroker", "list"], "worker"), (["worker", "strat"], "start"),
+    (["list", "--stat", "dead"], "--state"), (["run", "--dryrun", "x"], "--dry-run"),
     (["dlq", "lst"], "list"), (["list", "--state", "pendng"], "pending"), (["config", "get", "max_retrys"], "max_retries")], ids=lambda v: "-".join(v) if isinstance(v, list) else "")
 def test_a_mistyped_word_suggests_the_nearest(queue, words, meant):
     assert meant in one_error_line(queue.cli(*words, check=False))
+
+
+@pytest.mark.parametrize("words, meant", [
+    (["run", "-P", "4", "echo"], "-j"), (["run", "-P4", "echo"], "-j"), (["run", "--jobs=4", "echo"], "-j"), (["run", "-L1", "echo"], "-n"),
+    (["run", "--retries", "3", "echo"], "--max-retries"), (["run", "--halt=now,fail=1", "echo"], "--fail-fast"),
+    (["enqueue", "--stashed", "echo"], "--hold"), (["worker", "start", "--jobs", "2"], "-j")], ids=lambda v: "-".join(v) if isinstance(v, list) else "")
+def test_an_option_of_another_tool_names_ours(queue, words, meant):
+    assert "(did you mean %s?)" % meant in one_error_line(queue.cli(*words, check=False))
+
+
+def test_no_other_option_is_named_where_none_is_alike(queue):
+    for words in (["run", "--progress", "x"], ["list", "-P", "4"], ["list", "--jobs"]):
+        assert "did you mean" not in one_error_line(queue.cli(*words, check=False))
 
 
 # ---- wrong input: one line on stderr, exit status 2, nothing written ---------------------------

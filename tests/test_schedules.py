@@ -1,6 +1,7 @@
 """Schedules as people keep them: the zone is their own, one that is broken harms no other, they need not overlap."""
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import time
@@ -492,6 +493,18 @@ def test_a_line_that_is_none_of_a_crontabs_is_named_and_nothing_is_stored(queue,
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert "line %d: " % (2 + len(line.split("\n"))) in done.stderr and done.stderr.count("\n") == 1
     assert not queue.db.exists()
+
+
+def test_every_bad_line_of_a_crontab_is_named(queue):
+    text = "0 25 * * * a\n@daily fine\nCRON_TZ=Mars/North\n\n61 * * * * b\n"
+    done = queue.cli("cron", "load", "-", stdin=text, check=False)
+    assert done.returncode == 2 and not queue.db.exists()
+    assert re.findall(r"line (\d+): ", done.stderr) == ["1", "3", "5"] and done.stderr.count("\n") == 1
+    many = queue.cli("cron", "load", "-", stdin="x\n" * 50, check=False).stderr
+    assert many.count("line ") == 20 and "and 30 more" in many
+    queue.cli("cron", "load", "-", stdin="@daily one\n@daily fine\n@daily two\n")
+    done = queue.cli("cron", "load", "-", stdin="@daily two\n@daily three\n@daily one\n", check=False)
+    assert re.findall(r"line (\d+): ", done.stderr) == ["1", "3"] and len(schedules(queue)) == 3
 
 
 def test_a_crontab_without_entries_and_one_of_the_system_are_refused(queue):

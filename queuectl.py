@@ -5980,12 +5980,14 @@ class Schedules(Part):
         A schedule that is replaced stays paused if it was.  If its times are the same, it keeps the next of them.
         """
         with self._db.undo, Transaction(self._db):
+            known = {name for name, in self._db.execute("SELECT name FROM schedule")}
+            taken = [quoted(row["name"]) for row in rows if row["name"] in known]
+            if taken and not replace:
+                raise UserError("there %s already: give --replace, or remove %s with `%s cron rm`" % ((
+                    "is a schedule %s" % taken[0], "it", PROGRAM) if len(taken) == 1 else ("are schedules " + ", ".join(taken), "them", PROGRAM)))
             for row in rows:
                 before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
                                           (row["name"],)).fetchone()
-                if before and not replace:
-                    raise UserError("there is a schedule %s already: give --replace, or remove it with `%s cron rm`" % (
-                        quoted(row["name"]), PROGRAM))
                 row["env"] = self._store.queues.store_env(kept(row["env"], self._store.settings.value("env_keep")), 1)
                 if before:
                     if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:

@@ -5983,8 +5983,8 @@ class Schedules(Part):
             known = {name for name, in self._db.execute("SELECT name FROM schedule")}
             taken = [quoted(row["name"]) for row in rows if row["name"] in known]
             if taken and not replace:
-                raise UserError("there %s already: give --replace, or remove %s with `%s cron rm`" % ((
-                    "is a schedule %s" % taken[0], "it", PROGRAM) if len(taken) == 1 else ("are schedules " + ", ".join(taken), "them", PROGRAM)))
+                raise UserError("there %s %s already: give --replace, or remove %s with `%s cron rm`" % (
+                    "is a schedule" if taken[1:] == [] else "are schedules", ", ".join(taken), "them" if taken[1:] else "it", PROGRAM))
             for row in rows:
                 before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
                                           (row["name"],)).fetchone()

@@ -2412,11 +2412,15 @@ class Posix(PosixOwners):
 
     def launcher(self, path: str) -> tuple:
         """Return the file name and the text of the command that `install` makes."""
-        if plain(sys.executable) != sys.executable or set(sys.executable) & set("\"$`\\'"):
-            raise UserError("no launcher can name %s: install with a Python whose path has no quotes, $ or \\" % quoted(sys.executable))
-        first = "#!%s -IS" % sys.executable
-        if " " in sys.executable or len(first) > 120:  # the kernel refuses that: let sh start it, by a line that Python reads as a string
-            first = "#!/bin/sh\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % sys.executable
+        known = [sys.executable, getattr(sys, "_base_executable", sys.executable)]  # the second is that of a virtual environment: as good
+        short = [python for python in known if plain(python) == python and " " not in python and len(python) < 116]  # the kernel takes these
+        if short:
+            first = "#!%s -IS" % short[0]
+        elif plain(known[0]) != known[0] or set(known[0]) & set("\"$`\\'"):
+            raise UserError("no launcher can name %s: install with a Python whose path has no quotes, $ or \\" % quoted(known[0]))
+        else:  # a shell starts it, by a line that Python reads as a string; not dash, which drops variables with odd names
+            shell = next(filter(os.path.exists, ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash")), "/bin/sh")
+            first = "#!%s%s\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % (shell, " -p" if shell != "/bin/sh" else "", known[0])
         alone = ("if not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):\n"
                  "    del sys.path[0]  # it was started as `python queuectl`: nothing that lies beside it is to be imported")
         return PROGRAM, "%s\nimport sys\n%s\n%s\n" % (first, alone, "\n".join(launching(repr(path), self.trusts_cache(path))))

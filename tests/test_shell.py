@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import SCRIPT, posix_only, wait_until
@@ -62,6 +63,23 @@ def test_odd_names_arrive_where_a_shell_must_run_too_and_the_shell_stays_what_it
     assert queue.out("logs", jobs[3]).splitlines()[-1] == "127", "sh knows no such function"
     assert queue.out("logs", jobs[4]) == queue.out("logs", plain[4])
     assert queue.job(jobs[5]).error == queue.job(plain[5]).error
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="POSIX only: bash")
+def test_odd_names_pass_through_the_installed_command_of_a_python_that_the_kernel_cannot_name(queue):
+    odd = dict(odd_variables(), **{"BASH_FUNC_greet%%": "() {  echo hello $1\n}"})
+    base = getattr(sys, "_base_executable", sys.executable)
+    for name in ("a python", "long" * 40):
+        python = queue.dir / name
+        python.symlink_to(base)
+        launcher = "import sys; sys.executable = sys._base_executable = %r; sys.path.insert(0, %r); import queuectl; sys.exit(queuectl.main())"
+        queue.run([sys.executable, "-c", launcher % (str(python), str(SCRIPT.parent)), "install"])
+        command = queue.home / ".local" / "bin" / "queuectl"
+        assert '"%s"' % python in command.read_text()
+        job = int(queue.run([str(command), "--db", str(queue.db), "enqueue", "env", "-0"], env=odd).stdout)
+        drained(queue)
+        arrived = environment_of(queue, job)
+        assert {name: arrived.get(name) for name in odd} == odd
 
 
 def test_an_exported_function_is_there_for_the_bash_that_a_job_runs(queue):

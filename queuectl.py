@@ -6416,46 +6416,95 @@ def without_env(options) -> str:
     return json.dumps(job)
 
 
+# The filters of the web page: those above, text in the command, and the command and end of another job.
+BROWSE_FILTER = JOB_FILTER + (" AND (:text IS NULL OR command LIKE :text ESCAPE '!') AND (:like IS NULL OR command=:command "
+                              "AND error IS :error AND exit_code IS :exit_code AND signal IS :signal)")
+
+
 class Browse(Part):
     """What the web page asks.  The cost of each question is bounded, whatever the queue holds."""
 
     LOOK_S = 0.1             # how long one call of `page` looks for jobs
+    ORDERS = ("newest", "oldest", "ended", "next")
 
-    def page(self, limit: int, before=None, states=(), queue=None, name=None, text=None, label=None, schedule=None, batch=None, like=None):
-        """Return (jobs that match every filter given, newest first, with ids below `before`; where to go on, or None at the end).
+    def page(self, limit: int, before=None, order="newest", **filters):
+        """Return (jobs that match every filter given, where to go on: the `before` of the next call, or None at the end).
 
-        `like` is a job: those with its command and its end.  If few jobs match, the caller goes on several times.
+        The orders are: the newest first; the oldest first; what ended last, by the history; and `next`, the ready jobs as they will be
+        claimed.  `before` is an id, a row of the history, or for `next` "PRIORITY.ID".  If few jobs match, the caller goes on several
+        times.
+        """
+        values, where = self._filters(**filters)
+        look = {"ended": self._by_end, "next": self._by_turn}.get(order, partial(self._by_id, order == "oldest"))
+        found, step, until = [], 2000, time.monotonic() + self.LOOK_S
+        while True:
+            jobs, before = look(values, where, before, step, limit - len(found))
+            found += jobs
+            if before is None or len(found) >= limit or time.monotonic() > until:
+                return found, before
+            step *= 2
+
+    def _filters(self, states=(), text=None, like=None, **others) -> tuple:
+        """Return (the values of BROWSE_FILTER, the index to use as the beginning of a WHERE).
+
+        `text` stands in the command; `like` is a job: those with its command and its end.
         """
         model = None if like is None else self._store.look.find(like)
-        values = {"states": slashed(states), "one": states[0] if len(states) == 1 else None, "queue": queue, "name": name, "batch": batch,
-                  "schedule": schedule, "text": text and "%%%s%%" % text.replace("!", "!!").replace("%", "!%").replace("_", "!_"),
-                  "label": label and slashed([label]), "like": like, "command": model and encodable(model.command, "the command"),
-                  "error": model and model.error, "exit_code": model and model.exit_code, "signal": model and model.signal}
+        values = filter_values(
+            states, one=states[0] if len(states) == 1 else None, like=like, command=model and encodable(model.command, "the command"),
+            text=text and "%%%s%%" % text.replace("!", "!!").replace("%", "!%").replace("_", "!_"), error=model and model.error,
+            exit_code=model and model.exit_code, signal=model and model.signal, **others)
         values = {key: searchable(value) if isinstance(value, str) else value for key, value in values.items()}
-        where = ("INDEXED BY job_batch WHERE batch=:batch" if batch is not None else
-                 "INDEXED BY job_schedule WHERE schedule=:schedule" if schedule is not None else
-                 "INDEXED BY job_named WHERE name IS NOT NULL" if name is not None else
-                 "INDEXED BY job_label WHERE labels IS NOT NULL" if label is not None else
-                 "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
-                 if len(states) == 1 and states[0] not in ("pending", "processing") else
-                 "INDEXED BY job_running WHERE state='processing'" if list(states) == ["processing"] else "WHERE 1")
-        top = before or self._db.read("SELECT max(id) FROM job")[0][0] or 0
-        top += not before
-        found, step, until = [], 2000, time.monotonic() + self.LOOK_S
-        while top > 1 and len(found) < limit:
-            if step > 2000 and time.monotonic() > until:
-                return found, top
-            bottom = max(0, top - 1 - step)
-            found += [Job.of(row) for row in self._db.read(
-                "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:top AND id>:bottom "
-                "AND (:states IS NULL OR instr(:states, '/'||state||'/')) AND (:queue IS NULL OR queue=:queue) "
-                "AND (:name IS NULL OR name GLOB :name) AND (:text IS NULL OR command LIKE :text ESCAPE '!') "
-                "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) "
-                "AND (:batch IS NULL OR batch=:batch) AND (:like IS NULL OR command=:command AND error IS :error "
-                "AND exit_code IS :exit_code AND signal IS :signal) ORDER BY id DESC LIMIT :limit",
-                dict(values, top=top, bottom=bottom, limit=limit - len(found)))]
-            top, step = bottom + 1, step * 2
-        return found, found[-1].id if len(found) >= limit else None
+        return values, ("INDEXED BY job_batch WHERE batch=:batch" if values["batch"] is not None else
+                        "INDEXED BY job_schedule WHERE schedule=:schedule" if values["schedule"] is not None else
+                        "INDEXED BY job_named WHERE name IS NOT NULL" if values["name"] is not None else
+                        "INDEXED BY job_label WHERE labels IS NOT NULL" if values["label"] is not None else
+                        "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
+                        if len(states) == 1 and states[0] in ("failed", *FINAL) else
+                        "INDEXED BY job_running WHERE state='processing'" if list(states) == ["processing"] else "WHERE 1")
+
+    def _by_id(self, upwards: bool, values: dict, where: str, before, step: int, limit: int) -> tuple:
+        newest = self._db.read("SELECT max(id) FROM job")[0][0] or 0
+        start = before if before is not None else 0 if upwards else newest + 1
+        low, high = (start, start + step) if upwards else (max(0, start - 1 - step), start - 1)
+        order = "id" if upwards else "id DESC"
+        jobs = [Job.of(row) for row in self._db.read(
+            "SELECT " + JOB_SELECT + " FROM job " + where + " AND id>:low AND id<=:high AND " + BROWSE_FILTER + " ORDER BY " + order +
+            " LIMIT :limit", dict(values, low=low, high=high, limit=limit))]
+        if len(jobs) >= limit:
+            return jobs, jobs[-1].id
+        onward = high if upwards else low + 1
+        return jobs, onward if (onward < newest if upwards else onward > 1) else None
+
+    def _by_end(self, values: dict, where: str, before, step: int, limit: int) -> tuple:
+        """Look at rows of the history: the newest of a job tells when it ended."""
+        start = before if before is not None else self._store.look.last_event() + 1
+        low = max(0, start - 1 - step)
+        rows = self._db.read(
+            "SELECT place, " + JOB_SELECT + " FROM (SELECT seq AS place, job AS ended FROM history WHERE seq>:low AND seq<:start) "
+            "CROSS JOIN job ON job.id=ended WHERE finished_at IS NOT NULL AND NOT EXISTS(SELECT 1 FROM history INDEXED BY history_job "
+            "WHERE history.job=ended AND seq>place) AND " + BROWSE_FILTER + " ORDER BY place DESC LIMIT :limit",
+            dict(values, low=low, start=start, limit=limit))
+        onward = rows[-1][0] if len(rows) >= limit else low + 1
+        return [Job.of(row[1:]) for row in rows], onward if onward > 1 else None
+
+    def _by_turn(self, values: dict, where: str, before, step: int, limit: int) -> tuple:
+        """Look at ready jobs: the highest priority first, then the lowest id."""
+        priority, last = before or (2**62, 0)
+        queues, turns = [values["queue"]] if values["queue"] else [row.name for row in self._store.queues.list()], []
+        for name in queues:
+            place = {"queue": name, "priority": priority, "last": last, "step": step}
+            turns += self._db.read("SELECT -priority, id FROM job INDEXED BY job_ready WHERE queue=:queue AND gate=0 "
+                                   "AND priority=:priority AND id>:last ORDER BY id LIMIT :step", place)
+            turns += self._db.read("SELECT -priority, id FROM job INDEXED BY job_ready WHERE queue=:queue AND gate=0 "
+                                   "AND priority<:priority ORDER BY priority DESC, id LIMIT :step", place)
+        jobs, turns = [], sorted(turns)[:step]
+        for minus, job_id in turns:
+            jobs += [Job.of(row) for row in self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=:id AND " + BROWSE_FILTER,
+                                                          dict(values, id=job_id))]
+            if len(jobs) >= limit:
+                return jobs, (-minus, job_id)
+        return jobs, (-turns[-1][0], turns[-1][1]) if len(turns) == step else None
 
     def dead_groups(self) -> list:
         """Return the newest 50,000 dead jobs grouped by their command and end, the largest groups first."""
@@ -6482,14 +6531,15 @@ class Browse(Part):
             "SELECT CAST(finished_at AS INTEGER), state<>'completed', count(*) FROM history WHERE seq>? AND seq<=? AND finished_at>0 "
             "AND attempt IS NOT NULL AND state IN ('completed','failed','dead') GROUP BY 1, 2", (after, last)), last
 
-    def family(self, job_id: int) -> tuple:
-        """Return (parents, children) of a job, at most 20 of each, as dicts; a batch is {"batch": its id}."""
+    def family(self, job) -> tuple:
+        """Return (parents, children) of a job and its batch, at most 20 of each, as dicts; a batch is {"batch": its id}."""
         def members(rows) -> list:
             jobs = [(number, self._store.look.find(number)) for number, in rows]
             return [{"batch": -number} if number < 0 else {"id": number, "state": job.state, "name": job.name, "command": job.command[:80]}
                     for number, job in jobs if number < 0 or job is not None]
-        return (members(self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=? LIMIT 20", (job_id,))),
-                members(self._db.read("SELECT child FROM dep WHERE parent=? LIMIT 20", (job_id,))))
+        return (members(self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=? LIMIT 20", (job.id,))),
+                members(self._db.read("SELECT child FROM dep WHERE parent=:id OR parent=-:batch ORDER BY parent<0, child LIMIT 20",
+                                      {"id": job.id, "batch": job.batch})))
 
     def environment(self, job) -> bytes:
         rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,))
@@ -8570,6 +8620,11 @@ def examine_disk(path: str):
         yield finding("ok", "disk", "disk", free=free)
 
 
+def worst_first(findings) -> list:
+    """Return the findings that are not ok, each once, the worst first."""
+    return sorted((found for found in once(findings) if found.level != "ok"), key=lambda found: found.level != "bad")
+
+
 def health_report(path: str, queues=(), max_wait=None, max_dead: int = 0) -> dict:
     """Return how a queue is: the worst level, the findings that are not ok, worst first, and counts of jobs and workers."""
     def count(store):
@@ -8582,7 +8637,7 @@ def health_report(path: str, queues=(), max_wait=None, max_dead: int = 0) -> dic
     counts, workers = dict.fromkeys(STATES, 0), []
     parts = (glance_at_database, partial(examine_jobs, queues=queues, max_wait=max_wait, max_dead=max_dead), examine_schedules,
              examine_workers, count)
-    findings = sorted((found for found in once(examine_queue(path, parts)) if found.level != "ok"), key=lambda found: found.level != "bad")
+    findings = worst_first(examine_queue(path, parts))
     return {"level": findings[0].level if findings else "ok", "findings": findings, "jobs": counts, "workers": len(workers)}
 
 
@@ -9949,11 +10004,11 @@ def select_or_refuse(store, args, states) -> list:
 def act(store, args, states, verb: str, change, select=select_ids, at_last=None):
     """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs.
 
-    `change(ids)` returns (id, result) pairs; RESULTS has the words for them.  `at_last`: see change_all.
+    `change(store, ids)` returns (id, result) pairs; RESULTS has the words for them.  `at_last`: see change_all.
     """
     ids = select(store, args, states)
     if not args.dry_run:
-        return change_all(store, verb, ids, change, at_last)
+        return change_all(store, verb, ids, partial(change, store), at_last)
     for job in map(store.look.job, ids):
         if job.state in states:
             out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
@@ -11608,19 +11663,19 @@ class Top:
 # -- retry, rm, edit --
 
 def cmd_retry(store, args):
-    return act(store, args, FINAL + ("failed",), "retry", store.life.retry)
+    return act(store, args, *CHANGES["retry"])
 
 
 def cmd_dlq_retry(store, args):
-    return act(store, args, ("dead",), "retry", store.life.retry, select_or_refuse)
+    return act(store, args, ("dead",), *CHANGES["retry"][1:], select_or_refuse)
 
 
 def cmd_dlq_purge(store, args):
-    return act(store, args, ("dead",), "remove", store.keep.purge, select_or_refuse)
+    return act(store, args, ("dead",), *CHANGES["remove"][1:], select_or_refuse)
 
 
 def cmd_rm(store, args):
-    return act(store, args, FINAL, "remove", store.keep.purge, select_or_refuse)
+    return act(store, args, *CHANGES["remove"], select_or_refuse)
 
 
 def parse_edit(args) -> None:
@@ -11634,7 +11689,7 @@ def parse_edit(args) -> None:
 
 
 def cmd_edit(store, args):
-    return act(store, args, WAITING, "edit", lambda ids: store.life.edit(ids, args.changes))
+    return act(store, args, WAITING, "edit", lambda store, ids: store.life.edit(ids, args.changes))
 
 
 # -- wait --
@@ -11699,8 +11754,7 @@ def wait_for(store, ids: list, timeout, within=None) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(store, args):
-    return act(store, args, UNFINISHED, "cancel", partial(cancel, store),
-               at_last=None if args.no_wait else partial(wait_for_asked, store))
+    return act(store, args, *CHANGES["cancel"], at_last=None if args.no_wait else partial(wait_for_asked, store))
 
 
 def cancel(store, ids: list) -> list:
@@ -11724,11 +11778,20 @@ def wait_for_asked(store, results: list) -> list:
 
 
 def cmd_hold(store, args):
-    return act(store, args, WAITING, "hold", store.life.hold)
+    return act(store, args, *CHANGES["hold"])
 
 
 def cmd_release(store, args):
-    return act(store, args, WAITING, "release", partial(store.life.hold, held=False))
+    return act(store, args, *CHANGES["release"])
+
+
+# What commands and the web page do to jobs: the states of the jobs that it is for, its name in RESULTS, the function.
+CHANGES = {change[1]: change for change in (
+    (FINAL + ("failed",), "retry", lambda store, ids: store.life.retry(ids)),
+    (UNFINISHED, "cancel", cancel),
+    (WAITING, "hold", lambda store, ids: store.life.hold(ids)),
+    (WAITING, "release", lambda store, ids: store.life.hold(ids, False)),
+    (FINAL, "remove", lambda store, ids: store.keep.purge(ids)))}
 
 
 # -- explain --
@@ -12405,6 +12468,7 @@ PAGE_HTML = r"""
 <meta name="base" content="{BASE}">
 <meta name="csrf" content="{CSRF}">
 <meta name="read-only" content="{READ_ONLY}">
+<meta name="verbs" content="{VERBS}">
 <link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16'
  rx='4' fill='%233b5bdb'/%3E%3Cpath d='M4 5h8M4 8h8M4 11h5' stroke='white' stroke-width='1.6' stroke-linecap='round'/%3E%3C/svg%3E">
 <title>queuectl</title>
@@ -12459,7 +12523,7 @@ nav { display: flex; gap: 2px; flex: 1; overflow-x: auto; scrollbar-width: none;
 nav a { padding: 5px 11px; border-radius: 7px; color: var(--dim); white-space: nowrap; }
 nav a:hover { background: var(--soft); text-decoration: none; }
 nav a[aria-current] { color: var(--text); background: var(--soft); font-weight: 550; }
-#live { color: var(--dim); font-size: 13px; white-space: nowrap; }
+#live { color: var(--dim); font-size: 13px; white-space: nowrap; width: 84px; text-align: right; }
 #live::before { content: ""; display: inline-block; width: 8px; height: 8px; margin-right: 6px; border-radius: 50%;
   background: var(--failed); }
 #live.on::before { background: var(--completed); }
@@ -12477,16 +12541,21 @@ li .spread { margin-bottom: 0; }
 .dim { color: var(--dim); }
 .small { font-size: 13px; }
 .empty { color: var(--dim); padding: 26px 0; text-align: center; }
-.health { display: flex; align-items: baseline; gap: 12px; margin-bottom: 16px; }
-.health h1 { margin: 0; }
-.health::before { content: ""; flex: none; width: 13px; height: 13px; border-radius: 50%; background: var(--completed); }
-.health.warning::before { background: var(--failed); }
-.health.critical::before { background: var(--dead); }
+.health { margin-bottom: 18px; }
+.health h1 { margin: 0; display: flex; align-items: center; gap: 12px; }
+.health h1::before { content: ""; width: 13px; height: 13px; border-radius: 50%; background: var(--completed); }
+.health.warn h1::before { background: var(--failed); }
+.health.bad h1::before { background: var(--dead); }
+.health ul, .health p { margin: 4px 0 0 25px; padding: 0; list-style: none; overflow-wrap: anywhere; }
+.health li { padding: 1px 0; }
+.health li::before { content: "●"; color: var(--failed); font-size: 9px; vertical-align: 2px; margin-right: 8px; }
+.health li.bad::before { color: var(--dead); }
 .tiles { display: grid; gap: 12px; grid-template-columns: repeat(6, minmax(0, 1fr)); }
 .tile { display: block; padding: 12px 16px; color: var(--text); }
 .tile:hover { border-color: var(--accent); text-decoration: none; }
 .tile b { display: block; font-size: 25px; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile.zero b { color: var(--dim); font-weight: 450; }
+.tile.zero .state::before { animation: none; }
 .numbers { display: flex; flex-wrap: wrap; gap: 8px 32px; margin: 14px 0 0; }
 .numbers dt { color: var(--dim); font-size: 13px; }
 .numbers dd { margin: 0; font-size: 17px; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -12494,6 +12563,7 @@ li .spread { margin-bottom: 0; }
 .chart .ok { fill: var(--completed); }
 .chart .bad { fill: var(--dead); }
 .chart .base { stroke: var(--line); }
+.axis { display: flex; justify-content: space-between; color: var(--dim); font-size: 12px; }
 .state { display: inline-flex; align-items: center; gap: 6px; font-size: 13px; font-weight: 550; white-space: nowrap; }
 .state::before { content: ""; width: 8px; height: 8px; border-radius: 50%; background: currentColor; }
 .state.processing::before { animation: pulse 1.6s infinite; }
@@ -12509,6 +12579,7 @@ th { text-align: left; font-weight: 500; font-size: 13px; color: var(--dim); pad
 td { padding: 7px 16px 7px 0; border-top: 1px solid var(--line); vertical-align: middle; }
 th.number, td.number { text-align: right; }
 td.grow { width: 99%; max-width: 0; }
+td.half { width: 50%; max-width: 0; }
 tr[tabindex]:hover td, tr[tabindex]:focus td { background: var(--soft); }
 tr[tabindex]:focus { outline: none; }
 tr[tabindex]:focus td:first-child { box-shadow: inset 3px 0 var(--accent); }
@@ -12554,12 +12625,13 @@ input.slim { min-height: 28px; padding: 1px 8px; width: 82px; font-size: 13px; }
 .graph rect { fill: var(--soft); stroke: var(--line); }
 .graph .self rect { stroke: var(--accent); stroke-width: 2; }
 .graph path { fill: none; stroke: var(--cancelled); }
-.graph text { fill: currentColor; font-size: 12px; }
+.graph text { fill: currentColor; font-size: 13px; }
+.graph circle { fill: currentColor; }
 .form { display: grid; grid-template-columns: 150px minmax(0, 1fr); gap: 10px 16px; align-items: start; }
 .form label { padding-top: 6px; }
 .form p { margin: 3px 0 0; }
 .form input:not([type=checkbox]) { width: 100%; max-width: 420px; }
-details summary { cursor: pointer; padding: 8px 0; color: var(--dim); }
+details summary { cursor: pointer; color: var(--dim); }
 dialog { border: 1px solid var(--line); border-radius: 14px; background: var(--card); color: var(--text); padding: 22px 24px;
   max-width: min(560px, calc(100vw - 32px)); }
 dialog::backdrop { background: rgb(0 0 0 / 45%); }
@@ -12579,6 +12651,7 @@ kbd { font: 12px var(--mono); border: 1px solid var(--cancelled); border-radius:
   .wider { display: none; }
   .form { grid-template-columns: minmax(0, 1fr); gap: 4px; }
   .log { height: 260px; }
+  input.slim { width: 58px; }
   .card { padding: 12px; }
   .scroll { margin: 0 -12px; padding: 0 12px; }
   th, td { padding-right: 8px; }
@@ -12593,8 +12666,7 @@ PAGE_SCRIPT = r"""
 const meta = name => document.querySelector(`meta[name=${name}]`).content;
 const $ = selector => document.querySelector(selector);
 const BASE = meta('base'), READ_ONLY = meta('read-only') === 'yes';
-const STATES = ['pending', 'processing', 'completed', 'failed', 'dead', 'cancelled'];
-const FINAL = ['completed', 'dead', 'cancelled'], WAITING = ['pending', 'failed'];
+const STATES = ['pending', 'processing', 'completed', 'failed', 'dead', 'cancelled'], WAITING = ['pending', 'failed'];
 if (location.search) history.replaceState(null, '', location.pathname + location.hash);  // the token leaves the address bar
 
 // -- text of jobs is text: controls, invalid characters and what reorders a line are shown as escapes --
@@ -12607,7 +12679,7 @@ const cut = (text, most) => text.length > most ? text.slice(0, most) + '…' : t
 
 // -- elements: h() makes them, sync() changes those on the page, so that focus, selection and scrolling stay --
 
-const SVG = new Set(['svg', 'g', 'rect', 'path', 'text', 'line', 'title', 'anchor']);  // anchor: a link within a picture
+const SVG = new Set(['svg', 'g', 'rect', 'circle', 'path', 'text', 'line', 'title', 'anchor']);  // anchor: a link within a picture
 const EVENTS = ['onclick', 'onchange', 'oninput', 'onsubmit', 'onkeydown', 'onscroll'];
 
 function h(kind, props, ...children) {
@@ -12678,11 +12750,14 @@ const get = (path, query = {}) => ask('api/' + path + '?' + parameters(query));
 const post = (path, body) => ask('api/' + path, {method: 'POST', body: JSON.stringify(body),
   headers: {'Content-Type': 'application/json', 'X-CSRF-Token': meta('csrf')}});
 
-function trouble(text) {
-  $('#trouble').hidden = !text;
-  $('#trouble').textContent = clean(text || '');
-  $('#live').className = text ? '' : 'on';
-  $('#live').textContent = text ? 'trouble' : 'live';
+const troubles = {};  // of the connection, of the last answer
+function trouble(of, text) {
+  troubles[of] = text;
+  const all = [...new Set(Object.values(troubles).filter(Boolean))].join(' · ');
+  $('#trouble').hidden = !all;
+  if ($('#trouble').textContent !== clean(all)) $('#trouble').textContent = clean(all);
+  $('#live').className = all ? '' : 'on';
+  $('#live').textContent = all ? 'trouble' : 'live';
 }
 
 function toast(text) {
@@ -12700,17 +12775,19 @@ async function change(path, body, done) {
   } catch (error) { toast(error.message); }
 }
 
-let source = null, seen = null;
+let source = null, seen = null, server = null;
 function connect() {
   if (source || document.hidden) return;
   source = new EventSource(BASE + '/api/live');
   source.onmessage = event => {
-    const {version, trouble: why} = JSON.parse(event.data);
-    trouble(why);
+    const {version, trouble: why, page} = JSON.parse(event.data);
+    if (server && server !== page && !shown.page.still) location.reload();  // queuectl was upgraded
+    server = server || page;
+    trouble('live', why);
     if (version !== seen) { seen = version; refresh(); }
   };
   source.onerror = () => {
-    trouble('The server does not answer. This page goes on by itself when it does.');
+    trouble('live', 'The server does not answer. This page goes on by itself when it does.');
     disconnect();
     setTimeout(connect, 2000);
   };
@@ -12754,10 +12831,13 @@ const nothing = text => h('p.empty', null, text);
 const command = job => h('code.cut', {title: cut(job.command, 1000)}, cut(oneLine(job.name ? job.name + ': ' + job.command :
   job.command), 300));
 
-function whyOf(job) {
-  if (job.error && job.error !== job.state) return job.error;
-  return job.exit_code ? 'exit ' + job.exit_code : '';
-}
+const EXITS = {64: 'wrong usage', 65: 'wrong data', 69: 'unavailable', 75: 'temporary failure', 77: 'no permission', 78: 'wrong settings',
+  126: 'can not be run', 127: 'command not found', 129: 'SIGHUP', 130: 'SIGINT', 131: 'SIGQUIT', 134: 'SIGABRT', 136: 'SIGFPE',
+  137: 'SIGKILL', 139: 'SIGSEGV', 141: 'SIGPIPE', 143: 'SIGTERM'};
+const exitText = code => `exit ${code}` + (EXITS[code] ? `: ${EXITS[code]}` : code > 128 ? `: signal ${code - 128}` : '');
+const whyOf = ({error, state, exit_code: code}) =>
+  error && error !== state && !/^exit \d+$/.test(error) ? error : code ? exitText(code) : '';
+
 function timeOf(job) {
   if (WAITING.includes(job.state) && Date.parse(job.run_at) > Date.now()) return when(job.run_at);
   if (job.state === 'processing') return when(job.started_at, true);
@@ -12765,9 +12845,9 @@ function timeOf(job) {
 }
 function table(label, titles, rows, empty) {
   if (!rows.length) return nothing(empty);
-  const side = title => title[0] === '#' ? 'th.number' : title[0] === '~' ? 'th.wider' : 'th';
+  const side = title => 'th' + (/^~?#/.test(title) ? '.number' : '') + (title[0] === '~' ? '.wider' : '');
   return h('div.scroll', null, h('table', {'aria-label': label},
-    h('thead', null, h('tr', null, titles.map(title => h(side(title), {scope: 'col'}, title.replace(/^[#~]/, ''))))),
+    h('thead', null, h('tr', null, titles.map(title => h(side(title), {scope: 'col'}, title.replace(/^~?#?/, ''))))),
     h('tbody', null, rows)));
 }
 function field(row, key, label, save, hint) {
@@ -12786,12 +12866,15 @@ function dialog(title, content, buttons) {
 }
 
 const VERBS = {
-  retry: ['Retry', 'They run again, and their retries count from 0.', FINAL],
-  cancel: ['Cancel', 'What runs is ended; what waits does not start, and what comes after it does not either.', [...WAITING,
-    'processing']],
-  hold: ['Hold', 'They do not start until they are released.', WAITING],
-  release: ['Release', 'They start when it is their turn.', WAITING],
-  remove: ['Delete', 'The jobs, their history and their logs are removed for good.', FINAL]};
+  retry: ['Retry', 'They run again: at once if they wait for a retry, else with their retries counted from 0.'],
+  cancel: ['Cancel', 'What runs is ended; what waits does not start, and what comes after it does not either.'],
+  hold: ['Hold', 'They do not start until they are released.'],
+  release: ['Release', 'They start when it is their turn.'],
+  remove: ['Delete', 'The jobs, their history and their logs are removed for good.']};
+for (const verb of meta('verbs').split(' ')) {  // the states in which a job may be for each
+  const [name, states] = verb.split(':');
+  VERBS[name].push(states.split(','));
+}
 
 async function act(verb, asked, what) {
   const [word, meaning] = VERBS[verb], count = {sum: 0};
@@ -12834,7 +12917,8 @@ function chart(ends, range) {
   const label = `Last ${range}: ${plural(sum(good), 'completed attempt')}, ${number(sum(bad))} failed; at most ${most} per bar`;
   const bar = (kind, i, count, below) => count ? h('rect.' + kind, {x: (i * wide + 1).toFixed(1), width: (wide - 2).toFixed(1), rx: 1.5,
     y: (140 - 130 * (count + below) / most).toFixed(1), height: Math.max(1.5, 130 * count / most).toFixed(1)}) : null;
-  const peak = sum(good) + sum(bad) ? `at most ${most} per ${{minute: 'second', hour: 'minute', day: 'half hour'}[range]}` : '';
+  const peak = sum(good) + sum(bad) ? `at most ${number(most)} per ${{minute: 'second', hour: 'minute', day: 'half hour'}[range]}` :
+    'no attempt has ended';
   return {good: sum(good), bad: sum(bad), peak, node: h('svg.chart', {viewBox: '0 0 600 150', preserveAspectRatio: 'none', role: 'img',
     'aria-label': label},
     h('title', null, label), h('line.base', {x1: 0, x2: 600, y1: 141, y2: 141}),
@@ -12843,21 +12927,13 @@ function chart(ends, range) {
 
 // -- pages: each loads its data, and draws it --
 
+// What `queuectl health` finds; `commands` in its words stand out.
 function healthOf(data) {
-  const faults = [], waiting = data.oldest_waiting, age = waiting && (Date.now() - Date.parse(waiting.run_at)) / 1000;
-  const alive = data.workers.filter(worker => ['busy', 'idle'].includes(worker.state)).length;
-  if (waiting && !alive) faults.push(['critical', 'Jobs wait, and no worker is running']);
-  for (const {id, state: how} of data.supervisors) if (['dead', 'silent'].includes(how)) faults.push(['critical',
-    `Supervisor ${id} is ${how}`]);
-  const broken = data.schedules.filter(schedule => schedule.error).length;
-  if (broken) faults.push(['critical', plural(broken, 'schedule') + ' can not run']);
-  if (waiting && alive && age > 600) faults.push(['warning', 'The oldest ready job has waited ' + span(age)]);
-  if (data.jobs.dead) faults.push(['warning', plural(data.jobs.dead, 'job') + (data.jobs.dead === 1 ? ' is' : ' are') + ' dead']);
-  const paused = data.queues.filter(queue => queue.paused).map(queue => queue.name);
-  if (paused.length) faults.push(['warning', 'Paused: ' + paused.join(', ')]);
-  const level = faults.some(([how]) => how === 'critical') ? 'critical' : faults.length ? 'warning' : 'well';
-  const text = faults.map(([, words]) => words).join(' · ') || (alive || !data.jobs.pending ? 'All is well' : 'Nothing is due');
-  return h('div.health', {class: level}, h('h1', null, text));
+  const worst = data.findings[0]?.level || 'ok', waiting = data.jobs.pending + data.jobs.failed;
+  return h('div', {class: 'health ' + worst}, h('h1', null, {ok: 'All is well', warn: 'Something needs a look', bad: 'Something is wrong'}[
+    worst]), data.findings.length ? h('ul', null, data.findings.slice(0, 5).map(({level, text}) => h('li', {class: level},
+    text.split('`').map((part, i) => i % 2 ? h('code', null, part) : part)))) :
+    h('p.dim', null, `${number(waiting)} waiting, ${number(data.jobs.processing)} running, ${plural(data.count, 'worker')}`));
 }
 
 let range = 'hour';
@@ -12874,18 +12950,23 @@ function drawOverview(data) {
         ['minute', 'hour', 'day'].map(name => h('button.slim', {type: 'button', 'aria-pressed': String(name === range),
           onclick: () => { range = name; draw(); }}, name)))),
       drawn.node,
+      h('div.axis', null, h('span', null, {minute: '60 s', hour: '60 min', day: '24 h'}[range] + ' ago'), h('span', null, 'now')),
       h('dl.numbers', null, fact('completed', number(drawn.good)), fact('failed', number(drawn.bad)),
         fact('duration, median', recent ? span(recent.p50) : '–'), fact('duration, 95 %', recent ? span(recent.p95) : '–'),
         fact('waited, median', recent && recent.waited_p50 !== null ? span(recent.waited_p50) : '–'),
         fact('oldest ready job', data.oldest_waiting ? when(data.oldest_waiting.run_at, true) : 'none'))),
     h('div.grid', null,
       h('section.card.wide', null, h('h2', null, 'Queues'), table('Queues',
-        ['Queue', 'State', '#Pending', '#Running', '#Failed', '#Dead', 'At once', 'Rate', ''], data.queues.map(queueRow), '')),
-      h('section.card', null, h('h2', null, 'Workers'), table('Workers', ['Worker', 'State', 'Job', '~Since', '#Done'],
-        data.workers.map(worker => h('tr', {'data-key': 'w' + worker.id}, h('td', null, worker.id), h('td', null, state(worker.state)),
-          h('td', null, worker.job ? jobLink(worker.job) : h('span.dim', null, worker.note || '–')), h('td.wider', null,
-            when(worker.started_at)),
-          h('td.number', null, number(worker.done)))), 'No worker runs. Start some with: queuectl worker start')),
+        ['Queue', '~State', '#Pending', '~#Running', '~#Failed', '#Dead', 'At once', '~Rate', ''],
+        data.queues.slice(0, 200).map(queueRow), '')),
+      h('section.card', null, h('h2', null, 'Workers'), table('Workers', ['Worker', '~State', 'Runs', 'Since', '~#Done'],
+        data.workers.map(worker => h('tr', {'data-key': 'w' + worker.id}, h('td', null, worker.id),
+          h('td.wider', null, state(worker.state)),
+          h('td.grow', null, worker.job ? h('span.cut', null, jobLink(worker.job), ' ', h('code', null, oneLine(worker.command || ''))) :
+            h('span.dim', null, worker.note || '–')),
+          h('td', null, when(worker.running_since || worker.started_at, true)),
+          h('td.number.wider', null, number(worker.done)))), 'No worker runs. Start some with: queuectl worker start'),
+        data.count > data.workers.length ? h('p.dim', null, `and ${number(data.count - data.workers.length)} more`) : null),
       h('section.card', null, h('h2', null, 'Next schedules'), table('Next schedules', ['Schedule', 'Next', 'Last job'],
         data.schedules.map(row => h('tr', null, h('td.grow', null, h('span.cut', null, row.name)),
           h('td', null, row.error ? h('span.dead', null, row.error) : when(row.next_at)),
@@ -12893,18 +12974,18 @@ function drawOverview(data) {
       h('section.card.wide', null, h('h2', null, 'Latest failures'), table('Latest failures', ['Job', 'State', 'Command', '~Last line',
         'Why', '~When'],
         data.failures.map(job => h('tr', {'data-key': 'f' + job.id}, h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))),
-          h('td.grow', null, command(job)), h('td.grow.wider', null, h('code.cut.dim', null, oneLine(job.last_line || ''))),
+          h('td.half', null, command(job)), h('td.half.wider', null, h('code.cut.dim', null, oneLine(job.last_line || ''))),
           h('td.nowrap', null, whyOf(job)), h('td.wider', null, when(job.finished_at)))), 'No attempt has failed lately')))];
 }
 
 function queueRow(row) {
   const set = changes => change('queue', {name: row.name, ...changes}, `Queue ${row.name} is changed`);
-  return h('tr', {'data-key': 'q' + row.name}, h('td', null, link('jobs', {queue: row.name}, row.name)),
-    h('td', null, state(row.paused ? 'paused' : 'open')), ['pending', 'processing', 'failed', 'dead'].map(word =>
-      h('td.number', null, number(row.jobs[word]))),
+  return h('tr', {'data-key': 'q' + row.name}, h('td.grow', null, h('span.cut', null, link('jobs', {queue: row.name}, row.name))),
+    h('td.wider', null, state(row.paused ? 'paused' : 'open')), ['pending', 'processing', 'failed', 'dead'].map(word =>
+      h('td.number', {class: word === 'processing' || word === 'failed' ? 'wider' : ''}, number(row.jobs[word]))),
     h('td', null, field(row, 'max_running', 'Jobs at once of queue ' + row.name, value => set({max_running: value}),
       'jobs at once; empty: no limit')),
-    h('td', null, field(row, 'rate', 'Rate of queue ' + row.name, value => set({rate: value}),
+    h('td.wider', null, field(row, 'rate', 'Rate of queue ' + row.name, value => set({rate: value}),
       'starts per time, as in 10/m; empty: no limit')),
     h('td.number', null, write(h('button.slim', {type: 'button', 'aria-label': (row.paused ? 'Resume' : 'Pause') + ' queue ' + row.name,
       onclick: () => set({paused: !row.paused})}, row.paused ? 'Resume' : 'Pause'))));
@@ -12913,20 +12994,25 @@ function queueRow(row) {
 const chosen = new Set();
 const FILTERS = ['state', 'queue', 'name', 'text', 'label', 'batch', 'schedule', 'like'];
 
-async function loadJobs(query) {
+const ORDERS = {newest: 'Newest first', oldest: 'Oldest first', ended: 'Ended last first', next: 'Next to run first'};
+
+async function loadJobs(query, id, show) {
+  const queues = get('queues');
   let found = {jobs: [], next: query.before};
-  do {  // the server looks for a tenth of a second at a time
-    const part = await get('jobs', {...query, before: found.next, limit: 50});
-    found = {...part, jobs: found.jobs.concat(part.jobs)};
-  } while (found.next && !found.jobs.length);
-  return {...found, queues: await get('queues')};
+  do {  // the server looks for a tenth of a second at a time; what it has found is shown meanwhile
+    const part = await get('jobs', {...query, before: found.next, limit: 50 - found.jobs.length});
+    found = {...part, jobs: found.jobs.concat(part.jobs), queues: await queues};
+    found.looking = found.next && found.jobs.length < 50;
+  } while (found.looking && show(found));
+  return found;
 }
 
 function drawJobs(data, query) {
   const filter = Object.fromEntries(FILTERS.filter(key => query[key]).map(key => [key, query[key]]));
-  const go = changes => { location.hash = '#/jobs?' + parameters({...filter, ...changes}); };
+  const order = ORDERS.hasOwnProperty(query.order) ? query.order : 'newest', sorted = order === 'newest' ? {} : {order};
+  const go = changes => { location.hash = '#/jobs?' + parameters({...filter, ...sorted, ...changes}); };
   const chip = (word, count) => h('button.slim', {type: 'button', 'aria-pressed': String((filter.state || '') === word),
-    onclick: () => go({state: word})}, word || 'all', ' ', h('span.dim', null, number(count)));
+    onclick: () => go({state: word})}, word || 'all', count === null ? null : [' ', h('span.dim', null, number(count))]);
   const search = (key, label, kind) => h('input', {type: kind || 'text', 'data-filter': key, value: filter[key] || '', placeholder: label,
     'aria-label': label, onchange: event => go({[key]: event.target.value.trim()})});
   const ids = [...chosen], all = ids.length === 0;
@@ -12935,16 +13021,21 @@ function drawJobs(data, query) {
   return [
     h('div.row.spread', null, h('h1', null, 'Jobs'), write(h('a.button.main', {href: '#/new'}, 'New job'))),
     h('div.row.chips.filters', {role: 'group', 'aria-label': 'State'}, chip('', STATES.reduce((sum, word) => sum + data.counts[word], 0)),
-      STATES.map(word => chip(word, data.counts[word]))),
+      STATES.map(word => chip(word, data.counts[word])), chip('held', null)),
     h('div.row.filters', {role: 'search'}, search('text', 'Text of the command', 'search'), search('name', 'Name, as in nightly-*'),
       h('select', {'aria-label': 'Queue', onchange: event => go({queue: event.target.value})}, h('option', {value: ''}, 'all queues'),
         data.queues.map(row => h('option', {value: row.name, selected: row.name === filter.queue}, row.name))),
+      h('select', {'aria-label': 'Order', onchange: event => go({order: event.target.value})}, Object.entries(ORDERS).map(([key, words]) =>
+        h('option', {value: key, selected: key === order}, words))),
       ['batch', 'schedule', 'label', 'like'].filter(key => filter[key]).map(key =>
         button(`${key === 'like' ? 'like job' : key} ${filter[key]} ✕`, () => go({[key]: ''})))),
     h('section.card', {'aria-label': 'Jobs'}, table('Jobs', READ_ONLY ? ['Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'] :
-      ['', 'Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'], data.jobs.map(jobRow), 'No job matches.'),
-    h('div.row.spread', {style: {'margin-top': '12px'}}, query.before ? button('Newest', () => go({})) : h('span'),
-      data.next ? h('a.button', {href: '#/jobs?' + parameters({...filter, before: data.next})}, 'Older') : h('span'))),
+      ['', 'Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'], data.jobs.map(jobRow), data.looking ? 'None found yet.' :
+      'No job matches.'),
+    h('div.row.spread', {style: {'margin-top': '12px'}}, query.before ? button('First page', () => go({})) :
+      h('span'), data.looking ? h('span.dim', {role: 'status'}, 'Looking' + (order === 'newest' || order === 'oldest' ?
+        `, now at job ${number(data.next)} …` : ' …')) :
+      data.next ? h('a.button', {href: '#/jobs?' + parameters({...filter, ...sorted, before: data.next})}, 'Next page') : h('span'))),
     data.jobs.length && write(h('div.card.bar.row', {role: 'group', 'aria-label': 'Actions'}, h('span', null, 'With ' + what + ':'),
       Object.keys(VERBS).map(verb => button(VERBS[verb][0], () => act(verb, asked, what), verb === 'remove' ? '.slim.danger' : '.slim')),
       all ? null : button('Choose none', () => { chosen.clear(); draw(); }, '.slim')))];
@@ -12967,13 +13058,14 @@ function jobRow(job) {
 function drawJob(job) {
   const facts = [['queue', link('jobs', {queue: job.queue}, job.queue)], ['priority', job.priority], ['directory', h('code', null,
     job.cwd)],
-    ['created', when(job.created_at)], ['not before', Date.parse(job.run_at) > Date.now() && when(job.run_at)], ['started',
-      when(job.started_at)],
-    ['ended', when(job.finished_at)], ['took', job.duration !== null && span(job.duration)],
+    ['created', when(job.created_at)], ['not before', Date.parse(job.run_at) > Date.now() && when(job.run_at)],
+    ['started', job.started_at && when(job.started_at)], ['ended', job.finished_at && when(job.finished_at)],
+    ['took', job.duration !== null && span(job.duration)],
     ['attempts', `${job.attempts} of ${job.max_retries + 1}`], ['timeout', job.timeout && span(job.timeout)],
     ['batch', job.batch && link('jobs', {batch: job.batch}, job.batch)], ['schedule', job.schedule && link('jobs', {schedule:
       job.schedule}, job.schedule)],
-    ['key', job.key], ['unique', job.unique], ['slots', job.slots > 1 && job.slots], ['worker', job.worker], ['waits', job.note],
+    ['labels', job.labels.join(', ')], ['key', job.key], ['unique', job.unique],
+    ['slots', job.slots > 1 && job.slots], ['worker', job.worker], ['waits', job.note],
     ['why', whyOf(job)]];
   return [
     h('div.row.spread', null, h('h1', null, 'Job ' + job.id + (job.name ? ' · ' + job.name : '')), h('div.row', null,
@@ -12982,7 +13074,8 @@ function drawJob(job) {
     h('pre.command', {tabindex: 0, 'aria-label': 'Command'}, cut(job.command, 20000)),
     job.reasons.length ? h('section.card', {style: {'margin-bottom': '16px'}}, h('h2', null, 'Why it is not running'),
       job.reasons.map(reason => h('div', null, 'It waits: ' + reason))) : null,
-    h('section.card', {'aria-label': 'Log'}, h('div.row.spread', null, h('h2', null, 'Output'), h('div.row', null,
+    job.attempt === 0 ? null : h('section.card', {'aria-label': 'Log'}, h('div.row.spread', null, h('h2', null, 'Output'),
+      h('div.row', null,
       job.history.length > 1 ? h('select', {'aria-label': 'Attempt', onchange: event => log.open(job.id, +event.target.value)},
         job.history.map(row => h('option', {value: row.attempt, selected: row.attempt === job.attempt}, 'attempt ' + row.attempt))) :
           null,
@@ -13005,28 +13098,31 @@ function attempts(job) {
     last - first);
   return h('ol.attempts', null, job.history.slice(-50).map(row => {
     const start = Date.parse(row.started_at), end = row.finished_at ? Date.parse(row.finished_at) : Date.now();
-    const error = row.error || (row.exit_code ? 'exit ' + row.exit_code : '');
     return h('li', {'data-key': 'a' + row.attempt}, h('div.row.spread', null, h('span', null, 'Attempt ' + row.attempt + ' ',
       state(row.outcome), ' ',
-      h('span.dim', null, error)), h('span.small.dim', null, row.duration === null ? when(row.started_at, true) : span(row.duration))),
+      h('span.dim', null, whyOf(row))), h('span.small.dim', null, row.duration === null ? when(row.started_at, true) : span(row.duration))),
       h('div.track', {class: row.outcome}, h('div', {style: {'margin-left': 100 * (start - first) / whole * 0.98 + '%',
         width: 100 * Math.max(0, end - start) / whole + '%'}})));
   }));
 }
 
 function family(job) {
-  const tall = 34, rows = Math.max(job.parents.length, job.children.length, 1), height = rows * tall + 6;
-  const box = (x, y, other, self) => h('g', {class: self ? 'self' : other.state}, h('anchor', {href: self ? null : '#/' +
-    (other.batch ? 'jobs?batch=' + other.batch : 'job/' + other.id)}, h('rect', {x, y, width: 190, height: 26, rx: 7}), h('text', {x:
-      x + 9, y: y + 17},
-      cut(oneLine(other.batch ? 'batch ' + other.batch : `${other.id} ${other.state} ${other.name || other.command}`), 26))));
-  const middle = height / 2 - 13, at = (list, i) => (height - list.length * tall) / 2 + i * tall + 4;
-  const curve = (x1, y1, x2, y2) => h('path', {d: `M${x1} ${y1 + 13} C${x1 + 35} ${y1 + 13} ${x2 - 35} ${y2 + 13} ${x2} ${y2 + 13}`});
-  return h('div.scroll', null, h('svg.graph', {viewBox: `0 0 720 ${height}`, width: 720, height, role: 'img', 'aria-label':
+  const tall = 36, rows = Math.max(job.parents.length, job.children.length, 1), height = rows * tall + 4, wide = 250;
+  const middle = height / 2 - 14, start = job.parents.length ? 320 : 1, right = start + 320;
+  const box = (x, y, other, self) => h('g', {class: self ? 'self' : ''}, h('anchor', {href: self ? null : '#/' +
+    (other.batch ? 'jobs?batch=' + other.batch : 'job/' + other.id)}, h('rect', {x, y, width: wide, height: 28, rx: 8}),
+    other.batch ? null : h('circle', {class: other.state, cx: x + 14, cy: y + 14, r: 4},
+      h('title', null, other.state)), h('text', {x: x + 25, y: y + 18.5},
+      cut(oneLine(other.batch ? 'batch ' + other.batch : other.id + ' ' + (other.name || other.command)), 30))));
+  const at = (list, i) => (height - list.length * tall) / 2 + i * tall + 4;
+  const curve = (x1, y1, x2, y2) => h('path', {d: `M${x1} ${y1 + 14} C${x1 + 35} ${y1 + 14} ${x2 - 35} ${y2 + 14} ${x2} ${y2 + 14}`});
+  const width = job.children.length ? right + wide + 2 : start + wide + 2;
+  return h('div.scroll', null, h('svg.graph', {viewBox: `0 0 ${width} ${height}`, width, height, role: 'group', 'aria-label':
     `comes after ${plural(job.parents.length, 'job')}; ${plural(job.children.length, 'job')} come after it`},
-    job.parents.map((other, i) => [curve(191, at(job.parents, i), 264, middle), box(1, at(job.parents, i), other)]),
-    job.children.map((other, i) => [curve(456, middle, 528, at(job.children, i)), box(529, at(job.children, i), other)]), box(265,
-      middle, job, true)));
+    job.parents.map((other, i) => [curve(1 + wide, at(job.parents, i), start, middle), box(1, at(job.parents, i), other)]),
+    job.children.map((other, i) => [curve(start + wide, middle, right, at(job.children, i)), box(right, at(job.children, i), other)]),
+    box(start, middle, job, true)), Math.max(job.parents.length, job.children.length) >= 20 ? h('p.dim', null,
+      'At most 20 of each are shown.') : null);
 }
 
 // The output of one attempt: read from where the last answer ended; colours become classes, other escapes are shown.
@@ -13054,7 +13150,7 @@ const log = {
         if (end) box.scrollTop = box.scrollHeight;
       } while (part.next < part.size && part.text);
       if (!this.live && this.place === 0 && !$('#log').firstChild) $('#log').append(h('span.c2', null, 'It has written nothing.'));
-    } catch (error) { trouble(error.message); } finally { this.busy = false; }
+    } catch (error) { trouble('load', error.message); } finally { this.busy = false; }
     if (id !== this.id || attempt !== this.attempt) this.read();
   },
   add(box, text) {  // of a line that was written over, as a progress bar does, the last state is shown
@@ -13190,31 +13286,41 @@ const pages = Object.entries(PAGES).filter(([, page]) => page.title && !(page.wr
 
 // -- what is shown: the address says it; it is drawn again when the queue has changed --
 
-let shown = {}, busy = false, again = false;
+let shown = {}, busy = false, again = false, search = false;
 function place() {
   const [path, query] = location.hash.replace(/^#\/?/, '').split('?'), [name, id] = path.split('/');
-  return {name: PAGES[name] ? name : '', id: id && decodeURIComponent(id), query: Object.fromEntries(new URLSearchParams(query))};
+  return {name: PAGES.hasOwnProperty(name) ? name : '', id, query: Object.fromEntries(new URLSearchParams(query))};
 }
 function draw() {
   const {page, data, query, fresh} = shown;
   if (!data) return;
   fill($('#main'), page.draw(data, query).flat().filter(Boolean));
   if (page.after) page.after(data, fresh);
+  if (search && document.querySelector('[data-filter=text]')) { document.querySelector('[data-filter=text]').focus(); search = false; }
   shown.fresh = false;
 }
 async function refresh() {
   if (busy) { again = true; return; }
-  const wanted = shown;
+  const wanted = shown, began = performance.now();
   if (wanted.page.still && wanted.data) return;
   busy = true;
+  const show = data => {  // a part, the first time
+    if (wanted !== shown) return false;
+    if (!wanted.data || wanted.data.looking) { wanted.data = data; draw(); }
+    return true;
+  };
   try {
-    const data = await wanted.page.load(wanted.query, wanted.id);
-    if (wanted === shown) { shown.data = data; draw(); if (source) trouble(null); }
+    const data = await wanted.page.load(wanted.query, wanted.id, show);
+    if (wanted === shown) { shown.data = data; draw(); trouble('load', null); }
   } catch (error) {
-    if (wanted === shown) trouble(error.message);
+    if (wanted === shown) { trouble('load', error.message); again = true; }
   }
-  // at most so often, however much happens
-  setTimeout(() => { busy = false; if (again) { again = false; refresh(); } }, wanted === shown ? 700 : 0);
+  // at most so often, however much happens, and however long it takes
+  if (wanted === shown) setTimeout(() => {
+    if (wanted !== shown) return;
+    busy = false;
+    if (again) { again = false; refresh(); }
+  }, Math.max(troubles.load ? 2000 : 700, 9 * (performance.now() - began)));
 }
 function navigate() {
   const {name, id, query} = place(), other = name !== shown.name;
@@ -13259,7 +13365,7 @@ addEventListener('keydown', event => {
     h('dd', null, meaning)])), []);
   else if (key === '/') {
     const box = document.querySelector('[data-filter=text]');
-    if (box) box.focus(); else { location.hash = '#/jobs'; setTimeout(() => document.querySelector('[data-filter=text]')?.focus(), 400); }
+    if (box) box.focus(); else { location.hash = '#/jobs'; search = true; }
   } else if ((key === 'j' || key === 'k') && rows.length) rows[Math.max(0, Math.min(rows.length - 1, at + (key === 'j' ? 1 :
     -1)))].focus();
   else if (key in DO && !READ_ONLY) {
@@ -13287,18 +13393,14 @@ WEB_BODY = STDIN_LIMIT + 2**17
 WEB_LOG = 2**18              # bytes of a log in one answer
 WEB_PATIENCE_S = 2.0         # how long a request waits for a locked database
 WEB_LOOK_S = 0.25            # how often the server looks for changes
+WEB_GLANCE_S = 60.0          # how often it looks whether the database is damaged
+WEB_OVERDUE_S = 600.0        # a ready job that has waited for longer is one of the overview's findings
+WEB_ROWS = 50                # workers that the overview shows
+WEB_HEAD = 2**17             # bytes of a request's head
 WEB_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
                "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
 WEB_ERRORS = (UserError, QueueGone, sqlite3.Error, OSError)  # a UserError is answered by 400, the others by 503
 SECRET = "••••••"            # in place of the value of each variable
-
-# What a request for a change may ask, of jobs in these states: the function that does it.
-WEB_VERBS = {
-    "retry": (FINAL, lambda store, ids: store.life.retry(ids)),
-    "cancel": (UNFINISHED, cancel),
-    "hold": (WAITING, lambda store, ids: store.life.hold(ids)),
-    "release": (WAITING, lambda store, ids: store.life.hold(ids, False)),
-    "remove": (FINAL, lambda store, ids: store.keep.purge(ids))}
 
 
 class Refusal(Exception):
@@ -13306,7 +13408,7 @@ class Refusal(Exception):
 
 
 def web_states(query: dict) -> list:
-    return [parse_choice(state, "state", STATES) for state in query.get("state", "").split(",") if state]
+    return [parse_choice(state, "state", LISTED_STATES) for state in query.get("state", "").split(",") if state]
 
 
 def web_filters(query: dict) -> dict:
@@ -13322,9 +13424,18 @@ def web_number(query: dict, key: str, high: int, default=None):
     return parse_number(query[key], key, 0, high, whole=True) if query.get(key) else default
 
 
+def web_place(query: dict, order: str):
+    """Return where a page of jobs begins, as Browse.page takes it: an answer's `next` was that."""
+    if order != "next" or not query.get("before"):
+        return web_number(query, "before", LARGEST)
+    priority, _, last = query["before"].partition(",")
+    return parse_number(priority, "before", -LARGEST, LARGEST, whole=True), parse_number(last, "before", 0, LARGEST, whole=True)
+
+
 def web_jobs(store, query: dict) -> dict:
-    jobs, onward = store.browse.page(web_number(query, "limit", 500, 50), web_number(query, "before", LARGEST), **web_filters(query))
-    rows = [job.to_dict() for job in jobs]
+    order = parse_choice(query.get("order", "newest"), "order", store.browse.ORDERS)
+    jobs, onward = store.browse.page(web_number(query, "limit", 500, 50), web_place(query, order), order, **web_filters(query))
+    rows, onward = [job.to_dict() for job in jobs], "%d,%d" % onward if order == "next" and onward else onward
     return {"jobs": [dict(row, command=row["command"][:1000]) for row in rows], "next": onward,
             "counts": store.queues.counts(query.get("queue"))}
 
@@ -13333,10 +13444,10 @@ def web_job(store, query: dict) -> dict:
     """Return what the page of one job shows: `show --json`, `explain`, its family and the names of its variables."""
     job = store.look.job(query.get("id", ""))
     reasons = [reason_text(job, reason) for reason in why_waiting(store, job) + why_workers_wait(store, job)]
-    parents, children = store.browse.family(job.id)
+    parents, children = store.browse.family(job)
+    report = job_report(store, job, children)
     names = sorted(entry.partition("=")[0] for entry in text_of(store.browse.environment(job)).split("\0") if entry)
-    return dict(job_report(store, job, children), reasons=reasons, parents=parents, variables=dict.fromkeys(names, SECRET),
-                **job.to_dict())
+    return dict(report, **report.pop("job").to_dict(), reasons=reasons, parents=parents, variables=dict.fromkeys(names, SECRET))
 
 
 def web_log(store, query: dict) -> dict:
@@ -13366,12 +13477,20 @@ def web_failures(store) -> list:
     return found
 
 
-def web_overview(store, ends) -> dict:
-    """Return what the first page shows."""
+def web_overview(store, ends, damage) -> dict:
+    """Return what the first page shows.  damage: findings of glance_at_database, which takes too long for each answer."""
+    findings = worst_first(chain(damage, examine_jobs(store, max_wait=WEB_OVERDUE_S), examine_schedules(store), examine_workers(store),
+                                 examine_disk(store.db.path)))
     recent = store.look.finished_since(store.db.clock() - 3600, 1000)
     coming = sorted((row for row in schedule_report(store) if not row["paused"]), key=lambda row: row["next_at"] or NEVER)
-    return dict(status_report(store), queues=queue_report(store), schedules=coming[:6], failures=web_failures(store),
-                recent=attempt_stats(recent) if recent else None, ends=ends)
+    status = status_json(status_report(store))
+    busy_first = sorted(status["workers"], key=lambda fact: (fact["job"] is None, fact["id"]))
+    for fact in busy_first[:WEB_ROWS]:
+        job = store.look.find(fact["job"]) if fact["job"] else None
+        fact.update(command=job and (job.name or text_of(job.command))[:200], running_since=job and utc(job.started_at))
+    return dict(status, workers=busy_first[:WEB_ROWS], count=len(busy_first), queues=queue_report(store), schedules=coming[:6],
+                failures=web_failures(store), recent=attempt_stats(recent) if recent else None, ends=ends,
+                findings=[finding_json(found) for found in findings])
 
 
 def web_config(store) -> list:
@@ -13401,20 +13520,21 @@ WEB_READS = {
 
 def web_act(store, asked: dict) -> dict:
     """Do to at most 500 jobs what a page asks for, or with `dry` count them; `next`: where to go on among all that match."""
-    states, change = WEB_VERBS[parse_choice(asked.get("verb"), "verb", tuple(WEB_VERBS))]
+    states, verb, change = CHANGES[parse_choice(asked.get("verb"), "verb", tuple(CHANGES))]
     onward, query = None, asked.get("filter")
     if query is None:
-        jobs = list(filter(None, map(store.look.find, parse_refs(asked.get("ids"), "ids")[:500])))
+        jobs = list(filter(None, map(store.look.find, parse_refs(asked.get("ids"), "ids")[:AT_ONCE])))
     else:
         query = {str(key): str(value) for key, value in query.items()}
         filters = web_filters(query)
-        filters["states"] = [state for state in states if state in (filters["states"] or states)] or ["none"]
-        jobs, onward = store.browse.page(5000 if asked.get("dry") else 500, web_number(query, "before", LARGEST), **filters)
+        filters["states"] = [state for state in (*states, "held") if state in (filters["states"] or states)] or ["none"]
+        jobs, onward = store.browse.page(5000 if asked.get("dry") else AT_ONCE, web_number(query, "before", LARGEST), **filters)
     ids = [job.id for job in jobs if job.state in states]
     if asked.get("dry"):
         return {"count": len(ids), "next": onward}
-    verb, results = asked["verb"], change(store, ids)
-    good = RESULTS[verb][1]
+    store.followups.keep_moved()
+    good, results = RESULTS[verb][1], change(store, ids)
+    results = store.followups.with_moved(results, next(iter(good)))
     return {"done": sum(result in good for _, result in results), "next": onward,
             "left": [result_text(verb, job_id, result) for job_id, result in results if result not in good][:20]}
 
@@ -13483,16 +13603,14 @@ class Web:
         self._making = {}              # url -> the lock of the thread that makes its answer: others take what it has made
         self._open = {}                # connection -> when it must have sent its request; None: it has
         self._streams = 0
+        self._damage = []              # findings of the last look at the database's structure
         self._ends = {}                # seconds of a bucket -> {number of the bucket: [attempts that ended well, that failed]}
         self._last_end = None
-        page = PAGE_HTML.replace("{STYLE}", PAGE_STYLE).replace("{SCRIPT}", PAGE_SCRIPT)
-        self.page = page.replace("{CSRF}", self._derived("csrf")).replace("{READ_ONLY}", "yes" if read_only else "no")
+        page = PAGE_HTML.replace("{STYLE}", PAGE_STYLE).replace("{SCRIPT}", PAGE_SCRIPT).replace(
+            "{VERBS}", " ".join("%s:%s" % (verb, ",".join(states)) for states, verb, _ in CHANGES.values()))
+        self.page = page.replace("{CSRF}", derived(token, "csrf")).replace("{READ_ONLY}", "yes" if read_only else "no")
         self.policy = ("default-src 'none'; connect-src 'self'; img-src data:; style-src '%s'; script-src '%s'; base-uri 'none'; "
                        "form-action 'none'; frame-ancestors 'none'" % (source_hash(PAGE_STYLE), source_hash(PAGE_SCRIPT)))
-
-    def _derived(self, purpose: str) -> str:
-        import hmac
-        return hmac.new(self._token.encode(), purpose.encode(), "sha256").hexdigest()
 
     # -- connections --
 
@@ -13524,13 +13642,15 @@ class Web:
         while True:
             try:
                 if store is None:
-                    store, version = Store(self.database, WEB_PATIENCE_S, create=False), None
+                    store, version, glanced_at = Store(self.database, WEB_PATIENCE_S, create=False), None, 0.0
                     self._ends, self._last_end = {}, None
                 store.db.check_file()
                 before, version = version, store.db.changes()
                 if version != before or self._trouble:
                     self._count_ends(store)
                     self.tell(None)
+                if time.monotonic() > glanced_at + WEB_GLANCE_S:
+                    self._damage, glanced_at = list(glance_at_database(store)), time.monotonic()
             except Exception as error:  # whatever it is, the pages must be told, and the next look may succeed
                 known = isinstance(error, WEB_ERRORS)
                 self.tell(explain_error(error, self.database) if known else internal_error(error))
@@ -13571,49 +13691,55 @@ class Web:
 
     def answer(self, request) -> None:
         """Answer one request, whatever it holds."""
+        import json
         try:
             path, query = self._admitted(request)
-            with self._changed:
-                self._open[request.connection] = None
-            if path == "api/live" and request.command == "GET":
+            if request.command != "POST":
+                self._arrived(request)
+            if request.command == "POST":
+                self.send(request, 200, self._change(path, request), "application/json")
+            elif path == "api/live":
                 self._stream(request)
-            elif request.command == "POST":
-                self._send(request, 200, self._change(path, request), "application/json")
+            elif path == "health":
+                report = health_report(self.database)
+                self.send(request, 503 if report["level"] == "bad" else 200, json.dumps(health_json(report)), "application/json")
             elif path == "":
-                self._send(request, 200, self.page.replace("{BASE}", self.base), "text/html", {"Set-Cookie": self._cookie(request)})
+                self.send(request, 200, self.page.replace("{BASE}", self.base), "text/html", {"Set-Cookie": self._cookie(request)})
             elif path == "api/log" and "download" in query:
                 self._download(request, query)
             else:
-                self._send(request, 200, *self._data(request.path, path, query))
+                self.send(request, 200, *self._data(request.path, path, query))
         except Refusal as refusal:
-            self._send(request, refusal.args[0], refusal.args[1] + "\n")
+            self.send(request, refusal.args[0], refusal.args[1] + "\n")
         except WEB_ERRORS as error:
             if not isinstance(error, (ConnectionError, TimeoutError)):
                 status = 400 if isinstance(error, UserError) else 503
-                self._send(request, status, explain_error(error, self.database) + "\n")
+                self.send(request, status, explain_error(error, self.database) + "\n")
         except Exception as error:
-            self._send(request, 500, internal_error(error) + "\n")
+            self.send(request, 500, internal_error(error) + "\n")
+
+    def _arrived(self, request) -> None:
+        with self._changed:
+            self._open[request.connection] = None
 
     def _admitted(self, request) -> tuple:
         """Return (path below --base-path, query) of a request that may be answered; raise Refusal for any other."""
         from urllib.parse import parse_qsl, urlsplit
+        host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
         try:
-            urlsplit(request.path), urlsplit("//" + request.headers.get("Host", "")), urlsplit(request.headers.get("Origin", ""))
+            url, name, asking = urlsplit(request.path), urlsplit("//" + host).hostname or "", urlsplit(origin or "").netloc
+            query = dict(parse_qsl(url.query, max_num_fields=50))
         except ValueError:
             raise Refusal(400, "this is not a valid address") from None
-        host = request.headers.get("Host", "")
-        name = urlsplit("//" + host).hostname or ""
         if name not in self._hosts and not is_address(name):
             raise Refusal(403, "the Host %s is not one of this server: give it with --name" % quoted(host))
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host or request.headers.get("Sec-Fetch-Site") == "cross-site" and (
+        foreign = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")  # same-site: another port of this machine too
+        if origin is not None and asking != host or foreign and (
                 request.headers.get("Sec-Fetch-Mode") != "navigate" or request.command != "GET"):
             raise Refusal(403, "a page of another site may not ask this server")
-        url = urlsplit(request.path)
         if not (url.path + "/").startswith(self.base + "/"):
             raise Refusal(404, "there is no such page")
         path = url.path[len(self.base):].strip("/")
-        query = dict(parse_qsl(url.query, max_num_fields=50))
         self._check_token(request, path, query)
         return path, query
 
@@ -13627,11 +13753,11 @@ class Web:
             cookie = None
         bearer = "Bearer " + self._token
         direct = compare_digest(request.headers.get("Authorization", "").encode(), bearer.encode())
-        if not (direct or cookie and compare_digest(cookie.value.encode(), self._derived("cookie").encode())
+        if not (direct or cookie and compare_digest(cookie.value.encode(), derived(self._token, "cookie").encode())
                 or path == "" and compare_digest(query.get("token", "").encode(), self._token.encode())):
             raise Refusal(401, "open the address that `%s web` printed: it holds the token that lets you in" % PROGRAM)
         mark = request.headers.get("X-CSRF-Token", "").encode()
-        if request.command == "POST" and not direct and not compare_digest(mark, self._derived("csrf").encode()):
+        if request.command == "POST" and not direct and not compare_digest(mark, derived(self._token, "csrf").encode()):
             raise Refusal(403, "the mark of our page is missing: reload it")
 
     def _cookie_name(self, request) -> str:
@@ -13639,7 +13765,7 @@ class Web:
 
     def _cookie(self, request) -> str:
         return "%s=%s; Path=%s/; HttpOnly; SameSite=Strict%s" % (
-            self._cookie_name(request), self._derived("cookie"), self.base, "; Secure" if request.server.secure else "")
+            self._cookie_name(request), derived(self._token, "cookie"), self.base, "; Secure" if request.server.secure else "")
 
     def _change(self, path: str, request) -> str:
         """Make the change that a page asks for; return the answer."""
@@ -13648,6 +13774,7 @@ class Web:
         if change is None:
             raise Refusal(404, "there is nothing to change here")
         asked = self._body(request)
+        self._arrived(request)
         with Store(self.database, WEB_PATIENCE_S, create=False) as store:
             done = change(store, asked)
         self.tell(None)
@@ -13658,10 +13785,10 @@ class Web:
         import json
         import threading
         reads = {"api/" + name: read for name, read in WEB_READS.items()}
-        reads["api/overview"] = lambda store, query: web_overview(store, self.ends())
-        reads["health"] = lambda store, query: health_json(health_report(self.database))
+        reads["api/overview"] = lambda store, query: web_overview(store, self.ends(), self._damage)
+        reads["metrics"] = lambda store, query: metrics_text(metrics_report(store))
         kind = "text/plain; version=0.0.4" if path == "metrics" else "application/json"
-        if path not in reads and path != "metrics":
+        if path not in reads:
             raise Refusal(404, "there is no such page")
         with self._changed:
             if len(self._answers) > 50:
@@ -13672,8 +13799,8 @@ class Web:
             if known and known[0] == version and time.monotonic() - known[1] < 1 and path != "api/log":
                 return known[2], kind
             with Store(self.database, WEB_PATIENCE_S, create=False) as store:
-                text = (metrics_text(metrics_report(store)) if path == "metrics" else
-                        json.dumps(as_json(reads[path](store, query))))
+                data = reads[path](store, query)
+            text = data if path == "metrics" else json.dumps(as_json(data))
             self._answers[url] = (version, time.monotonic(), text) if len(text) < 2**20 else None
         return text, kind
 
@@ -13698,7 +13825,7 @@ class Web:
             request.send_header(name, value)
         request.end_headers()
 
-    def _send(self, request, status: int, text: str, kind: str = "text/plain", more=()) -> None:
+    def send(self, request, status: int, text: str, kind: str = "text/plain", more=()) -> None:
         data = text.encode("utf-8", "replace")
         kind += "" if kind == "application/json" else "; charset=utf-8"
         try:
@@ -13728,16 +13855,22 @@ class Web:
             self._streams += 1
         try:
             self._head(request, 200, "text/event-stream", {"X-Accel-Buffering": "no"})
-            seen = None
+            seen, page = None, source_hash(self.page)[7:23]
             while True:
                 with self._changed:
                     if seen == self._version:
                         self._changed.wait(5)
                     seen, trouble = self._version, self._trouble
-                request.wfile.write(b"data: %s\n\n" % json.dumps({"version": seen, "trouble": trouble}).encode())
+                request.wfile.write(b"data: %s\n\n" % json.dumps({"version": seen, "trouble": trouble, "page": page}).encode())
         finally:
             with self._changed:
                 self._streams -= 1
+
+
+def derived(token: str, purpose: str) -> str:
+    """Return what stands for the token where the token itself must not be."""
+    import hmac
+    return hmac.new(token.encode(), purpose.encode(), "sha256").hexdigest()
 
 
 def source_hash(text: str) -> str:
@@ -13756,6 +13889,23 @@ def is_address(name: str) -> bool:
         return False
 
 
+class Head:
+    """What a client sends, up to WEB_HEAD bytes of lines: http.server alone takes a hundred lines of 64 KiB from anyone."""
+
+    def __init__(self, file):
+        self.read, self.close, self._readline = file.read, file.close, file.readline
+        self.closed = False  # as http.server wants to know of a file
+        self._left = WEB_HEAD
+
+    def readline(self, most: int = -1) -> bytes:
+        from http.client import LineTooLong
+        line = self._readline(most)
+        self._left -= len(line)
+        if self._left < 0:
+            raise LineTooLong("head")
+        return line
+
+
 def web_server(web, address: tuple, tls):
     """Return a server that gives each connection a thread."""
     import http.server
@@ -13766,10 +13916,17 @@ def web_server(web, address: tuple, tls):
         timeout = WEB_REQUEST_S
         server_version, sys_version = PROGRAM, ""
 
+        def setup(self):
+            super().setup()
+            self.rfile = Head(self.rfile)
+
         def do_GET(self):
             web.answer(self)
 
         do_POST = do_GET
+
+        def send_error(self, code, message=None, explain=None):
+            web.send(self, code, "%s\n" % plain(message or "this is not a request"))  # with our headers, unlike http.server's page
 
         def log_message(self, *_):
             pass  # what is asked is nobody's business
@@ -13817,7 +13974,8 @@ def cmd_web(args) -> None:
     """Serve until Ctrl-C."""
     import threading
     base = args.base_path.rstrip("/") if args.base_path else ""
-    if base and (base[0] != "/" or not base.isascii() or any(char in base for char in " \"'<>;?#%\\")):
+    if base and (base[0] != "/" or base[:2] == "//" or not base.isascii() or not base.isprintable()
+                 or any(char in base for char in " \"'<>;?#%\\")):
         raise UserError("--base-path must be a path such as /queue, not %s" % quoted(args.base_path))
     local = args.address in ("127.0.0.1", "::1", "localhost")
     if not local and not args.allow_remote:
@@ -13825,6 +13983,8 @@ def cmd_web(args) -> None:
                         "With --allow-remote it is served (give --tls too, or put a reverse proxy before it)" % quoted(args.address))
     with open_queue(args) as store:
         database, token = store.db.path, web_token(os.path.join(store.db.files.root, "web.token"))
+    if args.read_only:
+        token = derived(token, "read-only")  # who has it can't use it at a server that writes
     web = Web(database, token, args.read_only, base, {"localhost", *(name.lower() for name in args.name or ())})
     try:
         server = web_server(web, (args.address, args.port), tls_context(args.tls))

@@ -108,7 +108,7 @@ def test_queues_schedules_and_settings_are_changed_in_place(queue, browser):
     opened(queue, browser)
     browser.click("button", "Pause queue default")
     wait_until(lambda: queue.json("queue", "list")[0]["paused"], 20, "the queue is paused")
-    browser.shows("Paused: default")
+    browser.shows("paused", "table[aria-label=Queues]")
     browser.type("input[aria-label='Jobs at once of queue default']", "7" + "\ue007")
     wait_until(lambda: queue.json("queue", "list")[0]["max_running"] == 7, 20, "the limit is set")
     go(browser, "#/schedules")

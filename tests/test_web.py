@@ -131,7 +131,9 @@ def test_a_page_of_another_origin_may_not_ask(server):
                    "http://%s.evil.example" % server.host):
         for method, path, body in (("GET", "/api/status", None), ("POST", "/api/act", {"verb": "release", "ids": [1]})):
             assert server.ask(path, method, body, token=False, Cookie=cookie, Origin=origin)[0] in (400, 403), origin
-    assert server.ask("/api/status", token=False, Cookie=cookie, Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="cors")[0] == 403
+    for site in ("cross-site", "same-site"):  # same-site: a server of another user, on another port of this machine
+        assert server.ask("/api/status", token=False, Cookie=cookie, Sec_Fetch_Site=site, Sec_Fetch_Mode="no-cors")[0] == 403
+        assert server.ask("/", token=False, Cookie=cookie, Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate")[0] == 200  # a link
     assert server.ask("/api/status", token=False, Cookie=cookie, Origin="http://" + server.host)[0] == 200
 
 
@@ -160,11 +162,16 @@ def test_read_only_has_no_route_that_writes(queue):
         assert server.ask("/api/" + name, "POST", body)[0] == 404
     assert list(sqlite3.connect(str(queue.db)).iterdump()) == before
     assert b'name="read-only" content="yes"' in server.ask("/")[2]
+    writing = Server(queue)
+    assert writing.token != server.token  # who may read may not write with it
+    writing.token = server.token
+    assert writing.ask("/api/status")[0] == 401
 
 
 def test_every_answer_forbids_scripts_frames_and_caches(server):
-    for path in ("/", "/api/status", "/api/nothing", "/metrics"):
-        _, head, body = server.ask(path)
+    for path, method in (("/", "GET"), ("/api/status", "GET"), ("/api/nothing", "GET"), ("/metrics", "GET"), ("/health", "GET"),
+                         ("/", "TRACE"), ("/x" * 40000, "GET")):
+        _, head, body = server.ask(path, method)
         policy = re.search("(?i)content-security-policy: (.*)", head).group(1)
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
         for line in ("X-Content-Type-Options: nosniff", "Referrer-Policy: no-referrer", "Cache-Control: no-store"):
@@ -193,7 +200,7 @@ def test_behind_a_path_of_a_proxy(queue):
     assert server.ask("/api/status")[0] == server.ask("/my/queuey/api/status")[0] == 404
 
 
-@pytest.mark.parametrize("options", [["--base-path", "queue"], ["--base-path", "/a b"], ["--port", "70000"], ["--port", "x"],
+@pytest.mark.parametrize("options", [["--base-path", "queue"], ["--base-path", "/a b"], ["--base-path", "//evil"], ["--base-path", "/a\nX: b"], ["--port", "70000"], ["--port", "x"],
                                      ["--tls", "missing", "missing"], ["--address", "no.such.host.invalid", "--allow-remote"],
                                      ["--db", "no-such-queue.db"]])
 def test_a_wrong_option_is_one_line(queue, options):
@@ -243,7 +250,8 @@ def test_metrics_are_served(server):
     assert len(families) == len(queuectl.METRICS.splitlines())
 
 
-@pytest.mark.parametrize("path", ["job?id=99", "job", "jobs?state=odd", "jobs?batch=x", "jobs?limit=-1", "jobs?before=1e9",
+@pytest.mark.parametrize("path", ["job?id=99", "job", "jobs?state=odd", "jobs?batch=x", "jobs?limit=-1", "jobs?before=1e9", "jobs?order=odd",
+                                  "jobs?order=next&before=1", "jobs?order=next&before=a,b", "jobs?" + "a&" * 60,
                                   "log?id=nobody", "log?id=1&attempt=../../x", "stats?since=never", "nothing", "log?id=99&download=1",
                                   "log?id=1&download=1"])
 def test_a_wrong_question_is_one_line(server, path):
@@ -271,12 +279,78 @@ def test_jobs_are_paged_by_key_and_filtered(server, queue):
     first = server.json("jobs?queue=mail&limit=2")
     second = server.json("jobs?queue=mail&limit=2&before=%d" % first["next"])
     assert [job["id"] for job in first["jobs"] + second["jobs"]] == [6, 5, 4, 3]
+    assert [job["id"] for job in server.json("jobs?order=oldest&limit=2")["jobs"]] == [1, 2]
     assert [job["id"] for job in server.json("jobs?text=%25%20to%203_")["jobs"]] == [5]
     assert [job["id"] for job in server.json("jobs?label=l1")["jobs"]] == [5, 3]
     assert server.json("jobs?text=nowhere")["jobs"] == []
     assert server.post("act", {"verb": "release", "filter": {"queue": "mail"}, "dry": True}) == {"count": 5, "next": None}
     assert server.post("act", {"verb": "release", "filter": {"queue": "mail"}})["done"] == 5
     assert queue.job(1).held and not queue.job(4).held
+
+
+def test_jobs_are_sorted_by_when_they_came_ended_or_will_run_and_paged_by_key(store):
+    ids = store.enqueue_many([{"command": "echo %d" % i, "priority": i % 3, "queue": "ab"[i % 2]} for i in range(12)])
+    for job_id in (ids[7], ids[2], ids[4]):
+        with store.db.undo, queuectl.Transaction(store.db) as now:
+            job = store.look.row(job_id)
+            store.life.move(job, "claim", started_at=now, worker=1, attempt=job.attempt + 1, attempts=1)
+            store.life.end(store.look.row(job_id), "complete", now, duration=1.0, finished_at=now)
+            store.db.execute("INSERT INTO history(job, attempt, state, outcome) VALUES(?, 1, 'completed', 'completed')", (job_id,))
+    store.life.retry([ids[2]])
+    waiting = [job_id for job_id in ids if job_id not in (ids[7], ids[4])]
+    wanted = {"newest": ids[::-1], "oldest": ids, "ended": [ids[4], ids[7]],
+              "next": sorted(waiting, key=lambda job_id: (-(ids.index(job_id) % 3), job_id))}
+    assert set(wanted) == set(store.browse.ORDERS)
+    for order, expected in wanted.items():
+        for filters, keep in (({}, lambda job_id: True), ({"queue": "b"}, lambda job_id: ids.index(job_id) % 2 == 1),
+                              ({"text": "o 1"}, lambda job_id: ids.index(job_id) in (1, 10, 11))):
+            found, query = [], dict(filters, order=order, limit="2")
+            while True:
+                page = queuectl.web_jobs(store, query)
+                found += [job["id"] for job in page["jobs"]]
+                if page["next"] is None:
+                    break
+                query["before"] = str(page["next"])
+            assert found == list(filter(keep, expected)), (order, filters)
+
+
+def test_held_jobs_are_a_filter_as_in_list(server, queue):
+    queue.enqueue("free")
+    assert [job["id"] for job in server.json("jobs?state=held")["jobs"]] == [1] == [job["id"] for job in queue.json("list", "--state", "held")]
+    assert server.post("act", {"verb": "release", "filter": {"state": "held"}})["done"] == 1
+    assert not queue.job(1).held
+
+
+def test_the_states_for_each_change_are_those_of_the_command(server, queue):
+    job = queue.enqueue("--backoff-base", "3600", "--backoff", "constant", "exit 1")
+    queue.start(1)
+    queue.wait_for(job, "failed")
+    queue.stop()
+    assert server.post("act", {"verb": "retry", "ids": [job], "dry": True})["count"] == 1
+    assert server.post("act", {"verb": "retry", "ids": [job]})["done"] == 1
+    verbs = dict(verb.split(":") for verb in re.search(r'name="verbs" content="(.*?)"', server.ask("/")[2].decode()).group(1).split())
+    assert {verb: tuple(states.split(",")) for verb, states in verbs.items()} == {verb: row[0] for verb, row in queuectl.CHANGES.items()}
+
+
+def test_the_family_has_those_that_come_after_the_batch(server, queue):
+    (queue.dir / "jobs.txt").write_text("one\ntwo\n")
+    queue.cli("enqueue", "--file", queue.dir / "jobs.txt", "--hold")
+    first = queue.json("list")[-2]["id"]
+    after = queue.enqueue("--after-batch", queue.json("batch", "list")[0]["id"], "last")
+    job = server.json("job?id=%d" % first)
+    assert [child["id"] for child in job["children"]] == [after] and "job" not in job
+    assert server.json("job?id=%d" % after)["parents"] == [{"batch": 1}]
+
+
+def test_the_overview_finds_what_health_finds(server, queue):
+    queue.enqueue("waits for a worker")
+    queue.cli("cron", "add", "night", "0 3 * * *", "true")
+    health = json.loads(queue.cli("health", "--json", check=False).stdout)["findings"]
+    shown = server.json("overview")["findings"]
+    assert [(found["level"], found["kind"]) for found in shown] == [(found["level"], found["kind"]) for found in health] != []
+    assert server.ask("/health")[0] == 503  # it is critical
+    queue.cli("cancel", "--all"), queue.cli("cron", "rm", "night")
+    assert server.ask("/health")[0] == 200 and server.json("overview")["findings"] == []
 
 
 def test_a_job_is_enqueued_again_with_its_directory_and_variables(server, queue):
@@ -342,9 +416,9 @@ def test_slow_and_many_connections_stop_nobody(server):
         link.close()
 
 
-def test_a_request_that_never_ends_is_ended(server):
+def ended_when_it_trickles(server, data):
     link = server.connect()
-    link.sendall(b"GET /api/status HTTP/1.1\r\nHost: x\r\nX: ")
+    link.sendall(data)
 
     def ended():
         try:
@@ -358,16 +432,36 @@ def test_a_request_that_never_ends_is_ended(server):
     wait_until(ended, 30, "a request that trickles is cut off", 0.3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["GET /api/status HTTP/1.1\r\nHost: x\r\nX: ", "POST /api/act HTTP/1.1\r\nHost: localhost\r\n"
+                                  "Authorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 500000\r\n\r\n{"])
+def test_a_request_that_never_ends_is_ended(server, line):
+    ended_when_it_trickles(server, (line.replace("%s", server.token)).encode())
+
+
 @pytest.mark.parametrize("data", [
     b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 100,
     b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n",
     b"GET //[ HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /\xff\x00 HTTP/1.1\r\nHost: localhost\r\nX: \xff\r\n\r\n"], ids=range(8))
 def test_nonsense_is_refused_and_harms_nobody(server, data):
+    link = server.connect()
     try:
-        answer = server.raw(data)
+        link.sendall(data)
+        link.shutdown(socket.SHUT_WR)
+        answer = server.raw(b"", link)
     except OSError:
         answer = b""
     assert b"a job" not in answer and b"internal" not in answer
+    assert server.json("status")["jobs"]["pending"] == 1
+
+
+def test_the_head_of_a_request_is_bounded(server):
+    lines = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 60000) for number in range(90))
+    try:
+        answer = server.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n")
+    except OSError:
+        answer = b" 431 "  # it has hung up before all was sent
+    assert answer.split()[:2][-1] in (b"431",), answer[:200]
     assert server.json("status")["jobs"]["pending"] == 1
 
 

@@ -7,7 +7,7 @@ import re
 import signal
 
 import pytest
-from conftest import posix_only, wait_until
+from conftest import ROOT, posix_only, wait_until
 
 pytestmark = pytest.mark.core
 
@@ -220,3 +220,40 @@ def test_retry_failed_runs_again_what_did_not_complete(queue):
     assert json.loads(done.stdout)["completed"] == 3
     assert queue.cli("run", "--retry-failed").stderr == "nothing to run\n"
     assert [queue.job(job).attempt for job in (1, 2)] == [1, 2]
+
+
+def test_resume_prints_the_job_that_another_worker_ends_while_the_batch_is_reserved(queue):
+    (queue.dir / "jobs").write_text("".join(json.dumps({"command": [*gates(queue)[:-2], name]}) + "\n" for name in "ab"))
+    queue.cli("enqueue", "--file", "jobs")
+    queue.start(1)
+    queue.wait_for(1, "processing")
+    text = ("import sys, time; sys.path.insert(0, %r); import queuectl\nreserve = queuectl.Queues.reserve_batch\n"
+            "def reserve_late(self, batch, supervisor):\n"
+            "    reserved = reserve(self, batch, supervisor)\n"
+            "    open('a', 'w').close(); open('b', 'w').close()\n"
+            "    limit = time.monotonic() + 20\n"
+            "    while self._store.look.row(1).state != 'completed' and time.monotonic() < limit: time.sleep(0.01)\n"
+            "    return reserved\n"
+            "queuectl.Queues.reserve_batch = reserve_late; sys.exit(queuectl.main())" % str(ROOT))
+    done = queue.run([queue.program[0], "-c", text, "--db", str(queue.db), "run", "--count", "1", "--resume", "1"])
+    assert done.stdout == "out a\nout b\n" and "2 of 2 completed" in done.stderr
+
+
+def test_a_refused_retry_of_the_failed_changes_nothing(queue):
+    queue.cli("run", "exit 3", check=False)
+    before = queue.sql("SELECT * FROM job"), queue.sql("SELECT * FROM history")
+    done = queue.cli("run", "--retry-failed", 1, "--joblog", "missing/x", check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert before == (queue.sql("SELECT * FROM job"), queue.sql("SELECT * FROM history"))
+
+
+def test_a_retry_of_the_failed_beside_a_run_of_the_batch_changes_nothing(queue):
+    (queue.dir / "jobs").write_text("exit 3\n" + json.dumps({"command": [*gates(queue)[:-2], "go"]}))
+    process = queue.beside("run", "--count", 1, "--file", "jobs")
+    queue.wait_for(1, "dead")
+    queue.wait_for(2, "processing")
+    done = queue.cli("run", "--retry-failed", 1, check=False)
+    assert done.returncode == 2 and "another `run`" in done.stderr and done.stderr.count("\n") == 1
+    assert queue.job(1).state == "dead"
+    (queue.dir / "go").write_text("")
+    assert process.ends() == 1

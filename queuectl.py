@@ -4857,8 +4857,11 @@ class Queues(Part):
         counts.update(self._db.read("SELECT state, count(*) FROM job INDEXED BY job_batch WHERE batch=? GROUP BY state", (batch,)))
         return counts
 
-    def reserve_batch(self, batch: int, supervisor: int) -> None:
-        """Keep the unfinished jobs of a batch for a `run`; raise UserError if another one works it."""
+    def reserve_batch(self, batch: int, supervisor: int) -> tuple:
+        """Keep the unfinished jobs of a batch for a `run`; raise UserError if another one works it.
+
+        Return (last event before, their ids): each of these jobs ends after that event.
+        """
         with self._db.undo, Transaction(self._db) as now:
             for other, in self._db.execute("SELECT pool FROM job INDEXED BY job_batch WHERE batch=? AND pool<>?", (batch, supervisor)):
                 raise UserError("another `run` (supervisor %s) works batch %d: wait for its end" % (other, batch))
@@ -4868,6 +4871,7 @@ class Queues(Part):
             for job in map(Job.of, rows):
                 if job.state != "processing":
                     self._store.life.regate(job._replace(pool=supervisor), now)
+            return self._store.look.last_event(), [row[0] for row in rows]
 
     def is_paused(self, name: str) -> bool:
         return bool(self._db.read("SELECT 1 FROM queue WHERE name=? AND paused", (name,)))
@@ -5007,8 +5011,8 @@ class Life(Part):
         if state is None:
             return None
         changes.update(state=state, gate=gate)
-        changes = {column: value for column, value in changes.items()  # others may have set `cancel` meanwhile
-                   if value != getattr(job, column) or column == "cancel"}
+        changes = {column: value for column, value in changes.items()  # others may have set these two meanwhile
+                   if value != getattr(job, column) or column in ("cancel", "pool")}
         moved = self._db.execute(
             "UPDATE job SET " + assignments(tuple(changes)) + " WHERE id=? AND state=? AND attempt=? AND worker IS ?",
             (*changes.values(), job.id, job.state, job.attempt, job.worker)).rowcount
@@ -5436,7 +5440,8 @@ class Claims(Part):
 
     def _put_back(self, job, event: str, now: float, run_at: float, changes: dict):
         """Put a running job back to wait, with its key; return as `move` does."""
-        gate = DUE if run_at > now else READY if job.pool is None else RESERVED
+        pool = self._db.execute("SELECT pool FROM job WHERE id=?", (job.id,)).fetchone()  # a `run --resume` may have reserved it
+        gate = DUE if run_at > now else READY if pool is None or pool[0] is None else RESERVED
         self._db.hint(0 if gate == DUE else 1)
         return self._store.life.move(job, event, gate=gate, worker=None, run_at=run_at, delay=run_at - now, cancel=0, **changes)
 
@@ -10471,16 +10476,14 @@ def resume(args, database: str) -> int:
         states = UNFINISHED + (("dead", "cancelled") if args.retry_failed else ())
         ref = words[0] if words else None
         batches = [store.queues.batch(ref)] if ref else store.queues.batches()
-        found = next((batch for batch in batches if any(store.queues.batch_counts(batch.id)[state] for state in states)), None)
+        lefts = ((batch, sum(map(store.queues.batch_counts(batch.id).get, states))) for batch in batches)
+        found, left = next((pair for pair in lefts if pair[1]), (None, 0))
         if found is None or args.dry_run:
             return nothing_to_run(args) if found is None else talk("batch %d: %s" % (found.id, plain(found.label or "")))
-        ids = store.look.select(states, batch=found.id)
-        if args.retry_failed:
-            store.life.retry(store.look.select(("dead", "cancelled"), batch=found.id))
     prepare_places(args)
     warn_root(database)
-    run = Run(args, database, min(args.count or OS.cores(), len(ids)))
-    return run.work(lambda: run.reserve(found.id, ids))
+    run = Run(args, database, min(args.count or OS.cores(), left))
+    return run.work(lambda: run.reserve(found.id))
 
 
 def refuse_unread_input() -> None:
@@ -10641,24 +10644,29 @@ class Run:
     def enqueue(self, first, plans, label: str) -> None:
         """Store the jobs, and keep them for this run."""
         with Store(self._supervisor.database) as store:
+            seq = store.look.last_event()
             stored = store.enqueue_parts(chain([first], plans), label, self._supervisor.id)
             self._total, self._duplicates = sum(map(len, stored.ids)), stored.duplicates  # the total counts duplicates too
             fresh = [ids for ids in stored.ids if ids[0] > stored.newest]
             if this_job(store):
                 self._within, self._awaited = begin_wait(store, list(chain(*fresh)))
-            self._begin(store, stored.batch, fresh[0][0] if fresh else 0, chain(*fresh))
+            self._begin(store, stored.batch, fresh[0][0] if fresh else 0, chain(*fresh), seq)
 
-    def reserve(self, batch: int, ids: list) -> None:
-        """Keep the unfinished jobs of a batch for this run."""
+    def reserve(self, batch: int) -> None:
+        """Keep the unfinished jobs of a batch for this run; with --retry-failed, those too that it retries."""
         with Store(self._supervisor.database) as store:
-            store.queues.reserve_batch(batch, self._supervisor.id)
+            seq, ids = store.queues.reserve_batch(batch, self._supervisor.id)  # it may refuse: nothing is retried before
+            if self._args.retry_failed:
+                bad = store.look.select(("dead", "cancelled"), batch=batch)
+                ids += [job for job, result in store.life.retry(bad) if result == "pending"]
+                store.queues.reserve_batch(batch, self._supervisor.id)
             self._total = sum(store.queues.batch_counts(batch).values())
             if this_job(store):
                 self._within, self._awaited = begin_wait(store, ids)
-            self._begin(store, batch, min(store.look.select((), batch=batch)), ids)
+            self._begin(store, batch, min(store.look.select((), batch=batch)), sorted(ids), seq)
 
-    def _begin(self, store, batch: int, first: int, order) -> None:
-        self._batch, self._seq = batch, store.look.last_event()
+    def _begin(self, store, batch: int, first: int, order, seq: int) -> None:
+        self._batch, self._seq = batch, seq
         self._results = Results(self._args, batch, first, order, self._total == 1)
         self._progress = Progress(self._total, lines=True)
 
@@ -11560,8 +11568,9 @@ class Top:
         head = self._head(width, height)[:max(2, min(height - 7, height // 2))]
         states = self.FILTERS[self._filter]
         rows = max(3, height - len(head) - 3)
-        self._jobs = self._store.look.jobs(states, 1000)
-        self._jobs.sort(key=lambda job: job.state != "processing")  # what runs comes first, however old it is
+        running = [] if states else self._store.look.jobs(("processing",), 1000)  # what runs comes first, however old it is
+        ids = {job.id for job in running}
+        self._jobs = running + [job for job in self._store.look.jobs(states, 1000) if job.id not in ids]
         ids = [job.id for job in self._jobs]
         self._place = ids.index(self._marked) if self._marked in ids else max(0, min(self._place, len(ids) - 1))
         self._marked = ids[self._place] if ids else None
@@ -11651,7 +11660,7 @@ class Top:
 
     def _answer(self, key: str) -> None:
         if key:
-            self._say(result_text("cancel", *self._store.life.cancel([self._asked])[0]) if key == "y" else "")
+            self._say(result_text("cancel", *cancel(self._store, [self._asked])[0]) if key == "y" else "")
             self._asked = None
 
     def _pause(self, name: str) -> None:

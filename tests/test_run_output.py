@@ -257,3 +257,17 @@ def test_a_retry_of_the_failed_beside_a_run_of_the_batch_changes_nothing(queue):
     assert queue.job(1).state == "dead"
     (queue.dir / "go").write_text("")
     assert process.ends() == 1
+
+
+@posix_only("signals")
+def test_resume_takes_the_job_that_another_worker_gives_back(queue):
+    (queue.dir / "jobs").write_text(json.dumps({"command": [*gates(queue)[:-2], "a"]}))
+    queue.cli("enqueue", "--file", "jobs")
+    queue.start(1)
+    queue.wait_for(1, "processing")
+    process = queue.beside("run", "--count", 1, "--resume", 1)
+    wait_until(lambda: queue.sql("SELECT 1 FROM job WHERE pool IS NOT NULL"), message="the job is reserved")
+    queue.stop("--now")
+    wait_until(lambda: queue.job(1).attempt == 2, message="the run has taken it")
+    (queue.dir / "a").write_text("")
+    assert process.ends() == 0 and "out a\n" in process.text()

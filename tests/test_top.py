@@ -225,6 +225,28 @@ def test_c_cancels_the_marked_job_once_one_has_said_yes(queue, top):
     screen.until("cancelled 1")
 
 
+def test_c_cancels_the_job_of_a_dead_worker(queue, top):
+    job = queue.enqueue(*queue.sleeper(600))
+    queue.start(1)
+    queue.wait_for(job, "processing")
+    for (pid,) in queue.sql("SELECT pid FROM supervisor UNION ALL SELECT pid FROM worker"):
+        os.kill(pid, signal.SIGKILL)
+    screen = top()
+    is_marked(screen, job)
+    screen.keys("c", "y")
+    queue.wait_for(job, "cancelled")
+
+
+def test_what_runs_comes_first_however_many_jobs_came_after_it(queue):
+    job = queue.enqueue(*queue.script(WAIT_FOR, queue.dir / "go"))
+    queue.start(1)
+    queue.wait_for(job, "processing")
+    change(queue, lambda store: store.enqueue_many(["echo later"] * 1001))
+    rows = queue.out("top").split("COMMAND")[1].splitlines()
+    assert "processing" in rows[1] and rows[1].split()[0] == str(job) and "later" in rows[2]
+    (queue.dir / "go").write_text("")
+
+
 def test_r_runs_a_finished_job_again(queue, top):
     settle(queue, "exit 7")
     screen = top()

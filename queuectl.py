@@ -6551,6 +6551,10 @@ class Browse(Part):
         return rows[0][0] if rows else b""
 
 
+# A job that may be removed if it is one of those that follow.
+REMOVABLE = "state IN ('completed','dead','cancelled') AND NOT EXISTS(SELECT 1 FROM followup WHERE parent=job.id) AND id IN "
+
+
 class Keep(Part):
     """Retention, removal, export and import, backup, check and repair."""
 
@@ -6568,6 +6572,7 @@ class Keep(Part):
             return after, TIDY_IDLE_S
         rows = self._db.read("SELECT seq, history.finished_at, job.id, job.state, job.finished_at FROM history "
                           "LEFT JOIN job ON job.id=history.job WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
+        untold = {parent for parent, in self._db.read("SELECT parent FROM followup")}  # after the ends: others' children know
         now = self._db.clock()
         old, stray, limit, pause = set(), [], now - keep, 0.0 if len(rows) == most else min(keep, TIDY_IDLE_S)
         for seq, ended_at, job, state, finished_at in rows:
@@ -6575,6 +6580,9 @@ class Keep(Part):
                 raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
             if ended_at is not None and limit <= ended_at <= now:  # a row from the future (a wrong clock) does not stop here
                 pause = min(ended_at - limit, TIDY_IDLE_S)
+                break
+            if job in untold:
+                pause = LOOK_S
                 break
             after = seq
             if state in ("completed", "cancelled") and finished_at < limit:
@@ -6588,13 +6596,13 @@ class Keep(Part):
         return after, pause
 
     def _delete(self, ids: list) -> None:
-        """Remove jobs that have ended, with their logs, in one transaction."""
+        """Remove jobs that have ended, with their logs, but none whose children have yet to be told of its end."""
+        ids = [job for job, in self._db.read("SELECT id FROM job WHERE " + REMOVABLE + marks(ids), ids)] if ids else []
         if ids:
             self._db.files.remove_logs(ids)
             with self._db.undo, Transaction(self._db):
                 batches = self._db.execute("SELECT DISTINCT batch FROM job WHERE batch IS NOT NULL AND id IN " + marks(ids), ids).fetchall()
-                self._db.execute("DELETE FROM job WHERE state IN ('completed','dead','cancelled') AND NOT EXISTS("
-                                 "SELECT 1 FROM followup WHERE parent=job.id) AND id IN " + marks(ids), ids)
+                self._db.execute("DELETE FROM job WHERE " + REMOVABLE + marks(ids), ids)
                 self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
                                  "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")
                 self._db.connection.executemany("DELETE FROM batch WHERE id=?1 AND unfinished<=0 AND NOT EXISTS("
@@ -6603,13 +6611,19 @@ class Keep(Part):
     def purge(self, ids) -> list:
         """Remove finished jobs and their logs; return (id, result): `removed`, or the state of a job that is not finished."""
         ids, results = list(ids), []
-        self._store.followups.catch_up()
         for start in range(0, len(ids), AT_ONCE):
             some = ids[start:start + AT_ONCE]
-            states = dict(self._db.rows("job", "id, state", "job WHERE id IN " + marks(some), some))
-            self._delete([job for job in some if states.get(job) in FINAL])
-            results += [(job, "removed" if states[job] in FINAL else states[job]) for job in some if job in states]
+            self._store.followups.catch_up()
+            found = left = self._states(some)
+            while any(state in FINAL for state in left.values()):
+                self._delete(some)
+                self._store.followups.catch_up()
+                left = self._states(some)
+            results += [(job, left.get(job, "removed")) for job in some if job in found]
         return results
+
+    def _states(self, ids: list) -> dict:
+        return dict(self._db.rows("job", "id, state", "job WHERE id IN " + marks(ids), ids))
 
     def export(self, env: bool = True):
         """Yield every row of every table that makes up the queue, as (table, row as a dict), from one snapshot.

@@ -874,6 +874,44 @@ def test_a_cycle_or_an_unknown_job_refuses_the_whole_file(store, lines, why):
     assert rows(store, "SELECT count(*) FROM dep") == [(0,)]
 
 
+def parent_with_log(store):
+    """The id of a job with more children than one step tells of its end, and the path of its log."""
+    parent = store.enqueue("x", max_retries=0)
+    store.enqueue_many([{"command": "x", "after": str(parent)}] * (queuectl.FOLLOWUPS + 50))
+    log = store.db.files.log(parent, 1)
+    os.makedirs(os.path.dirname(log))
+    open(log, "w").close()
+    return parent, log
+
+
+def test_tidy_leaves_a_job_and_its_log_until_all_its_children_know_of_its_end(bare_store, clock):
+    store = bare_store
+    parent, log = parent_with_log(store)
+    store.settings.set("keep_finished", "1")
+    finish(store, claim(store))
+    clock.pass_by(10)
+    after, pause = store.keep.tidy(0)
+    assert pause and store.look.find(parent) and os.path.exists(log)
+    store.followups.catch_up()
+    store.keep.tidy(after)
+    assert store.look.find(parent) is None and not os.path.exists(log)
+
+
+def test_a_purge_waits_until_the_children_of_a_job_know_of_its_end(store):
+    parent, log = parent_with_log(store)
+    told = store.followups.catch_up
+
+    def bury_later():  # as another process may, right after the purge has told all children so far
+        told()
+        store.followups.catch_up = told
+        bury(store, parent)
+
+    store.followups.catch_up = bury_later
+    assert store.keep.purge([parent, 9999]) == [(parent, "removed")]
+    assert store.look.find(parent) is None and not os.path.exists(log)
+    assert store.queues.counts()["cancelled"] == queuectl.FOLLOWUPS + 50
+
+
 @pytest.mark.slow
 def test_a_chain_of_5000_goes_in_backwards_dies_comes_back_and_ends(store):
     count = 5000

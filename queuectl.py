@@ -916,7 +916,7 @@ priority     -p   priority N        priority     edit,cron     higher goes first
 delay        .    duration DURATION .            edit,cron     start no sooner than this from now
 at           .    when     TIME     .            edit,cron     start no sooner than this time, local unless it names a zone
 ttl          .    ttl      DURATION .            edit,cron     cancel the job if it has not started within this time
-max_retries  .    setting  N        max_retries  edit,cron     runs after the first; 0: one run
+max_retries  .    setting  N        max_retries  edit,cron     runs after the first; 0: one run, the default of `run`
 timeout      .    setting  DURATION timeout      edit,cron     end an attempt that takes longer
 backoff      .    setting  KIND     backoff      edit,cron     exponential, linear or constant
 backoff_base .    setting  SECONDS  backoff_base edit,cron     base of the delay before a retry

@@ -354,7 +354,7 @@ def test_the_terminal_is_left_as_it_was_however_top_ends(queue, screens, leave):
     queue.enqueue("exit 0")
     screen = screens("sh")
     program = shlex.join(queue.command("top"))
-    screen.type("PS1='% '; clear; echo text of before; stty -g > before; " + program + " 2> err; echo status $? > status; stty -g > after; echo ready")
+    screen.type("PS1='% '; clear; echo text of before; stty -g > before; " + program + " 2> err; echo status $? > status; stty -g > after; echo rea''dy")  # in two parts: the line as typed may wrap there
     screen.keys("Enter")
     screen.until("queuectl top")
     wait_until(lambda: (screen.fact("alternate_on"), screen.fact("cursor_flag")) == ("1", "0"))
@@ -379,7 +379,7 @@ def test_a_signal_that_comes_while_top_draws_leaves_no_traceback(queue, screens)
     change(queue, lambda store: store.enqueue_many(["exit 0"] * 1000))
     for _ in range(4):
         screen = screens("sh")
-        screen.type(shlex.join(queue.command("top")) + " 2> err; stty -a | grep -o '.icanon'; echo ready")
+        screen.type(shlex.join(queue.command("top")) + " 2> err; stty -a | grep -o '.icanon'; echo rea''dy")  # in two parts: the line as typed may wrap there
         screen.keys("Enter")
         screen.until("queuectl top")
         [pid] = wait_until(lambda: [pid for pid, words in queue.processes().items() if words.rstrip().endswith(" top")])
@@ -393,7 +393,7 @@ def test_a_signal_that_comes_while_top_draws_leaves_no_traceback(queue, screens)
 def test_ctrl_z_does_not_leave_the_terminal_half_changed(queue, screens):  # noqa: F811
     queue.enqueue("exit 0")
     screen = screens("sh")
-    screen.type(shlex.join(queue.command("top")) + "; echo ready")
+    screen.type(shlex.join(queue.command("top")) + "; echo rea''dy")  # in two parts: the line as typed may wrap there
     screen.keys("Enter")
     screen.until("queuectl top")
     screen.keys("C-z")
@@ -405,7 +405,7 @@ def test_ctrl_z_does_not_leave_the_terminal_half_changed(queue, screens):  # noq
 def test_top_says_what_is_wrong_when_the_queue_is_gone_and_restores_the_terminal(queue, screens):  # noqa: F811
     queue.enqueue("exit 0")
     screen = screens("sh")
-    screen.type("stty -g > before; " + shlex.join(queue.command("top")) + "; stty -g > after; echo ready")
+    screen.type("stty -g > before; " + shlex.join(queue.command("top")) + "; stty -g > after; echo rea''dy")  # in two parts: the line as typed may wrap there
     screen.keys("Enter")
     screen.until("queuectl top")
     for name in ("queue.db", "queue.db-wal", "queue.db-shm"):

@@ -2412,8 +2412,8 @@ class Posix(PosixOwners):
 
     def launcher(self, path: str) -> tuple:
         """Return the file name and the text of the command that `install` makes."""
-        known = [sys.executable, getattr(sys, "_base_executable", sys.executable)]  # the second is that of a virtual environment: as good
-        short = [python for python in known if plain(python) == python and " " not in python and len(python) < 116]  # the kernel takes these
+        known = [sys.executable, getattr(sys, "_base_executable", sys.executable)]  # with -IS, a virtual environment is its base
+        short = [python for python in known if plain(python) == python and " " not in python and len(python) < 116]  # the kernel's limits
         if short:
             first = "#!%s -IS" % short[0]
         elif plain(known[0]) != known[0] or set(known[0]) & set("\"$`\\'"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -168,6 +169,7 @@ class Folder:
         self.program("bin/echo", "#!/bin/sh\nexit 77\n")
         self.program("bin/if", "#!/bin/sh\necho if\n")
         self.program("bin/a=b", "#!/bin/sh\necho a=b\n")
+        self.program("bin/environ", "#!/bin/cat /proc/self/environ\n")  # prints its environment, itself, and that its arguments are no files
         self.env = {"PATH": "%s/bin:sub::/usr/bin:/bin" % path, "HOME": str(path), "LC_ALL": "C"}
 
     def program(self, name, text, mode=0o755):
@@ -246,6 +248,33 @@ def test_500_random_simple_lines_do_what_sh_would_do(folder, seed):
     different, direct = compare(folder, [random_line(chance) for _ in range(500)])
     assert different == []
     assert direct > 100
+
+
+def random_environment(chance, folder):
+    """Variables that dash passes on too: with names that are identifiers, in no order."""
+    names = ["V%s" % name for name in "abcdef"] + ["PWD", "OLDPWD", "SHLVL", "IFS", "PS1", "ENV_", "LANG", "TERM", "_", "OPTIND", "PPID"]
+    found = {name: chance.choice(VALUES) for name in chance.sample(names, chance.randint(0, 9))}
+    return dict(chance.sample(sorted({**found, **folder.env}.items()), len({**found, **folder.env})))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="POSIX only: /proc")
+@pytest.mark.parametrize("seed", range(10))
+def test_500_lines_that_need_no_shell_give_what_sh_gives_in_status_output_and_environment(folder, seed):
+    chance, compared, different = random.Random(1000 + seed), 0, []
+    while compared < 500:
+        line = random_line(chance)
+        if chance.random() < 0.5:
+            line = " ".join([chance.choice(("environ", "bin/environ", "./bin/environ", "'environ'"))] + line.split(" ")[1:])
+        if queuectl.sh_words(line) is None:
+            continue
+        compared += 1
+        env = random_environment(chance, folder)
+        (want, by_sh), (got, by_us) = folder.by_sh(line, env), folder.by_us(line, env)
+        kept = [sorted(entry for entry in re.split(b"[\0\n]", text) if not re.match(b"(_|SHLVL|OLDPWD)=", entry)) for text in (by_sh, by_us)]
+        if want != got or kept[0] != kept[1]:
+            different.append((line, env, want, got, by_sh, by_us))
+    assert different == []
 
 
 def test_the_path_is_that_of_the_jobs_own_environment(folder):

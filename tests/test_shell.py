@@ -251,8 +251,8 @@ def test_500_random_simple_lines_do_what_sh_would_do(folder, seed):
 
 
 def random_environment(chance, folder):
-    """Variables that dash passes on too: with names that are identifiers, in no order."""
-    names = ["V%s" % name for name in "abcdef"] + ["PWD", "OLDPWD", "SHLVL", "IFS", "PS1", "ENV_", "LANG", "TERM", "_", "OPTIND", "PPID"]
+    """Variables that dash passes on too, in no order: names are identifiers, and not IFS, OPTIND or PPID, which it sets itself."""
+    names = ["V%s" % name for name in "abcdef"] + ["PWD", "OLDPWD", "SHLVL", "PS1", "PS4", "ENV", "MAIL", "LANG", "TERM", "_"]
     found = {name: chance.choice(VALUES) for name in chance.sample(names, chance.randint(0, 9))}
     return dict(chance.sample(sorted({**found, **folder.env}.items()), len({**found, **folder.env})))
 
@@ -266,7 +266,7 @@ def test_500_lines_that_need_no_shell_give_what_sh_gives_in_status_output_and_en
         line = random_line(chance)
         if chance.random() < 0.5:
             line = " ".join([chance.choice(("environ", "bin/environ", "./bin/environ", "'environ'"))] + line.split(" ")[1:])
-        if queuectl.sh_words(line) is None:
+        if queuectl.sh_words(line) is None or "environ" in line and re.search(r"\s-[ne]\b", line):  # options of cat
             continue
         compared += 1
         env = random_environment(chance, folder)

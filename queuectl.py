@@ -4314,7 +4314,7 @@ class Plan:
         common.update(self._fixed)
         if self._ours:
             self._base = kept(self._base, defaults["env_keep"])
-        common.update(cwd=self._here(), env=self._env(self._base), batch=self.batch, pool=reserved_for, schedule=self._schedule,
+        common.update(cwd=self._here(), batch=self.batch, pool=reserved_for, schedule=self._schedule,
                       hook=self._hook, run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
         ids, stored, start = [], 0, 0
         while start < len(self.items):
@@ -4351,6 +4351,7 @@ class Plan:
     def _store_plain(self, commands: list, common: dict) -> range:
         """Store jobs that differ only in their command, many per statement: each statement opens all indexes again."""
         db = self._store.db.connection
+        common = {**common, "env": self._env(self._base)}  # here: a job with an environment of its own never writes this one
         same = db.execute("SELECT " + ", ".join(["quote(?)"] * len(common)), tuple(common.values())).fetchone()
         same = [str(value) for value in same]  # quote() of a number is a number in SQLite 3.35 and older
         for start in range(0, len(commands), 500):
@@ -6601,7 +6602,7 @@ class Keep(Part):
         if ids:
             self._db.files.remove_logs(ids)
             with self._db.undo, Transaction(self._db):
-                batches = self._db.execute("SELECT DISTINCT batch FROM job WHERE batch IS NOT NULL AND id IN " + marks(ids), ids).fetchall()
+                batches = set(self._db.execute("SELECT batch FROM job WHERE batch IS NOT NULL AND id IN " + marks(ids), ids))
                 self._db.execute("DELETE FROM job WHERE " + REMOVABLE + marks(ids), ids)
                 self._db.execute("DELETE FROM history WHERE seq<(SELECT max(seq) FROM history) AND "
                                  "seq>(SELECT max(seq)-1000 FROM history) AND NOT EXISTS(SELECT 1 FROM job WHERE id=history.job)")

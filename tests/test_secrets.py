@@ -40,6 +40,7 @@ def test_env_keep_says_which_variables_jobs_and_schedules_keep(queue):
 
 def test_a_clean_env_keeps_what_programs_need_and_what_the_job_was_given(queue):
     job = queue.enqueue("--clean-env", "--env", "GIVEN=yes", "exit 0", env=SECRET)
+    assert queue.sql("SELECT env FROM job") == [(1,)]  # the whole environment was never a row, not even for a moment
     queue.cli("cron", "add", "n", "--clean-env", "0 0 1 1 *", "exit 0", env=SECRET)
     assert {"PATH", "LC_TIME", "GIVEN"} <= names_of(queue, job) and "API_TOKEN" not in names_of(queue, job)
     assert b"geheim" not in told(queue)

@@ -4,10 +4,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import signal
 
 import pytest
 from conftest import ROOT, posix_only, wait_until
+from screen import screens  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.core
 
@@ -88,6 +90,49 @@ def test_on_a_terminal_the_bar_stays_below_what_jobs_print(queue):
     shown = [line.rpartition("\r\x1b[K")[2] for line in text.split("\n")]
     assert shown[:3] == ["out-a", "out-b", "out-c"] and "3 of 3 completed" in shown[3], text
     assert "/3" in text
+
+
+def run_in(screens, queue, *args, **options):
+    """A screen in which a run goes on; it stays after the end, since tmux scrolls when a window's program has ended."""
+    return screens(" ".join(map(shlex.quote, queue.command("run", *args))) + "; exec sleep 60", **options)
+
+
+@posix_only("tmux")
+def test_a_run_in_tmux_keeps_its_bar_below_the_output_whatever_the_width(queue, screens):  # noqa: F811
+    screen = run_in(screens, queue, "-j", 2, *gates(queue, "a", "b", "wide" * 20), columns=60, lines=12)
+    screen.until(r"^\[-+\] 0/3  2 running")
+    (queue.dir / "a").touch()
+    lines = screen.until(r"^\[#+-+\] 1/3  2 running").split("\n")
+    assert lines[0] == "out a" and lines[1].startswith("[#"), lines
+    screen.resize(40, 12)
+    screen.until(r"^\[?#*.*1/3")
+    screen.resize(60, 12)
+    (queue.dir / ("wide" * 20)).touch()
+    screen.until("^out wide")
+    (queue.dir / "b").touch()
+    screen.until("3 of 3 completed")
+    shown = screen.steady()
+    assert "running" not in shown and "[" not in shown, shown
+    assert re.sub(r"completed in .*", "", shown.replace("\n", "")).strip() == "out a" + "out " + "wide" * 20 + "out b✔ 3 of 3"
+
+
+@posix_only("tmux")
+def test_ctrl_c_in_tmux_says_what_it_does_and_how_to_go_on(queue, screens):  # noqa: F811
+    screen = run_in(screens, queue, "-j", 2, *gates(queue, "a", "b", "c", "d"), columns=110)
+    screen.until(r"^\[-+\] 0/4  2 running")
+    screen.keys("C-c")
+    screen.until("^finishing 2 jobs; press again to end them")
+    (queue.dir / "a").touch()
+    screen.until("^out a")
+    screen.keys("C-c")
+    text = screen.until("1 of 4 completed in .*, 3 left in the queue")
+    text = screen.until("drops them")
+    assert re.search(r"run --resume 1` goes on with them, `.* cancel --batch 1` drops them", re.sub(r"\n", "", text)), text
+    for name in "bcd":
+        (queue.dir / name).touch()
+    again = run_in(screens, queue, "--resume", columns=110)
+    again.until("✔ 4 of 4 completed")
+    assert sorted(re.findall("^out .", again.text(), re.M)) == ["out b", "out c", "out d"], again.text()
 
 
 # ---- what is kept ------------------------------------------------------------------------------------

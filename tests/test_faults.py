@@ -933,7 +933,7 @@ def test_workers_of_a_deleted_database_end_with_a_message_and_make_no_new_one(be
     all_end(bench)
     assert "deleted" in bench.log(), bench.log()
     assert not bench.queue.db.exists(), "a database that was deleted must not come back"
-    assert bench.queue.held_locks() == []
+    wait_until(lambda: bench.queue.held_locks() == [], message="the locks are free")
     (bench.folder / "journal").unlink()
     bench.queue.start(2)  # a fresh queue in its place, in which nothing is left of the old
     bench.queue.wait_for(bench.enqueue("print=new", "exit=0"), "completed")
@@ -959,7 +959,7 @@ def test_workers_of_a_replaced_database_end_with_a_message_and_write_nothing_int
     all_end(bench)
     assert "replaced" in bench.log(), bench.log()
     assert dump(queue.db) == before
-    assert queue.held_locks() == []
+    wait_until(lambda: queue.held_locks() == [], message="the locks are free")
 
 
 def dump(path):
@@ -1063,7 +1063,7 @@ def test_workers_of_a_database_that_is_damaged_under_them_end_with_a_message(ben
     wait_until(lambda: not bench.queue.processes(), within(15), "all workers end by themselves", 0.1)
     assert "Traceback" not in bench.log(), bench.log()
     assert bench.log().count("\n") < 40, "one message, not a flood: %s" % bench.log()[-3000:]
-    assert bench.queue.held_locks() == []
+    wait_until(lambda: bench.queue.held_locks() == [], message="the locks are free")
 
 
 def leave_wal(queue, path, count):

@@ -48,7 +48,7 @@ def test_worker_start_returns_when_the_workers_are_ready_and_says_how_to_stop_th
     queue.stop()
     assert queue.json("worker", "list") == []
     assert queue.processes() == {}
-    assert queue.held_locks() == []
+    wait_until(lambda: queue.held_locks() == [], message="the locks are free")
 
 
 def test_worker_list_shows_what_each_worker_does(queue):
@@ -113,7 +113,7 @@ def test_two_starts_add_up_and_one_stop_ends_all(queue):
     assert len(queue.json("worker", "list")) == 3
     queue.stop()
     assert queue.json("worker", "list") == []
-    assert queue.held_locks() == []
+    wait_until(lambda: queue.held_locks() == [], message="the locks are free")
 
 
 @posix_only("signals")

@@ -1001,18 +1001,21 @@ def line_end(text: str, pos: int) -> int:
     return len(text) if end < 0 else end
 
 
-def parse_json(text: str, start: int = 0) -> tuple:
-    """Return (value, end) of the JSON that begins at `start`; nothing else may follow it on its last line."""
+def parse_json(text: str, start: int = 0, first: int = 1) -> tuple:
+    """Return (value, end) of the JSON that begins at `start`; nothing else may follow it on its last line.
+
+    `first`: the number of the first line of the text, for an error.
+    """
     import json
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
     except RecursionError:
         raise UserError("not valid JSON: it is nested too deeply") from None
     except ValueError as error:
-        place = " (line %d, column %d)" % (error.lineno, error.colno) if isinstance(error, json.JSONDecodeError) else ""
+        place = " (line %d, column %d)" % (error.lineno + first - 1, error.colno) if isinstance(error, json.JSONDecodeError) else ""
         raise UserError("not valid JSON: %s%s" % (plain(str(error).split(": line ")[0])[:200], place)) from None
     if text[end:line_end(text, end)].strip(BLANK):
-        raise UserError("not valid JSON: more follows its end (line %d)" % (text.count("\n", 0, end) + 1))
+        raise UserError("not valid JSON: more follows its end (line %d)" % (text.count("\n", 0, end) + first))
     return value, end
 
 
@@ -1029,16 +1032,33 @@ def stored_job(text) -> dict:
     return check_object(parse_json(text)[0])
 
 
-def parse_items(text: str):
-    """Yield (place, command or dict) for each job of a bulk file: one command per line, or JSON on any number of lines."""
-    pos, number = 0, 1
-    while pos < len(text):
+PART_BYTES = 2**16  # of a bulk file that are read in one step
+
+
+def parse_items(parts):
+    """Yield (place, command or dict) for each job of a bulk file: one command per line, or JSON on any number of lines.
+
+    `parts` are its text in parts of whole lines.  A JSON value may go on in the next parts.
+    """
+    parts = iter(parts)
+    text, pos, number, first = next(parts, ""), 0, 1, 1  # first: the number of the first line of `text`
+    while text:
+        if pos >= len(text):
+            text, pos, first = next(parts, ""), 0, number
+            continue
         end = line_end(text, pos)
         line, lines = text[pos:end].strip(BLANK), 1
         if line[:1] in ("{", "[") and begins_json(line):
             place = number
             try:
-                value, end = parse_json(text, text.index(line[0], pos))
+                value, end = parse_json(text, text.index(line[0], pos), first)
+            except UserError as error:
+                more = "".join(islice(parts, 1 + (len(text) - pos) // PART_BYTES))  # twice as much each time
+                if not more:
+                    raise UserError("line %s: %s" % (place, error)) from None
+                text, pos, first = text[pos:] + more, 0, number
+                continue
+            try:
                 for i, item in enumerate(value if isinstance(value, list) else [value], 1):
                     place = "%d, item %d" % (number, i) if value is not item else number
                     yield place, check_object(item)
@@ -4229,13 +4249,12 @@ def job_columns(options: ParsedJob, base: bytes) -> tuple:
     return columns, rest
 
 
-def add_to_ranges(ranges: list, ids) -> None:
-    """Add ids, in order, to a list of ranges."""
-    for job_id in ids:
-        if ranges and job_id == ranges[-1].stop:
-            ranges[-1] = range(ranges[-1].start, job_id + 1)
-        else:
-            ranges.append(range(job_id, job_id + 1))
+def add_to_ranges(ranges: list, ids: range, newest: int) -> None:
+    """Add ids to a list of ranges, none of which holds both ids up to `newest` and later ones."""
+    if ranges and ids.start == ranges[-1].stop != newest + 1:
+        ranges[-1] = range(ranges[-1].start, ids.stop)
+    else:
+        ranges.append(ids)
 
 
 def job_env(base: bytes, options: dict) -> bytes:
@@ -4258,6 +4277,7 @@ class Plan:
     """Jobs to be stored.  Everything that can be validated before the lock is taken is validated here.
 
     `options` apply to all items; an item's own options override them.  `fixed` are columns that take the place of settings.
+    `more` may be set to an iterator of further items, in lists that `read` has returned, so that memory does not grow with the jobs.
     """
 
     def __init__(self, items, options=(), taker="", schedule=None, hook=None, cwd=None, base=None, fixed=()):
@@ -4274,38 +4294,43 @@ class Plan:
         self._ours = base is None  # whether the jobs get the environment of this process
         self._base = OS.environment() if base is None else base
         self._umask = OS.umask() if base is None else None
-        self.items = []        # a command, or (where, columns, options)
-        self._read(items)
+        self.items = self.read(items)
+        self.more = ()
+        self.apart = False     # whether no job refers to another of these, so that each part can be finished by itself
+        if not self.items:
+            raise UserError("there is no job to enqueue: give a command")
 
-    def _read(self, items) -> None:
+    def read(self, items) -> list:
+        """Return the items in the form in which they are stored: a command, or (where, columns, options)."""
+        found = []
         for item in items:
             label = ""
             if isinstance(item, tuple):
                 label, item = "line %s: " % item[0], item[1]
             if not self._options and isinstance(item, str) and item.isascii() and "\0" not in item and not item.isspace() and item:
-                self.items.append(item)
+                found.append(item)
                 continue
             try:
                 job = parse_job(item if isinstance(item, dict) else {"command": item}, self._options, self._taker)
                 job.setdefault("command", None)
-                self.items.append((label,) + job_columns(job, self._base))
+                found.append((label,) + job_columns(job, self._base))
             except UserError as error:
                 raise UserError(label + str(error)) from None
-        if not self.items:
-            raise UserError("there is no job to enqueue: give a command")
+        return found
 
-    def store(self, store, now: float, label=None, reserved_for=None, progress=None, batch=None) -> list:
-        """Write the jobs within a transaction of `store`, into `batch` or a new one; return their ids.  See Store.enqueue_many."""
+    def store(self, store, now: float, label=None, reserved_for=None, progress=None) -> list:
+        """Write the jobs within a transaction of `store`; return their ids as ranges.  See Store.enqueue_plan."""
         self._store = store
         self._envs = {}        # environment -> its id
         self._uses = {}        # its id -> how many of these jobs use it
-        self._new = []         # (item, id) of each stored job that has more than a command
+        self._late = []        # (item, id) of each stored job whose gate can only be known once all are stored
+        self._late_keys = set()  # the keys of these, for which later jobs have to wait
+        self._stored = 0       # how many are new
         self.duplicates = []    # (where, id of the duplicate) of each job that its unique key makes superfluous
         self.newest = store.db.execute("SELECT max(id) FROM job").fetchone()[0] or 0  # the last job before these
-        store.keep.refuse_counters(("job", "env") if label is None or batch is not None else ("job", "env", "batch"))
+        store.keep.refuse_counters(("job", "env") if label is None else ("job", "env", "batch"))
         store.queues.need("default")
-        self.batch = batch
-        if label is not None and batch is None:
+        if label is not None:
             self.batch = store.db.execute("INSERT INTO batch(label, total, unfinished, created_at) VALUES(?, 0, 0, ?)",
                                             (label, now)).lastrowid
         defaults = store.settings.values()
@@ -4316,23 +4341,32 @@ class Plan:
             self._base = kept(self._base, defaults["env_keep"])
         common.update(cwd=self._here(), batch=self.batch, pool=reserved_for, schedule=self._schedule,
                       hook=self._hook, run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
-        ids, stored, start = [], 0, 0
-        while start < len(self.items):
-            if isinstance(self.items[start], tuple):
-                ids.append(self._store_special(self.items[start], common, now))
-                start += 1
-            else:
-                end = start + 1
-                while end < len(self.items) and end - start < 20000 and isinstance(self.items[end], str):
-                    end += 1
-                ids.extend(self._store_plain(self.items[start:end], common))
-                stored += end - start
-                start = end
+        ids, count = [], 0
+        for items in chain([self.items], self.more):
+            self._store_items(items, ids, common, now)
+            if self.apart:
+                self._link(now)
+            count += len(items)
             if progress is not None:
-                progress(start)
+                progress(count)
         self._link(now)
-        self._finish(stored + len(self._new))
+        self._finish()
         return ids
+
+    def _store_items(self, items: list, ids: list, common: dict, now: float) -> None:
+        """Store jobs, and add their ids to the ranges `ids`."""
+        start = 0
+        while start < len(items):
+            end = start + 1
+            if isinstance(items[start], tuple):
+                job_id = self._store_special(items[start], common, now)
+                add_to_ranges(ids, range(job_id, job_id + 1), self.newest)
+            else:
+                while end < len(items) and end - start < 20000 and isinstance(items[end], str):
+                    end += 1
+                add_to_ranges(ids, self._store_plain(items[start:end], common), self.newest)
+                self._stored += end - start
+            start = end
 
     def _here(self):
         if self._cwd is not None:
@@ -4395,20 +4429,27 @@ class Plan:
         self._uses[columns["env"]] += 1
         if columns.get("expires_at") is not None:
             store.db.hint()  # also of a job that is kept back: a supervisor must know when it expires
-        self._new.append((item, job_id))
+        self._stored += 1
+        key, parents = columns.get("key"), any(option in options for option in PARENT_OPTIONS)
+        if parents or key in self._late_keys:
+            self._late.append((item, job_id))
+            self._late_keys.update([key] if key is not None else ())
+        else:
+            store.life.settle(store.look.row(job_id), now)
         return job_id
 
     def _link(self, now: float) -> None:
-        """Store the dependencies and what keeps each job back: a second pass, when every name has its id."""
-        store = self._store
-        for (where, _, options), job_id in self._new:
+        """Store the dependencies and what keeps each of these jobs back: a second pass, when every name has its id."""
+        store, late = self._store, self._late
+        self._late, self._late_keys = [], set()
+        for (where, _, options), job_id in late:
             try:
                 store.life.add_parents(job_id, store.look.parents_named(options, self.newest, self.batch))
             except UserError as error:
                 raise UserError(where + str(error)) from None
-        if any("after" in item[2] or "after_any" in item[2] for item, _ in self._new):
-            self._refuse_cycles([job_id for _, job_id in self._new])
-        for _, job_id in self._new:
+        if any("after" in item[2] or "after_any" in item[2] for item, _ in late):
+            self._refuse_cycles([job_id for _, job_id in late])
+        for _, job_id in late:
             store.life.settle(store.look.row(job_id), now)
 
     def _refuse_cycles(self, ids: list) -> None:
@@ -4431,13 +4472,13 @@ class Plan:
             job = self._store.look.row(stuck[0])
             raise UserError("job %s waits for itself, through what it comes after: break the cycle" % quoted(job.name or job.command))
 
-    def _finish(self, stored: int) -> None:
+    def _finish(self) -> None:
         db = self._store.db.connection
         for env_id, uses in self._uses.items():
             db.execute("UPDATE env SET uses=uses+? WHERE id=?", (uses, env_id))
             db.execute("DELETE FROM env WHERE id=? AND uses<=0", (env_id,))
         if self.batch is not None:
-            db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": stored, "id": self.batch})
+            db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": self._stored, "id": self.batch})
 
 
 class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env "
@@ -6123,7 +6164,7 @@ class Schedules(Part):
             self._store.life.cancel_one(self._store.look.row(job_id), now)
         data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
         plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
-        [job] = plan.store(self._store, now)
+        [[job]] = plan.store(self._store, now)
         self._set(schedule, last_job=job)
         return job
 
@@ -6915,32 +6956,25 @@ class Store:
         """Store one job and return its id; see Queue.enqueue."""
         return self.enqueue_many([dict(options, command=command)])[0]
 
-    def enqueue_many(self, items, label=None, reserved_for=None, progress=None) -> list:
+    def enqueue_many(self, items, label=None, reserved_for=None) -> list:
         """Store many jobs, all or none; return their ids in order.  An item is a command, a dict, or (line number, either).
 
-        `items` may also be a Plan.  With `label` the jobs form a batch; `reserved_for` is the supervisor of the `run` that takes them.
+        See enqueue_plan for the rest.
+        """
+        return list(chain(*self.enqueue_plan(Plan(items), label, reserved_for).ids))
+
+    def enqueue_plan(self, plan, label=None, reserved_for=None, progress=None):
+        """Store the jobs of a Plan, all or none, and return what was Stored.
+
+        With `label` the jobs form a batch; `reserved_for` is the supervisor of the `run` that takes them.
         `progress(n)` is called now and then with the number stored so far.
         """
-        plan = items if isinstance(items, Plan) else Plan(items)
         with self.db.undo, Transaction(self.db) as now:
             ids = plan.store(self, now, label, reserved_for, progress)
             more = self.followups.follow_added(now) <= 0
         if more:
             self.followups.catch_up()
-        return ids
-
-    def enqueue_parts(self, plans, label, reserved_for=None, progress=None):
-        """Store the jobs of several plans as one batch, all or none, and return what was Stored.  Memory does not grow with the jobs."""
-        stored = None
-        with self.db.undo, Transaction(self.db) as now:
-            for plan in plans:
-                ids = plan.store(self, now, label, reserved_for, None, stored and stored.batch)
-                stored = stored or Stored([], plan.batch, plan.newest, [])
-                add_to_ranges(stored.ids, ids)
-                stored.duplicates.extend(plan.duplicates)
-                if progress is not None:
-                    progress(ids[-1] - stored.newest)
-        return stored
+        return Stored(ids, plan.batch, plan.newest, plan.duplicates)
 
 
 # == Runner ============================================================================
@@ -10086,21 +10120,20 @@ def job_options(args) -> dict:
 
 
 def plan_enqueue(args) -> bool:
-    """Set args.plans, an iterator, and the first of them; return whether nothing is left to do."""
-    args.plans = plans_of(args, job_options(args))
-    args.first = next(args.plans, None)
-    if args.first is None and not args.dry_run:
+    """Set args.plan; return whether nothing is left to do."""
+    args.plan = plan_of(args, job_options(args))
+    if args.plan is None and not args.dry_run:
         talk("nothing to enqueue")
-    return args.first is None
+    return args.plan is None
 
 
 def cmd_enqueue(store, args) -> None:
     if args.file is not None:
         return enqueue_file(store, args)
     if args.values:
-        return print_stored(args, store, store.enqueue_parts(chain([args.first], args.plans), words_label(args.rest)))
-    [job] = store.enqueue_many(args.first)
-    if args.first.duplicates:
+        return print_stored(args, store, store.enqueue_plan(args.plan, words_label(args.rest)))
+    [[job]] = store.enqueue_plan(args.plan).ids
+    if args.plan.duplicates:
         talk("job %d already has this unique key" % job)
     if args.quiet or not is_terminal(sys.stdout):
         out(str(job))
@@ -10110,19 +10143,17 @@ def cmd_enqueue(store, args) -> None:
         warn_if_stuck(store, job)
 
 
-def plans_of(args, options: dict, fixed=()):
-    """Yield Plans for the jobs that a command line describes.
+def plan_of(args, options: dict, fixed=()):
+    """Return the Plan of the jobs that a command line describes, or None if there are none.
 
     Set `args.values`: whether they are made of values, and `args.reads_stdin`: whether standard input was of use.
-    With --dry-run print their commands and yield nothing.
+    With --dry-run print their commands and return None.
     """
     args.values, args.reads_stdin = False, "-" in (args.file, args.job_stdin)
     if args.file is not None:
         if args.rest or args.arg_file or args.null or args.max_args:
             raise UserError("give --file, whose lines are commands, or a command with its values: not both")
         items = read_items(args.file)
-        if not items and not fixed:
-            raise UserError("%s holds no job: write one command per line, or JSON objects" % source_name(args.file))
     else:
         items = commands_of(args, options, bool(fixed))
         if items is not None:
@@ -10134,14 +10165,36 @@ def plans_of(args, options: dict, fixed=()):
             raise UserError("no command was given: %s %s echo hello" % (invoked(), "run" if fixed else "enqueue"))
     if fixed and not args.reads_stdin:
         refuse_unread_input()
+    groups = in_groups(items if not args.dry_run or args.values else list(items), PART)
+    first = next(groups, None)
+    if first is None and args.file is not None and not fixed:
+        raise UserError("%s holds no job: write one command per line, or JSON objects" % quoted(args.file))
     if args.dry_run:
-        for item in items:
+        for item in chain(first or (), *groups):
             print_command(item, options)
-    elif args.values:
-        for some in in_groups(items, PART):
-            yield Plan(some, options, fixed=fixed)
-    elif items:
-        yield Plan(items, options, fixed=fixed)
+    elif first:
+        plan = Plan(first, options, fixed=fixed)
+        plan.apart, plan.more = args.values, map(plan.read, groups) if args.values else kept_parts(args, plan, groups)
+        return plan
+    return None
+
+
+def kept_parts(args, plan, groups):
+    """Read all parts of a Plan, so that a bad line is refused before anything is stored; return an iterator of them.
+
+    They wait in a file: memory does not grow with the jobs.  `args.total` is the number of jobs.
+    """
+    args.total, sizes, file = len(plan.items), [], None
+    for group in groups:
+        import marshal
+        import tempfile
+        file = file or tempfile.TemporaryFile()
+        marshal.dump(plan.read(group), file)
+        sizes.append(len(group))
+        args.total += len(group)
+    if file is not None:
+        file.seek(0)
+    return (marshal.load(file) for _ in sizes)
 
 
 def print_command(item, options: dict) -> None:
@@ -10265,6 +10318,15 @@ class FileValues:
         if rest:
             yield self._text(rest)
 
+    def parts(self):
+        """Yield the text in parts of whole lines, whatever bytes it holds."""
+        self._file.seek(0)
+        while True:
+            lines = self._file.readlines(PART_BYTES)
+            if not lines:
+                return
+            yield b"".join(lines).decode("utf-8", "surrogateescape")
+
     def _text(self, value: bytes) -> str:
         if os.sep != "/" and value[-1:] == b"\r" and self._end == b"\n":
             value = value[:-1]
@@ -10353,11 +10415,10 @@ def warn_if_unserved(store, queue: str) -> None:
 
 
 def enqueue_file(store, args) -> None:
-    plan = args.first
-    progress = Progress(len(plan.items))
-    ids = store.enqueue_many(plan, label=batch_label(args.file), progress=progress.show)
+    progress = Progress(args.total)
+    stored = store.enqueue_plan(args.plan, batch_label(args.file), progress=progress.show)
     progress.clear()
-    print_stored(args, store, Stored([ids], plan.batch, plan.newest, plan.duplicates))
+    print_stored(args, store, stored)
 
 
 def print_stored(args, store, stored) -> None:
@@ -10417,13 +10478,14 @@ def read_text(path: str) -> str:
     return read_bytes(path).decode("utf-8", "surrogateescape")
 
 
-def read_items(path: str) -> list:
-    """Return (place, command or dict) of each job in a bulk file; the whole file is parsed first."""
-    text = read_text(path)
+def read_items(path: str):
+    """Return an iterator of (place, command or dict) of each job in a bulk file."""
+    parts = FileValues(path, b"\n").parts()
+    text = next(parts, "")
     if text.startswith("#!"):
         raise UserError("%s is a script: each of its lines would run by itself; %s" % (
             source_name(path), "pipe it into sh" if path == "-" else "give its path as the command"))
-    return list(parse_items(text))
+    return parse_items(chain([text], parts))
 
 
 # -- run --
@@ -10439,16 +10501,15 @@ def cmd_run(args) -> int:
     database = find_database(args.db)
     if args.resume or args.retry_failed:
         return resume(args, database)
-    plans = plans_of(args, job_options(args), {"max_retries": 0})
-    first = next(plans, None)  # bad jobs are refused before anything starts
-    if first is None:
+    plan = plan_of(args, job_options(args), {"max_retries": 0})  # bad jobs are refused before anything starts
+    if plan is None:
         return None if args.dry_run else nothing_to_run(args)
     prepare_places(args)
     refuse_foreign_wal(database)
     warn_root(database)
     label = batch_label(args.file) if args.file is not None else words_label(args.rest) if args.values else "run"
-    run = Run(args, database, min(args.count or OS.cores(), len(first.items)))
-    return run.work(lambda: run.enqueue(first, plans, label))
+    run = Run(args, database, min(args.count or OS.cores(), len(plan.items)))
+    return run.work(lambda: run.enqueue(plan, label))
 
 
 def nothing_to_run(args) -> None:
@@ -10656,11 +10717,11 @@ class Run:
         self._told = 0             # the stop of which the user has been told
         self._supervisor = Supervisor(SupervisorSpec(database, "run", count, {"drain": True}), print_trouble, worker_argv(database))
 
-    def enqueue(self, first, plans, label: str) -> None:
+    def enqueue(self, plan, label: str) -> None:
         """Store the jobs, and keep them for this run."""
         with Store(self._supervisor.database) as store:
             seq = store.look.last_event()
-            stored = store.enqueue_parts(chain([first], plans), label, self._supervisor.id)
+            stored = store.enqueue_plan(plan, label, self._supervisor.id)
             self._total, self._duplicates = sum(map(len, stored.ids)), stored.duplicates  # the total counts duplicates too
             fresh = [ids for ids in stored.ids if ids[0] > stored.newest]
             if this_job(store):
@@ -13570,7 +13631,7 @@ def web_enqueue(store, asked: dict) -> dict:
         job = store.look.job(asked.pop("like"))
         place = {"cwd": job.cwd, "base": store.browse.environment(job)}
         asked = dict({"umask": job.to_dict()["umask"]}, **asked)
-    return {"id": store.enqueue_many(Plan([asked], **place))[0]}
+    return {"id": store.enqueue_plan(Plan([asked], **place)).ids[0][0]}
 
 
 def web_queue(store, asked: dict) -> dict:

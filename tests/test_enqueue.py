@@ -306,6 +306,31 @@ def test_a_file_of_json_is_json_however_it_is_laid_out(queue, text):
     assert two["name"] == "job2" and two["command"].startswith("echo ") and "a  b" in two["command"]
 
 
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_large_file_is_one_batch_whose_lines_may_refer_to_later_ones(queue, piped):
+    lines = ["true # %d" % n for n in range(1, 12001)]
+    lines[0] = '{"command": "first", "after": "last-one", "key": "k"}'
+    lines[1] = '{"command": "second", "key": "k"}'
+    lines[6999] = json.dumps([{"command": "item %d" % n} for n in range(4000)], indent=1)
+    lines[-1] = '{"command": "end", "id": "last-one"}'
+    text = "\n".join(lines)
+
+    def enqueue(text, check=True):
+        (queue.dir / "jobs").write_text(text)
+        return queue.cli("enqueue", "--file", "-" if piped else "jobs", stdin=text if piped else None, check=check)
+    refused = enqueue(text + '\n{\n"command": "x",\n"prio": }', check=False)
+    assert refused.returncode == 2 and "(line 24004, column " in refused.stderr, refused.stderr
+    refused = enqueue(text + '\n{"command": "x", "priority": "high"}', check=False)
+    assert refused.returncode == 2 and "line 24002: " in refused.stderr, refused.stderr
+    assert not queue.db.exists() or queue.json("list") == []
+    assert [int(number) for number in enqueue(text).stdout.split()] == list(range(1, 16000))
+    jobs = {command: (number, gate) for number, command, gate in queue.sql("SELECT id, command, gate FROM job")}
+    assert jobs["first"] == (1, 3) and jobs["second"] == (2, 0) and jobs["end"] == (15999, 0)
+    assert jobs["item 3999"] == (10999, 0) and jobs["true # 7001"] == (11000, 0)
+    assert queue.sql("SELECT parent, child FROM dep") == [(15999, 1)]
+    assert queue.sql("SELECT total, unfinished FROM batch") == [(15999, 15999)]
+
+
 def test_json_and_commands_may_share_a_file_and_each_fault_is_told_by_its_line(queue):
     text = "echo first\n" + json.dumps(JOBS[0], indent=2) + "\n[ -f x ] && echo y\n[[ -f x ]] && echo z\n{ echo group; }\n"
     queue.cli("enqueue", "--file", "-", stdin=text)

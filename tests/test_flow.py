@@ -650,7 +650,7 @@ def test_a_unique_job_may_come_again_after_its_end_and_the_time_asked_for(store,
 def test_unique_keys_hold_within_a_file_and_only_new_jobs_count_in_its_batch(store):
     old = store.enqueue("x", unique="c")
     plan = queuectl.Plan([{"command": "x", "unique": key} for key in "aabc"])
-    ids = store.enqueue_many(plan, label="f")
+    ids = [job for some in store.enqueue_plan(plan, "f").ids for job in some]
     assert ids[0] == ids[1] != ids[2] and ids[3] == old and plan.duplicates == [("", ids[0]), ("", old)]
     assert [(b.total, b.unfinished) for b in store.queues.batches()] == [(2, 2)]
 

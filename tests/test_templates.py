@@ -115,13 +115,14 @@ def test_values_of_one_command_line_are_stored_all_or_none(queue):
 
 @pytest.mark.slow
 @posix_only("the memory of a process")
-def test_a_million_values_take_no_more_memory_than_a_thousand(queue):
+@pytest.mark.parametrize("words", [["-a", "values", "true {}"], ["--file", "values"]], ids=["values", "file"])
+def test_a_million_values_take_no_more_memory_than_a_thousand(queue, words):
     code = ("import resource, sys; sys.path.insert(0, %r); import queuectl; status = queuectl.main(sys.argv[1:]); "
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)" % str(SCRIPT.parent))
 
     def peak(count):
         (queue.dir / "values").write_text("".join("value %d\n" % n for n in range(count)))
-        done = queue.run([sys.executable, "-c", code, "--db", str(queue.db), "enqueue", "-a", "values", "true {}"], timeout=300)
+        done = queue.run([sys.executable, "-c", code, "--db", str(queue.db), "enqueue", *words], timeout=300)
         assert done.stdout.count("\n") == count
         return int(done.stderr)
 

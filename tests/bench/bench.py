@@ -131,6 +131,16 @@ def run_s(argv, **kwargs) -> float:
     return seconds
 
 
+def run_mib(argv) -> float:
+    """The largest size in memory of one whole process, in MiB; it must succeed."""
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status) if hasattr(os, "waitstatus_to_exitcode") else status
+    if status != 0:
+        raise RuntimeError("status %s: %s" % (status, " ".join(argv)))
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def marked_pids() -> set:
     """The processes that carry our token, without this one (Linux; elsewhere none)."""
     mark = ("%s=%s" % (TOKEN, os.environ[TOKEN])).encode()
@@ -566,7 +576,10 @@ def row_bulk(bench: Bench) -> list:
         note = "%d lines; %d rounds, for time" % (count, bench.sizes.bulk_rounds)
         figures.append(figure("bulk enqueue, %s" % way, got[way], "/s", target=(">=", 150_000), note=note))
         figures.append(figure("bulk enqueue, %s" % way, got[way], "/s", "bare sqlite3, one index", got["bare"]))
-    return figures
+    if not hasattr(os, "wait4"):
+        return figures
+    peak = run_mib([PYTHON, SCRIPT, "--db", bench.path("queue.db"), "enqueue", "-q", "--file", source])
+    return figures + [figure("bulk enqueue, CLI: memory at its highest", [peak], "MiB", target=("<=", 100))]
 
 
 class Pipe:

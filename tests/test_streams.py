@@ -307,7 +307,7 @@ sys.exit(queuectl.main())
 
 def test_a_fault_of_ours_is_one_line_and_exit_status_70(queue):
     queue.enqueue("true")
-    for method, words in (("Queues.counts", ["status"]), ("Life.cancel", ["cancel", "1"]), ("Store.enqueue_many", ["enqueue", "true"])):
+    for method, words in (("Queues.counts", ["status"]), ("Life.cancel", ["cancel", "1"]), ("Store.enqueue_plan", ["enqueue", "true"])):
         command = [sys.executable, "-c", BREAKING, method, "--db", str(queue.db), *words]
         done = queue.run(command, check=False)
         assert done.returncode == 70

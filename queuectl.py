@@ -10159,6 +10159,8 @@ def plan_of(args, options: dict, fixed=()):
     Set `args.values`: whether they are made of values, and `args.reads_stdin`: whether standard input was of use.
     With --dry-run print their commands and return None.
     """
+    if fixed and not (args.rest or args.file is not None or args.arg_file or args.null or args.max_args) and "stdin" not in options:
+        args.file = "-" if reads_stdin() else None  # `run < commands.txt`
     args.values, args.reads_stdin = False, "-" in (args.file, args.job_stdin)
     if args.file is not None:
         if args.rest or args.arg_file or args.null or args.max_args:

@@ -261,6 +261,20 @@ def test_a_pipeline_is_a_list_for_a_program_and_its_arguments(queue, line, statu
     assert not status or "write {} where its lines belong" in done.stderr
 
 
+@posix_only("sh")
+def test_run_without_a_command_reads_commands_as_parallel_does(queue):
+    (queue.dir / "commands.txt").write_text("# two\necho one\n{\"command\": \"echo two\"}\n")
+    line = shlex.join(queue.command("run", "-k"))
+    for how in ("%s < commands.txt", "cat commands.txt | %s", "%s --file - < commands.txt"):
+        assert queue.run(["sh", "-c", how % line]).stdout == "one\ntwo\n"
+    for how in ("%s < /dev/null", "%s --stdin commands.txt < commands.txt", "%s <&-"):
+        done = queue.run(["sh", "-c", how % line], check=False)
+        assert done.returncode == 2 and "no command was given" in done.stderr
+    assert "nothing to run" in queue.run(["sh", "-c", "true | " + line]).stderr
+    done = queue.cli("enqueue", stdin="echo x\n", check=False)
+    assert done.returncode == 2 and "no command was given" in done.stderr
+
+
 def test_a_pipe_that_its_owner_keeps_open_for_nothing_is_no_list(queue):
     process = subprocess.Popen(queue.command("run", "echo", "alone"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                env=queue.env, cwd=str(queue.dir))

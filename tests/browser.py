@@ -56,6 +56,9 @@ class Browser:
     def open(self, url):
         self._call("POST", "/url", {"url": url})
 
+    def reload(self):
+        self._call("POST", "/refresh")
+
     @property
     def address(self):
         return self._call("GET", "/url")

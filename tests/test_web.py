@@ -4,11 +4,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
+import socketserver
 import sqlite3
 import ssl
 import subprocess
+import tempfile
+import threading
 import time
 
 import pytest
@@ -198,6 +203,70 @@ def test_behind_a_path_of_a_proxy(queue):
     assert status == 200 and b'name="base" content="/my/queue"' in body and "Path=/my/queue/" in head
     assert server.ask("/my/queue/api/status")[0] == 200
     assert server.ask("/api/status")[0] == server.ask("/my/queuey/api/status")[0] == 404
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """A reverse proxy that passes on what is below a path of its own, with the Host that the client asked for."""
+    daemon_threads = True
+
+    def __init__(self, server):
+        self.server = server
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self):
+                with server.connect() as behind:
+                    head = b""
+                    while b"\r\n\r\n" not in head:
+                        head += self.request.recv(65536)
+                    length = re.search(rb"(?i)content-length: (\d+)", head)
+                    missing = int(length.group(1)) - len(head.split(b"\r\n\r\n", 1)[1]) if length else 0
+                    while missing > 0:
+                        part = self.request.recv(missing)
+                        head, missing = head + part, missing - len(part)
+                    if head.split()[1].startswith(b"/ops/queue/"):
+                        behind.sendall(head)
+                    else:
+                        self.request.sendall(b"HTTP/1.0 404 Not below the prefix\r\n\r\n")
+                        return
+                    for part in iter(lambda: behind.recv(65536), b""):
+                        self.request.sendall(part)
+
+            def finish(self):
+                self.request.close()
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@posix_only("modes and users")
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can be another user")
+def test_another_user_of_the_machine_is_refused(server, queue):
+    code = ("import socket, sys, urllib.request\n"
+            "for path in ('/', '/api/status', '/metrics'):\n"
+            "    try: print(urllib.request.urlopen('http://%s' % sys.argv[1] + path).status)\n"
+            "    except urllib.error.HTTPError as error: print(error.code, error.read().decode())\n"
+            "try: print(open(sys.argv[2]).read())\n"
+            "except OSError as error: print(error.errno)\n")
+    for parent in [queue.dir, *queue.dir.parents]:
+        if str(parent).startswith(tempfile.gettempdir() + os.sep):
+            parent.chmod(0o755)  # what keeps the other user out is the token, not a directory of pytest
+    done = subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", code, server.host,
+                           str(queue.files / "web.token")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line] == ["401", "401", "401", "13"], done.stdout
+
+
+@posix_only("a browser is a script")
+def test_open_hands_the_browser_a_file_without_the_token_in_its_arguments(queue):
+    page, script = queue.dir / "opened.txt", queue.dir / "browser.sh"
+    script.write_text('#!/bin/sh\necho "$@" > %s.part && mv %s.part %s\n' % ((shlex.quote(str(page)),) * 3))
+    script.chmod(0o755)
+    queue.env["BROWSER"] = shlex.quote(str(script)) + " %s"
+    server = Server(queue, "--open", "--base-path", "/ops/queue")
+    wait_until(page.exists, 30, "the browser was started")
+    shown = page.read_text().strip()
+    assert shown.startswith("file://") and server.token not in shown
+    file = queue.files / "web.html"
+    assert server.url in file.read_text() and file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("options", [["--base-path", "queue"], ["--base-path", "/a b"], ["--base-path", "//evil"], ["--base-path", "/a\nX: b"], ["--port", "70000"], ["--port", "x"],
@@ -477,8 +546,8 @@ def test_a_body_that_is_too_large_or_not_json_is_refused(server):
 
 # ---- it lives through what happens to the queue ---------------------------------------------------
 
-def stream(server):
-    link = server.connect()
+def stream(server, link=None):
+    link = link or server.connect()
     link.sendall(("GET /api/live HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\n\r\n" % (server.host, server.token)).encode())
     return link.makefile("rb")
 
@@ -542,8 +611,15 @@ def test_ctrl_c_ends_it_at_once_whoever_is_connected(server):
     slow.close()
 
 
+def processor(server):
+    """The seconds of processor time that the server has used."""
+    fields = open("/proc/%d/stat" % server.process.pid).read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @linux_only("/proc")
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_twenty_pages_for_a_while_cost_little_and_leave_nothing_open(server, queue):
     def threads():
         return len(os.listdir("/proc/%d/task" % server.process.pid))
@@ -553,15 +629,29 @@ def test_twenty_pages_for_a_while_cost_little_and_leave_nothing_open(server, que
 
     server.json("overview")
     before = threads(), descriptors()
-    pages = [stream(server) for _ in range(20)]
+    links = [server.connect() for _ in range(20)]
+    pages = [stream(server, link) for link in links]
     wait_until(lambda: threads() >= before[0] + 20, 20, "each page has its thread")
-    until = time.monotonic() + 20
+    asked, heard = [0], [0] * 20
+
+    def show(number):  # as the page does: an answer at most every 0.7 s, when it is told of a change
+        for line in pages[number]:
+            if line.startswith(b"data: "):
+                heard[number] += 1
+                server.json("overview")
+                asked[0] += 1
+                time.sleep(0.7)
+
+    for number in range(20):
+        threading.Thread(target=show, args=(number,), daemon=True).start()
+    until, cost = time.monotonic() + 60, processor(server)
     while time.monotonic() < until:
         queue.enqueue("--hold", "x")
-        for page in pages:
-            assert told(page)
-            server.json("overview")
-    for page in pages:
-        page.close()
-    del pages, page
+        time.sleep(1)  # one change per second; nothing is waited for
+    used = processor(server) - cost
+    print("%d answers, %.1f %% of a core" % (asked[0], used / 0.6))
+    assert used < 0.05 * 60 and min(heard) > 15, (used, heard)
+    for link in links:
+        link.shutdown(socket.SHUT_RDWR)
+        link.close()
     wait_until(lambda: (threads(), descriptors()) <= before, 30, "nothing is left open: %s" % (before,))

@@ -9633,10 +9633,12 @@ groups:
     labels: {severity: warning}
     annotations: {summary: 'The first ready job of queue {{ $labels.queue }} has waited {{ $value | humanizeDuration }}.'}
   - alert: QueuectlNoWorker
-    expr: sum(queuectl_jobs{state=~"pending|failed"}) > 0 unless sum(queuectl_workers{state=~"busy|idle"}) > 0
+    expr: >-
+      max by (instance) (queuectl_oldest_ready_seconds > 0 and on (instance, queue) queuectl_queue_paused == 0)
+      unless sum by (instance) (queuectl_workers{state=~"busy|idle"}) > 0
     for: 5m
     labels: {severity: critical}
-    annotations: {summary: 'Jobs wait, and no worker runs.'}
+    annotations: {summary: 'Jobs are ready, and no worker runs.'}
   - alert: QueuectlJobsDie
     expr: sum by (queue) (increase(queuectl_deaths_total[15m])) > 0
     labels: {severity: warning}
@@ -12721,7 +12723,7 @@ input.slim { min-height: 28px; padding: 1px 8px; width: 82px; font-size: 13px; }
 .track div { height: 100%; min-width: 4px; border-radius: 3px; background: currentColor; }
 .progress { display: flex; height: 9px; border-radius: 5px; overflow: hidden; background: var(--soft); min-width: 120px; }
 .progress div { background: currentColor; }
-.graph { display: block; max-width: 100%; }
+.graph { display: block; }
 .graph rect { fill: var(--soft); stroke: var(--line); }
 .graph .self rect { stroke: var(--accent); stroke-width: 2; }
 .graph path { fill: none; stroke: var(--cancelled); }
@@ -12751,7 +12753,6 @@ kbd { font: 12px var(--mono); border: 1px solid var(--cancelled); border-radius:
   .wider { display: none; }
   .form { grid-template-columns: minmax(0, 1fr); gap: 4px; }
   .log { height: 260px; }
-  input.slim { width: 58px; }
   .card { padding: 12px; }
   .scroll { margin: 0 -12px; padding: 0 12px; }
   th, td { padding-right: 8px; }
@@ -13057,7 +13058,7 @@ function drawOverview(data) {
         fact('oldest ready job', data.oldest_waiting ? when(data.oldest_waiting.run_at, true) : 'none'))),
     h('div.grid', null,
       h('section.card.wide', null, h('h2', null, 'Queues'), table('Queues',
-        ['Queue', '~State', '#Pending', '~#Running', '~#Failed', '#Dead', 'At once', '~Rate', ''],
+        ['Queue', '~State', '#Pending', '~#Running', '~#Failed', '#Dead', '~At once', '~Rate', ''],
         data.queues.slice(0, 200).map(queueRow), '')),
       h('section.card', null, h('h2', null, 'Workers'), table('Workers', ['Worker', '~State', 'Runs', 'Since', '~#Done'],
         data.workers.map(worker => h('tr', {'data-key': 'w' + worker.id}, h('td', null, worker.id),
@@ -13083,7 +13084,7 @@ function queueRow(row) {
   return h('tr', {'data-key': 'q' + row.name}, h('td.grow', null, h('span.cut', null, link('jobs', {queue: row.name}, row.name))),
     h('td.wider', null, state(row.paused ? 'paused' : 'open')), ['pending', 'processing', 'failed', 'dead'].map(word =>
       h('td.number', {class: word === 'processing' || word === 'failed' ? 'wider' : ''}, number(row.jobs[word]))),
-    h('td', null, field(row, 'max_running', 'Jobs at once of queue ' + row.name, value => set({max_running: value}),
+    h('td.wider', null, field(row, 'max_running', 'Jobs at once of queue ' + row.name, value => set({max_running: value}),
       'jobs at once; empty: no limit')),
     h('td.wider', null, field(row, 'rate', 'Rate of queue ' + row.name, value => set({rate: value}),
       'starts per time, as in 10/m; empty: no limit')),
@@ -13587,7 +13588,8 @@ def web_overview(store, ends, damage) -> dict:
     busy_first = sorted(status["workers"], key=lambda fact: (fact["job"] is None, fact["id"]))
     for fact in busy_first[:WEB_ROWS]:
         job = store.look.find(fact["job"]) if fact["job"] else None
-        fact.update(command=job and (job.name or text_of(job.command))[:200], running_since=job and utc(job.started_at))
+        shown = job.to_dict() if job else {}
+        fact.update(command=(shown.get("name") or shown.get("command", ""))[:200], running_since=shown.get("started_at"))
     return dict(status, workers=busy_first[:WEB_ROWS], count=len(busy_first), queues=queue_report(store), schedules=coming[:6],
                 failures=web_failures(store), recent=attempt_stats(recent) if recent else None, ends=ends,
                 findings=[finding_json(found) for found in findings])

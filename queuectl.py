@@ -4860,10 +4860,14 @@ class Queues(Part):
             return row[0]
         return self._db.execute("INSERT INTO env(hash, uses, data) VALUES(?, ?, ?)", (crc, uses, data)).lastrowid
 
+    def env(self, env_id) -> bytes:
+        """Return the data of an environment, or of an input; b"" if there is none."""
+        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (env_id,))
+        return rows[0][0] if rows else b""
+
     def swap_env(self, old, change):
         """Return the id of `change(data)` of an environment, or of an input, that one job less uses then; `old` is its id or None."""
-        row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (old,)).fetchone()
-        new = self.store_env(change(row[0] if row else b""), 1)
+        new = self.store_env(change(self.env(old)), 1)
         self._db.execute("UPDATE env SET uses=uses-1 WHERE id=?", (old,))
         self._db.execute("DELETE FROM env WHERE id=? AND uses<=0", (old,))
         return new
@@ -5122,10 +5126,9 @@ class Life(Part):
                  "QUEUECTL_SCHEDULE": job.schedule or "", "QUEUECTL_COMMAND": job.command,
                  "QUEUECTL_ERROR": ended and error_text(ended) or "",
                  "QUEUECTL_EXIT_CODE": "" if ended is None or ended.exit_code is None else ended.exit_code}
-        data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,)).fetchone()
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
-                    hook=key, cwd=job.cwd, base=data[0] if data else b"")
+                    hook=key, cwd=job.cwd, base=self._store.queues.env(job.env))
         plan.store(self._store, now, reserved_for=job.pool)
 
     def revive(self, job, now: float) -> bool:
@@ -5377,10 +5380,7 @@ class Followups(Part):
         if state == "completed" or any_end:
             self._store.life.regate(job, now)
             return
-        why = orphan_text(parent, state)
-        if self._store.life.move(job, "cancel", cause=parent, finished_at=now, pool=None, expires_at=None, error=why):
-            self._store.life.add_history(job, "cancel", "cancelled", now, why)
-            self.settle(job, "cancelled", now)
+        if self._store.life.end(job, "cancel", now, cause=parent, error=orphan_text(parent, state)):
             self._add_moved(job)
 
     def _retry_child(self, job, parent: int, now: float) -> None:
@@ -5435,10 +5435,7 @@ class Claims(Part):
 
     def _env_of(self, job) -> tuple:
         """Return (id, data) of a job's environment; most jobs share one, whose id is never reused."""
-        if job.env == self._env[0]:
-            return self._env
-        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,))
-        return job.env, rows[0][0] if rows else b""
+        return self._env if job.env == self._env[0] else (job.env, self._store.queues.env(job.env))
 
     def finish_and_claim(self, worker: int, outcome=None, queues=None, reserved_for=None):
         """Record a worker's last outcome and claim its next job, in one transaction.
@@ -5609,11 +5606,6 @@ class Claims(Part):
             if left <= 1:
                 self._db.hint()
         return left is None or left > 0
-
-    def input_of(self, job) -> bytes:
-        """Return what a job reads on its standard input."""
-        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.stdin,))
-        return rows[0][0] if rows else b""
 
     def cancel_asked(self, job) -> int:
         """Return CANCEL or SPARE if that was requested while the job runs, otherwise 0."""
@@ -6094,8 +6086,8 @@ class Schedules(Part):
             tz = schedule.tz
             try:
                 if tz is None:
-                    row = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
-                    found = [os.fsdecode(entry[3:]) for entry in (row[0] if row else b"").split(b"\0") if entry.startswith(b"TZ=")]
+                    env = self._store.queues.env(schedule.env)
+                    found = [os.fsdecode(entry[3:]) for entry in env.split(b"\0") if entry.startswith(b"TZ=")]
                     tz = OS.zone(found[0] if found else None)
                 self._set(schedule, **dict(zip(("tz", "rule"), zone_and_rule(tz))))
             except (UserError, ValueError, TypeError, AttributeError):
@@ -6177,8 +6169,7 @@ class Schedules(Part):
             return None
         for job_id in unfinished:
             self._store.life.cancel_one(self._store.look.row(job_id), now)
-        data = self._db.execute("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (schedule.env,)).fetchone()
-        plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=data[0] if data else b"")
+        plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=self._store.queues.env(schedule.env))
         [[job]] = plan.store(self._store, now)
         self._set(schedule, last_job=job)
         return job
@@ -6616,10 +6607,6 @@ class Browse(Part):
         return (members(self._db.read("SELECT parent FROM dep INDEXED BY dep_child WHERE child=? LIMIT 20", (job.id,))),
                 members(self._db.read("SELECT child FROM dep WHERE parent=:id OR parent=-:batch ORDER BY parent<0, child LIMIT 20",
                                       {"id": job.id, "batch": job.batch})))
-
-    def environment(self, job) -> bytes:
-        rows = self._db.read("SELECT CAST(data AS BLOB) FROM env WHERE id=?", (job.env,))
-        return rows[0][0] if rows else b""
 
 
 # A job that may be removed if it is one of those that follow.
@@ -7582,7 +7569,7 @@ class Worker:
 
     def _read(self, job) -> bytes:
         try:
-            return self._store.claims.input_of(job)
+            return self._store.queues.env(job.stdin)
         except sqlite3.OperationalError as error:
             raise OSError(0, str(error)) from None  # the Runner tries again
 
@@ -8417,10 +8404,10 @@ def batch_report(store, batch) -> dict:
     return dict(batch._asdict(), jobs=store.queues.batch_counts(batch.id))
 
 
-def schedule_report(store) -> list:
-    """Return every schedule: the options of its job as they were given, then its own fields; `error` says why it can't run."""
+def schedule_report(store, rows) -> list:
+    """Return these schedules: the options of its job as they were given, then its own fields; `error` says why it can't run."""
     now, facts = store.db.clock(), []
-    for row in store.schedules.list():
+    for row in rows:
         overlap = OVERLAPS[row.no_overlap] if row.no_overlap in range(len(OVERLAPS)) else ""
         facts.append(dict(job_of_schedule(row), name=row.name, spec=row.spec, every=row.every, tz=row.tz, misfire=row.misfire,
                           no_overlap=overlap == "skip", overlap=overlap, paused=bool(row.paused), next_at=row.coming,
@@ -9416,7 +9403,7 @@ def finding_text(found, words=FINDINGS) -> str:
     since, wait = values.get("since"), values.get("wait")
     values["more"] = " (and %s)" % plural(others, "other") if others else ""
     values["held"] = ", its job %d is not released yet" % values["job"] if found.kind == "dead worker" and values["job"] else ""
-    values["wait"] = "; " + note_text(dict(wait, state="dead")) if wait and wait["note"] else ""
+    values["wait"] = "; " + note_text(wait) if wait and wait["note"] else ""
     values["rest"] = ("worker %s of it still runs, and ends after its job" % ", ".join(map(str, values["workers"])) if values.get("workers")
                       else "`%s doctor --fix` or the next `worker start` releases what it left" % invoked())
     values["time"], values["mib"] = local(since), values.get("free", 0) // 2**20
@@ -10202,8 +10189,9 @@ def plan_of(args, options: dict, fixed=()):
     if first is None and args.file is not None and not fixed:
         raise UserError("%s holds no job: write one command per line, or JSON objects" % quoted(args.file))
     if args.dry_run:
+        parsed = parse_job(dict(options))
         for item in chain(first or (), *groups):
-            print_command(item, options)
+            print_command(item, parsed)
     elif first:
         plan = Plan(first, options, fixed=fixed)
         plan.apart, plan.more = args.values, map(plan.read, groups) if args.values else kept_parts(args, plan, groups)
@@ -10229,9 +10217,9 @@ def kept_parts(args, plan, groups):
     return (marshal.load(file) for _ in sizes)
 
 
-def print_command(item, options: dict) -> None:
+def print_command(item, options) -> None:
     item = item[1] if isinstance(item, tuple) else item
-    job = parse_job(dict(item if isinstance(item, dict) else {"command": item}), parse_job(dict(options)))
+    job = parse_job(dict(item if isinstance(item, dict) else {"command": item}), options)
     line = command_line(job["command"], job.get("shell"))
     if is_terminal(sys.stdout):
         out(plain(line))
@@ -10672,8 +10660,11 @@ class Results:
             if file is not None:
                 file.close()
 
+    def _prefix(self, name, job: int) -> str:
+        return "%s | " % plain(name or str(job)) if self._tag else ""
+
     def _reader(self, store, job):
-        prefix = "%s | " % plain(job.name or str(job.id)) if self._tag else ""
+        prefix = self._prefix(job.name, job.id)
         first = next((attempt.attempt for attempt in store.look.history(job.id)
                       if (attempt.finished_at or self._since) >= self._since), job.attempt)  # it may have been tried again already
         return LogReader(store, job.id, first, prefix, True, not self.alone)
@@ -10691,7 +10682,7 @@ class Results:
         elif self._how == "grouped" and (end.attempt or self._group):
             self._begin_group(end)
             ends_line = pass_log(store.db.files.log(end.job, end.attempt or 0), self._write,
-                                 b"%s | " % raw(plain(end.name or str(end.job))) if self._tag else b"")
+                                 raw(self._prefix(end.name, end.job)))
             if not ends_line and (self._group or is_terminal(sys.stdout)):
                 self._write(b"\n")
             if self._group:
@@ -11305,7 +11296,7 @@ def cmd_show(store, args) -> None:
     if report["log"]:
         out("%-13s %s" % ("log", plain(report["log"])))
     if report["note"]:
-        out("%-13s %s" % ("waits", "worker %d %s" % (job.worker, note_text(dict(report, state=job.state)))))
+        out("%-13s %s" % ("waits", "worker %d %s" % (job.worker, note_text(report))))
     if report["history"]:
         out("")
         print_table(("ATTEMPT", "OUTCOME", "WORKER", "PID", "STARTED", "DURATION", "ERROR"),
@@ -11591,12 +11582,14 @@ def print_or_replace(path, text: str) -> None:
         replace_file(path, text)
 
 
-def replace_file(path: str, text: str) -> None:
+def replace_file(path: str, text: str, mode=None) -> None:
     """Write a file so that a reader sees the old content or the new, also if this process is killed."""
     part = "%s.%d.part" % (path, os.getpid())
     try:
         with open(part, "w", encoding="utf-8", newline="") as file:
             file.write(text)
+        if mode is not None:
+            os.chmod(part, mode)
         os.replace(part, path)
     finally:
         remove(part)
@@ -12187,8 +12180,8 @@ def name_for(command: str, names: set, number: int) -> str:
 def print_crontab(store) -> None:
     """Print schedules as `cron load` and cron(8) read them; those in this machine's zone come first."""
     here = zone = OS.zone(os.environ.get("TZ"))
-    found = zip(store.schedules.list(), schedule_report(store))
-    for row, fact in sorted(found, key=lambda pair: "" if pair[0].tz in (None, here) else pair[0].tz):
+    rows = store.schedules.list()
+    for row, fact in sorted(zip(rows, schedule_report(store, rows)), key=lambda pair: "" if pair[0].tz in (None, here) else pair[0].tz):
         job, trouble = job_of_schedule(row), fact["error"]
         left_out = ["%s=%s" % (key.replace("_", "-"), value) for key, value in job.items()
                     if key not in ("command", "cwd", "env", "shell", "stdin", "umask")]
@@ -12228,8 +12221,9 @@ def cmd_cron_list(store, args) -> None:
     if args.crontab:
         print_crontab(store)
     else:
-        show_list(args, schedule_report(store), SCHEDULE_LIST, "No schedules: `%s cron add` makes one" % invoked())
-        stuck = unfired(store, store.schedules.list())
+        rows = store.schedules.list()
+        show_list(args, schedule_report(store, rows), SCHEDULE_LIST, "No schedules: `%s cron add` makes one" % invoked())
+        stuck = unfired(store, rows)
         if stuck:
             talk(finding_text(stuck))
 
@@ -12548,7 +12542,7 @@ def cmd_install(args) -> None:
     if os.path.basename(source) != PROGRAM + ".py":
         raise UserError("the file must be called %s.py to be installed, not %s" % (PROGRAM, plain(os.path.basename(source))))
     os.makedirs(folder, exist_ok=True)
-    write_program(path, text)
+    replace_file(path, text, 0o755)
     if not OS.trusts_cache(source):
         talk("%s starts slowly, since others may put bytecode beside %s: move that file to a directory of yours and install it again" % (
             PROGRAM, plain(source)))
@@ -12566,13 +12560,6 @@ def refuse_foreign_launcher(path: str, needed: bool) -> None:
     except FileNotFoundError:
         if needed:
             raise UserError("%s is not there" % plain(path)) from None
-
-
-def write_program(path: str, text: str) -> None:
-    with open(path + ".new", "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.chmod(path + ".new", 0o755)
-    os.replace(path + ".new", path)
 
 
 # == Page ==============================================================================
@@ -13566,7 +13553,7 @@ def web_job(store, query: dict) -> dict:
     reasons = [reason_text(job, reason) for reason in why_waiting(store, job) + why_workers_wait(store, job)]
     parents, children = store.browse.family(job)
     report = job_report(store, job, children)
-    names = sorted(entry.partition("=")[0] for entry in text_of(store.browse.environment(job)).split("\0") if entry)
+    names = sorted(entry.partition("=")[0] for entry in text_of(store.queues.env(job.env)).split("\0") if entry)
     return dict(report, **report.pop("job").to_dict(), reasons=reasons, parents=parents, variables=dict.fromkeys(names, SECRET))
 
 
@@ -13602,7 +13589,7 @@ def web_overview(store, ends, damage) -> dict:
     findings = worst_first(chain(damage, examine_jobs(store, max_wait=WEB_OVERDUE_S), examine_schedules(store), examine_workers(store),
                                  examine_disk(store.db.path)))
     recent = store.look.finished_since(store.db.clock() - 3600, 1000)
-    coming = sorted((row for row in schedule_report(store) if not row["paused"]), key=lambda row: row["next_at"] or NEVER)
+    coming = sorted((row for row in schedule_report(store, store.schedules.list()) if not row["paused"]), key=lambda row: row["next_at"] or NEVER)
     status = status_json(status_report(store))
     busy_first = sorted(status["workers"], key=lambda fact: (fact["job"] is None, fact["id"]))
     for fact in busy_first[:WEB_ROWS]:
@@ -13631,7 +13618,7 @@ WEB_READS = {
     "dlq": lambda store, query: store.browse.dead_groups(),
     "queues": lambda store, query: queue_report(store),
     "batches": lambda store, query: [batch_report(store, batch) for batch in store.queues.batches(30)],
-    "schedules": lambda store, query: schedule_report(store),
+    "schedules": lambda store, query: schedule_report(store, store.schedules.list()),
     "stats": lambda store, query: stats_report(store, parse_duration(query.get("since", "1d"), "since", 1))[0],
     "events": lambda store, query: as_json(store.look.events(web_number(query, "after", LARGEST, 0))),
     "config": lambda store, query: web_config(store),
@@ -13665,7 +13652,7 @@ def web_enqueue(store, asked: dict) -> dict:
     asked, place = dict(asked), {}
     if "like" in asked:
         job = store.look.job(asked.pop("like"))
-        place = {"cwd": job.cwd, "base": store.browse.environment(job)}
+        place = {"cwd": job.cwd, "base": store.queues.env(job.env)}
         asked = dict({"umask": job.to_dict()["umask"]}, **asked)
     return {"id": store.enqueue_plan(Plan([asked], **place)).ids[0][0]}
 

@@ -1923,34 +1923,38 @@ class PosixOwners(System):
             plain(path), ", or something in it," if os.path.isdir(path) else "", self.user_name(uid), owner, self.quote([plain(path)]),
             self.user_name(owner))
 
-    def oddities(self, files, deep: bool = True):
+    def _beside(self, files, counts):
+        """Yield (path, its state) of a queue's database, its directories, and the files in those of them that `counts(directory)` names."""
+        found = [files.database + end for end in ("", "-wal", "-shm", "-journal")] + [files.root]
+        for folder, folders, names in os.walk(files.root):
+            found += [os.path.join(folder, name) for name in folders + (names if counts(folder) else [])]
+        for path in found:
+            try:
+                yield path, os.lstat(path)
+            except OSError:
+                continue  # it has gone
+
+    def oddities(self, files):
         """Yield (path, kind, repair) of each file beside a queue that is not its owner's alone; repair() or None if we can't.
 
         Kinds: "owner": another user's; "kind": not a plain file; "mode": others may read or write it.
         """
-        database = os.stat(files.database)
-        found = [files.database + end for end in ("", "-wal", "-shm", "-journal")] + [files.root]
-        for folder, folders, names in os.walk(files.root):
-            found += [os.path.join(folder, name) for name in folders + (names if deep or folder in (files.root, files.workers) else [])]
-        for path in found:
-            try:
-                info = os.lstat(path)
-            except OSError:
-                continue  # it has gone
+        owner = os.stat(files.database).st_uid
+        for path, info in self._beside(files, lambda folder: True):
             mine = info.st_uid == os.geteuid()
             if not S_ISDIR(info.st_mode) and not S_ISREG(info.st_mode):
                 yield path, "kind", lambda path=path: os.unlink(path)
-            elif info.st_uid != database.st_uid and (deep or not self._may_write(path)):
+            elif info.st_uid != owner:
                 yield path, "owner", None
             elif info.st_mode & 0o077:
                 yield path, "mode", (lambda path=path, mode=info.st_mode & 0o700: os.chmod(path, mode)) if mine else None
 
     def foreign_files(self, files) -> str:
         """Return what to do about files that root left in this user's queue and that stop its work; "" if there are none."""
-        for path, kind, _ in self.oddities(files, deep=False):
-            if kind == "owner":
-                place = files.root if path.startswith(files.root) else path
-                return self.owner_advice(place, os.lstat(path).st_uid, os.stat(files.database).st_uid)
+        owner = os.stat(files.database).st_uid
+        for path, info in self._beside(files, (files.root, files.workers).__contains__):
+            if info.st_uid != owner and (S_ISDIR(info.st_mode) or S_ISREG(info.st_mode)) and not self._may_write(path):
+                return self.owner_advice(files.root if path.startswith(files.root) else path, info.st_uid, owner)
         return ""
 
     def owner_of_refused(self, error, root: str) -> str:
@@ -2656,7 +2660,7 @@ class Linux(Posix):
 
 @lru_cache(maxsize=16)
 def has_odd_name(names: frozenset) -> bool:
-    """Whether one of these names of variables is no identifier.  Most jobs of a worker have the same ones."""
+    """Whether one of these names of variables is not an identifier.  Most jobs of a worker have the same ones."""
     return not all(name.decode("ascii", "replace").isidentifier() for name in names)
 
 
@@ -3303,7 +3307,7 @@ class Windows(System):
         """Return "": Windows has access lists, which a file inherits from its directory."""
         return ""
 
-    def oddities(self, files, deep: bool = True):
+    def oddities(self, files):
         """Return nothing, for the same reason."""
         return ()
 
@@ -4285,22 +4289,21 @@ class Plan:
 
     `options` apply to all items; an item's own options override them.  `fixed` are columns that take the place of settings.
     `more` may be set to an iterator of further items, in lists that `read` has returned, so that memory does not grow with the jobs.
+    `origin` says where jobs come from that no user enqueues: their `base` environment and `cwd`; `schedule` or `hook`.
     """
 
-    def __init__(self, items, options=(), taker="", schedule=None, hook=None, cwd=None, base=None, fixed=()):
+    def __init__(self, items, options=(), taker="", fixed=(), origin=()):
         self.given = items
         self._options = parse_job(dict(options), taker=taker)
         if self._options.get("queue") == "default":
             del self._options["queue"]
         self._taker = taker
         self._fixed = fixed
-        self._schedule = schedule
-        self._hook = hook
-        self._cwd = cwd
+        self._origin = dict(origin)
         self.batch = None
-        self._ours = base is None  # whether the jobs get the environment of this process
-        self._base = OS.environment() if base is None else base
-        self._umask = OS.umask() if base is None else None
+        self._ours = not origin  # whether the jobs get the environment of this process
+        self._base = self._origin["base"] if origin else OS.environment()
+        self._umask = None if origin else OS.umask()
         self.items = self.read(items)
         self.more = ()
         self.apart = False     # whether no job refers to another of these, so that each part can be finished by itself
@@ -4346,8 +4349,8 @@ class Plan:
         common.update(self._fixed)
         if self._ours:
             self._base = kept(self._base, defaults["env_keep"])
-        common.update(cwd=self._here(), batch=self.batch, pool=reserved_for, schedule=self._schedule,
-                      hook=self._hook, run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
+        common.update(cwd=self._here(), batch=self.batch, pool=reserved_for, schedule=self._origin.get("schedule"),
+                      hook=self._origin.get("hook"), run_at=now, created_at=now, gate=READY if reserved_for is None else RESERVED)
         ids, count = [], 0
         for items in chain([self.items], self.more):
             self._store_items(items, ids, common, now)
@@ -4376,8 +4379,9 @@ class Plan:
             start = end
 
     def _here(self):
-        if self._cwd is not None:
-            return encodable(self._cwd, "the directory") if isinstance(self._cwd, str) else self._cwd
+        cwd = self._origin.get("cwd")
+        if cwd is not None:
+            return encodable(cwd, "the directory") if isinstance(cwd, str) else cwd
         try:
             return encodable(given(os.getcwd()), "this directory")
         except FileNotFoundError:
@@ -4534,7 +4538,7 @@ class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap pau
         """Return why it can't run: the error of its last time, or the error that its row would cause now; None if it can."""
         try:
             self.following(now)
-            Plan([dict(self.job(now), shell=None)], base=b"")  # finding the shell needs the environment, which isn't here
+            Plan([dict(self.job(now), shell=None)], origin={"base": b""})  # finding the shell needs the environment, which isn't here
         except Exception as error:
             return self.error or row_fault(error)
         return self.error
@@ -5128,7 +5132,7 @@ class Life(Part):
                  "QUEUECTL_EXIT_CODE": "" if ended is None or ended.exit_code is None else ended.exit_code}
         plan = Plan([{"command": command, "queue": job.queue, "priority": 10**9, "timeout": NOTIFY_S, "max_retries": 0,
                       "env": {key: str(value) for key, value in facts.items()}, "umask": job.to_dict()["umask"]}],
-                    hook=key, cwd=job.cwd, base=self._store.queues.env(job.env))
+                    origin={"hook": key, "cwd": job.cwd, "base": self._store.queues.env(job.env)})
         plan.store(self._store, now, reserved_for=job.pool)
 
     def revive(self, job, now: float) -> bool:
@@ -5234,21 +5238,28 @@ class Life(Part):
             return dict.fromkeys([row[0] for row in rows], "pending")
         return self._each_family(ids, change, together, "pending")
 
-    def hold(self, ids, held: bool = True) -> list:
-        """Hold or release jobs; return (id, result): `held`, `released`, or the state of a job that does not wait."""
+    def hold(self, ids) -> list:
+        """Keep waiting jobs from starting; return (id, result): `held`, or the state of a job that does not wait."""
+        return self._set_held(ids, 1, "held")
+
+    def release(self, ids) -> list:
+        """Let held jobs start; return (id, result): `released`, or the state of a job that does not wait."""
+        return self._set_held(ids, 0, "released")
+
+    def _set_held(self, ids, held: int, result: str) -> list:
         def change(job, now):
             if job.state not in WAITING:
                 return job.state
-            self._db.execute("UPDATE job SET held=? WHERE id=?", (int(held), job.id))
-            self.regate(job._replace(held=int(held)), now)
-            return "held" if held else "released"
+            self._db.execute("UPDATE job SET held=? WHERE id=?", (held, job.id))
+            self.regate(job._replace(held=held), now)
+            return result
 
         def together(ids, now):
             ids = [row[0] for row in self._alone(ids, WAITING)]
             self._db.execute("UPDATE job SET held=?, gate=CASE WHEN ? THEN 2 WHEN run_at>? THEN 1 WHEN pool IS NULL THEN 0 ELSE 5 END "
-                             "WHERE id IN " + marks(ids), (int(held), held, now, *ids))
+                             "WHERE id IN " + marks(ids), (held, held, now, *ids))
             self._db.hint(0 if held else len(ids))
-            return dict.fromkeys(ids, "held" if held else "released")
+            return dict.fromkeys(ids, result)
         return self._each(ids, change, together)
 
     def edit(self, ids, options: dict) -> list:
@@ -5741,8 +5752,8 @@ class Workers(Part):
         with self._db.undo, Transaction(self._db):
             self._db.execute("UPDATE job SET cancel=2 WHERE id=? AND attempt=? AND state='processing' AND cancel=0", (job.id, job.attempt))
 
-    def add_supervisor(self, kind: str, port: int, token: str, slots: int, queues, max_jobs=None, arguments="", max_failures=None) -> tuple:
-        """Register this process; return (id, the descriptor that holds its lock).
+    def add_supervisor(self, spec, port: int, token: str) -> tuple:
+        """Register this process, with what it was asked for (SupervisorSpec); return (id, the descriptor that holds its lock).
 
         The lock is acquired before the row is visible to others, so that none takes this process for dead.
         """
@@ -5752,7 +5763,8 @@ class Workers(Part):
             supervisor_id = self._db.execute(
                 "INSERT INTO supervisor(pid, port, token, slots, queues, kind, started_at, jobs_left, arguments, failures_left) "
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (os.getpid(), port, token, slots, queues, kind, now, max_jobs, arguments, max_failures)).lastrowid
+                (os.getpid(), port, token, spec.count, spec.asked.get("queues"), spec.kind, now, spec.asked.get("max_jobs"),
+                 spec.arguments, spec.asked.get("max_failures"))).lastrowid
             return supervisor_id, OS.hold(self._db.files.lock("s%d" % supervisor_id))
 
     def add_worker(self, supervisor: int) -> tuple:
@@ -5995,19 +6007,18 @@ class Schedules(Part):
             if self._db.connection.in_transaction:  # SQLite itself rolls back after some errors
                 self._db.execute("RELEASE alone")
 
-    def add(self, name: str, spec, every, job, tz=None, misfire: str = "once", no_overlap: bool = False,
-                     overlap: str = "", replace: bool = False) -> float:
-        """Store a schedule with a cron line or with the seconds between runs; return the time of its first run."""
-        return self.add_all([self.plan(name, spec, every, job, tz, misfire, no_overlap, overlap, replace)], replace)[0]
+    def add(self, name: str, job, times: dict, replace: bool = False) -> float:
+        """Store a schedule, given as to `plan`; return the time of its first run."""
+        return self.add_all([self.plan(name, job, times, replace)], replace)[0]
 
-    def plan(self, name: str, spec, every, job, tz=None, misfire="once", no_overlap=False, overlap="",
-                      replace=False) -> dict:
+    def plan(self, name: str, job, times: dict, replace: bool = False) -> dict:
         """Return the row of a schedule for `add_all`; `job` is a dict, or a Plan of one job.
 
+        `times` has `spec` (a cron line) or `every` (seconds), and may have `tz`, `misfire` and `overlap`.
         A schedule that is replaced keeps its zone unless another is given.
         """
         import json
-        now, rule = self._db.clock(), None
+        now, rule, spec, every, tz = self._db.clock(), None, times.get("spec"), times.get("every"), times.get("tz")
         if tz is None and replace:
             tz = next((schedule.tz for schedule in self.list() if schedule.name == name), None)
         plan = job if isinstance(job, Plan) else Plan([job], taker="cron")
@@ -6026,8 +6037,8 @@ class Schedules(Part):
         for ref in parsed.get("after", []) + parsed.get("after_any", []):
             if ref not in [schedule.name for schedule in self.list()]:
                 self._store.look.ids(ref)
-        return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": misfire, "created_at": now,
-                "no_overlap": OVERLAPS.index(parse_choice(overlap or ("skip" if no_overlap else "allow"), "overlap", OVERLAPS)),
+        return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": times.get("misfire", "once"),
+                "created_at": now, "no_overlap": OVERLAPS.index(parse_choice(times.get("overlap", "allow"), "overlap", OVERLAPS)),
                 "next_at": now + every if every else next_run(parse_cron(spec), now, tz, rule), "boot": OS.boot(),
                 "options": json.dumps(options), "env": job_env(OS.environment(), {"clean_env": parsed.get("clean_env")}),
                 "cwd": encodable(given(os.getcwd()), "this directory")}
@@ -6056,8 +6067,11 @@ class Schedules(Part):
             self._db.hint()
         return [row["next_at"] for row in rows]
 
-    def edit(self, name: str, options: dict, spec=None, every=None, tz=None, misfire=None, overlap="") -> None:
-        """Change a schedule: its times, or options of its job and `command`; what is not given stays, and "" takes an option away."""
+    def edit(self, name: str, options: dict, times: dict) -> None:
+        """Change a schedule: its times (see `plan`), or options of its job and `command`; "" takes an option away.
+
+        What is not given, or None, stays.
+        """
         schedule = self.get(name)
         job = dict(stored_job(schedule.options))
         for key, value in options.items():
@@ -6066,10 +6080,11 @@ class Schedules(Part):
             job.pop({"at": "delay", "delay": "at"}.get(key), None)
             job[key] = value
         job = {key: value for key, value in job.items() if value not in ("", [""])}
-        if spec is None and every is None:
-            spec, every = schedule.spec, schedule.every
-        row = self.plan(name, spec, every, job, tz or schedule.tz, misfire or schedule.misfire,
-                        overlap=overlap or OVERLAPS[schedule.no_overlap])
+        given = {key: value for key, value in times.items() if value}
+        before = {"tz": schedule.tz, "misfire": schedule.misfire, "overlap": OVERLAPS[schedule.no_overlap]}
+        if "spec" not in given and "every" not in given:
+            before.update(spec=schedule.spec, every=schedule.every)
+        row = self.plan(name, job, {**before, **given})
         if (row["spec"], row["every"], row["tz"]) == (schedule.spec, schedule.every, schedule.tz) and (schedule.next_at or NEVER) < NEVER:
             del row["next_at"]
         for column in ("name", "created_at", "boot", "cwd", "env"):
@@ -6169,7 +6184,8 @@ class Schedules(Part):
             return None
         for job_id in unfinished:
             self._store.life.cancel_one(self._store.look.row(job_id), now)
-        plan = Plan([schedule.job(now)], schedule=schedule.name, cwd=schedule.cwd, base=self._store.queues.env(schedule.env))
+        plan = Plan([schedule.job(now)], origin={
+            "schedule": schedule.name, "cwd": schedule.cwd, "base": self._store.queues.env(schedule.env)})
         [[job]] = plan.store(self._store, now)
         self._set(schedule, last_job=job)
         return job
@@ -7820,9 +7836,7 @@ class Supervisor:
                              "SIGQUIT": self._on_now, "SIGVTALRM": self._on_now, "SIGUSR1": self._on_reopen})
         self._busy_at = self._last_event = None  # when one of the workers was last seen with a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
-        self.id, lock = self._repairing(lambda: self.store.workers.add_supervisor(
-            spec.kind, self._inbox.port, self._inbox.token, spec.count, self._queues, spec.asked.get("max_jobs"), spec.arguments,
-            spec.asked.get("max_failures")))
+        self.id, lock = self._repairing(lambda: self.store.workers.add_supervisor(spec, self._inbox.port, self._inbox.token))
         self._lock = LockFile(self.store.db.files.lock("s%d" % self.id), lock)
         self._store.db.on_wait = self._lock.on_wait
         self._workers = OS.worker_processes(self._inbox.token)
@@ -11904,7 +11918,7 @@ CHANGES = {change[1]: change for change in (
     (FINAL + ("failed",), "retry", lambda store, ids: store.life.retry(ids)),
     (UNFINISHED, "cancel", cancel),
     (WAITING, "hold", lambda store, ids: store.life.hold(ids)),
-    (WAITING, "release", lambda store, ids: store.life.hold(ids, False)),
+    (WAITING, "release", lambda store, ids: store.life.release(ids)),
     (FINAL, "remove", lambda store, ids: store.keep.purge(ids)))}
 
 
@@ -12025,7 +12039,8 @@ def plan_schedule(args) -> None:
 
 
 def cmd_cron_add(store, args) -> None:
-    store.schedules.add(args.name, args.spec, args.every, args.plan, args.tz, args.misfire, overlap=args.overlap, replace=args.replace)
+    times = {"spec": args.spec, "every": args.every, "tz": args.tz, "misfire": args.misfire, "overlap": args.overlap}
+    store.schedules.add(args.name, args.plan, times, args.replace)
     schedule = store.schedules.get(args.name)
     verdict("S" + next_text(schedule)[1:])
     warn_if_unserved(store, job_of_schedule(schedule).get("queue") or "default")
@@ -12043,7 +12058,7 @@ def plan_schedule_edit(args) -> None:
 
 
 def cmd_cron_edit(store, args) -> None:
-    store.schedules.edit(args.name, args.options, **args.times)
+    store.schedules.edit(args.name, args.options, args.times)
     verdict("S" + next_text(store.schedules.get(args.name))[1:])
 
 
@@ -12064,7 +12079,7 @@ def cmd_cron_load(store, args) -> None:
     rows, faults = [], []
     for number, name, spec, tz, job in args.entries:
         try:
-            rows.append(store.schedules.plan(name, spec, None, job, tz, replace=args.replace))
+            rows.append(store.schedules.plan(name, job, {"spec": spec, "tz": tz}, args.replace))
         except UserError as error:
             faults.append("line %d: %s" % (number, error))
     refuse_lines(faults)
@@ -13589,7 +13604,8 @@ def web_overview(store, ends, damage) -> dict:
     findings = worst_first(chain(damage, examine_jobs(store, max_wait=WEB_OVERDUE_S), examine_schedules(store), examine_workers(store),
                                  examine_disk(store.db.path)))
     recent = store.look.finished_since(store.db.clock() - 3600, 1000)
-    coming = sorted((row for row in schedule_report(store, store.schedules.list()) if not row["paused"]), key=lambda row: row["next_at"] or NEVER)
+    rows = [row for row in schedule_report(store, store.schedules.list()) if not row["paused"]]
+    coming = sorted(rows, key=lambda row: row["next_at"] or NEVER)
     status = status_json(status_report(store))
     busy_first = sorted(status["workers"], key=lambda fact: (fact["job"] is None, fact["id"]))
     for fact in busy_first[:WEB_ROWS]:
@@ -13654,7 +13670,7 @@ def web_enqueue(store, asked: dict) -> dict:
         job = store.look.job(asked.pop("like"))
         place = {"cwd": job.cwd, "base": store.queues.env(job.env)}
         asked = dict({"umask": job.to_dict()["umask"]}, **asked)
-    return {"id": store.enqueue_plan(Plan([asked], **place)).ids[0][0]}
+    return {"id": store.enqueue_plan(Plan([asked], origin=place)).ids[0][0]}
 
 
 def web_queue(store, asked: dict) -> dict:
@@ -14490,7 +14506,7 @@ def build_parser(found):
 
 
 class NoOptions:
-    """Takes the place of an argparse parser if the user gave no options: it collects their defaults.  argparse costs 10 ms."""
+    """A parser for a command line without options, in place of one of argparse: it collects their defaults.  argparse costs 10 ms."""
 
     def __init__(self):
         self.args = type(sys.implementation)(db=None, as_root=False)

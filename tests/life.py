@@ -66,10 +66,15 @@ def order(store, **options):
         finish(store, job)
 
 
+def add_schedule(store, name, spec, every, job, tz=None, misfire="once", overlap="allow", replace=False):
+    times = {"spec": spec, "every": every, "tz": tz, "misfire": misfire, "overlap": overlap}
+    return store.schedules.add(name, job, times, replace)
+
+
 def pool(store, slots=1, kind="start", queues=None):
     """A registered supervisor's id and the ids of its workers."""
     import os
-    boss, lock = store.workers.add_supervisor(kind, 9, "token", slots, queues)
+    boss, lock = store.workers.add_supervisor(queuectl.SupervisorSpec("", kind, slots, {"queues": queues}), 9, "token")
     workers = []
     os.close(lock)
     for _ in range(slots):

@@ -84,7 +84,7 @@ def events(store, clock):
         "drained": lambda: store.claims.unfinished(), "drained of its own": lambda: store.claims.unfinished(reserved_for=boss),
         "enqueue": lambda: store.enqueue("x"), "enqueue unique": lambda: store.enqueue("x", unique="u3"),
         "enqueue with all": lambda: store.enqueue("x", key="k", after="p", after_any=[str(waiting)], after_batch="1", ttl=5),
-        "hold": lambda: store.life.hold([waiting]), "let go": lambda: store.life.hold([waiting], False),
+        "hold": lambda: store.life.release([waiting]), "let go": lambda: store.life.hold([waiting]),
         "cancel": lambda: store.life.cancel([waiting]), "cancel what runs": lambda: store.life.cancel([run(store.enqueue("x")).id]),
         "retry": lambda: store.life.retry([dead()]),
         "explain": lambda: store.look.why_waiting(store.look.job(store.enqueue("x", key="k1"))),

@@ -1744,7 +1744,7 @@ def test_a_rescue_that_fails_leaves_no_lock_of_a_worker_that_another_has_release
     """It goes by a list that was read before, and makes the worker's lock file again to look; nobody else would come for that file."""
     import queuectl
     code = ("import sys; sys.path.insert(0, %r); import queuectl; store = queuectl.Store(%r); "
-            "print(store.workers.add_worker(store.workers.add_supervisor('start', 1, 'x', 1, None)[0])[0])" % (
+            "print(store.workers.add_worker(store.workers.add_supervisor(queuectl.SupervisorSpec('', 'start', 1, {}), 1, 'x')[0])[0])" % (
                 str(SCRIPT.parent), str(tmp_path / "q.db")))
     number = int(subprocess.run([sys.executable, "-IS", "-c", code], stdout=subprocess.PIPE, check=True).stdout)
     with queuectl.Store(str(tmp_path / "q.db")) as store:

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 
 import pytest
 from conftest import posix_only, wait_until
-from life import (READY, Clock, bury, claim, fail, finish, invariants, open_store, order, outcome, pool, rows)
+from life import (READY, Clock, add_schedule, bury, claim, fail, finish, invariants, open_store, order, outcome, pool, rows)
 
 import queuectl
 
@@ -232,7 +232,7 @@ def test_a_held_job_waits_for_its_release_and_keeps_its_place(store):
     assert claim(store).id == second
     assert claim(store) is None
     third = store.enqueue("x")
-    assert store.life.hold([first], False) == [(first, "released")]
+    assert store.life.release([first]) == [(first, "released")]
     assert order(store) == [first, third]
 
 
@@ -245,7 +245,7 @@ def test_a_job_that_awaits_its_retry_or_a_parent_can_be_held(store, clock):
     clock.pass_by(60)
     finish(store, claim(store))
     assert claim(store) is None
-    store.life.hold([failed, child], False)
+    store.life.release([failed, child])
     assert set(order(store)) == {failed, child}
 
 
@@ -476,7 +476,7 @@ def test_what_edit_and_schedules_do_not_take_is_refused_from_python_too(store):
         store.life.edit([job], {"unique": "u", "for": 60})
     for name in ("name", "id"):
         with pytest.raises(queuectl.UserError, match="every job of a schedule"):
-            store.schedules.add("s", None, 60.0, {"command": "x", name: "y"})
+            add_schedule(store, "s", None, 60.0, {"command": "x", name: "y"})
     assert store.schedules.list() == []
     assert store.look.job(job).name is None
 
@@ -504,10 +504,10 @@ def test_whatever_makes_a_job_ready_wakes_workers_at_once(store, clock, hints):
     assert job.id == first
     woken(lambda: finish(store, job))
     job = claim(store)
-    store.life.hold([child], False)
+    store.life.release([child])
     woken(lambda: finish(store, job))
     store.life.hold([child])
-    woken(lambda: store.life.hold([child], False))
+    woken(lambda: store.life.release([child]))
     store.life.edit([child], {"delay": 60})
     woken(lambda: store.life.edit([child], {"delay": 0}))
     job = claim(store)
@@ -625,7 +625,7 @@ def test_a_unique_job_is_not_doubled_while_it_waits_runs_or_awaits_its_retry(sto
     twin.append(store.enqueue("x", unique="u"))
     store.life.hold([number])
     twin.append(store.enqueue("x", unique="u", delay=60))
-    store.life.hold([number], False)
+    store.life.release([number])
     assert set(twin) == {number}
     clock.pass_by(60)
     finish(store, claim(store))
@@ -1020,7 +1020,7 @@ def fired(store, name):
 
 def test_a_schedule_fires_at_its_times_each_once_whoever_looks(store, clock, tmp_path):
     others = [open_store(tmp_path, clock) for _ in range(3)]
-    store.schedules.add("s", None, 90.0, {"command": "x"})
+    add_schedule(store, "s", None, 90.0, {"command": "x"})
     start = clock()
     times = []
     while clock() < start + HOUR:
@@ -1039,7 +1039,7 @@ def test_a_schedule_fires_at_its_times_each_once_whoever_looks(store, clock, tmp
 @pytest.mark.parametrize("spec, every", [("*/5 * * * *", None), (None, 300.0)])
 @pytest.mark.parametrize("misfire, expected", [("once", 1), ("skip", 0)])
 def test_times_missed_while_nothing_ran_fire_once_or_not_at_all(store, clock, spec, every, misfire, expected):
-    store.schedules.add("s", spec, every, {"command": "x"}, "UTC", misfire)
+    add_schedule(store, "s", spec, every, {"command": "x"}, "UTC", misfire)
     clock.pass_by(7 * HOUR + 123)
     store.schedules.tick()
     store.schedules.tick()
@@ -1054,14 +1054,14 @@ def test_times_missed_while_nothing_ran_fire_once_or_not_at_all(store, clock, sp
 
 
 def test_a_moments_delay_is_no_misfire(store, clock):
-    store.schedules.add("s", "* * * * *", None, {"command": "x"}, "UTC", "skip")
+    add_schedule(store, "s", "* * * * *", None, {"command": "x"}, "UTC", "skip")
     clock.now = store.schedules.list()[0].next_at + 5
     store.schedules.tick()
     assert fired(store, "s") == 1
 
 
 def test_no_overlap_skips_while_the_last_one_waits_runs_or_awaits_its_retry(store, clock):
-    store.schedules.add("s", None, 60.0, {"command": "x", "backoff_base": 500, "backoff": "constant"}, no_overlap=True)
+    add_schedule(store, "s", None, 60.0, {"command": "x", "backoff_base": 500, "backoff": "constant"}, overlap="skip")
 
     def next_time():
         clock.pass_by(61)
@@ -1078,7 +1078,7 @@ def test_no_overlap_skips_while_the_last_one_waits_runs_or_awaits_its_retry(stor
 
 
 def test_a_paused_schedule_does_not_fire_and_resuming_does_not_make_up_for_it(store, clock):
-    store.schedules.add("s", None, 60.0, {"command": "x"})
+    add_schedule(store, "s", None, 60.0, {"command": "x"})
     store.schedules.pause("s", True)
     assert store.claims.next_time() is None
     clock.pass_by(DAY)
@@ -1093,7 +1093,7 @@ def test_a_paused_schedule_does_not_fire_and_resuming_does_not_make_up_for_it(st
 
 
 def test_a_schedule_that_is_run_by_hand_keeps_its_times(store, clock):
-    store.schedules.add("s", None, 60.0, {"command": "echo hi", "priority": 4, "queue": "q"})
+    add_schedule(store, "s", None, 60.0, {"command": "echo hi", "priority": 4, "queue": "q"})
     before = store.schedules.list()[0].next_at
     job = store.look.job(store.schedules.run("s"))
     assert (job.command, job.priority, job.queue, job.schedule) == ("echo hi", 4, "q", "s")
@@ -1101,13 +1101,13 @@ def test_a_schedule_that_is_run_by_hand_keeps_its_times(store, clock):
 
 
 def test_a_schedule_that_is_removed_leaves_its_jobs_and_its_name(store, clock):
-    store.schedules.add("s", None, 60.0, {"command": "x"})
+    add_schedule(store, "s", None, 60.0, {"command": "x"})
     with pytest.raises(queuectl.UserError, match="already"):
-        store.schedules.add("s", None, 60.0, {"command": "x"})
+        add_schedule(store, "s", None, 60.0, {"command": "x"})
     store.schedules.run("s")
     store.schedules.remove("s")
     assert store.queues.counts()["pending"] == 1 and store.schedules.list() == []
-    store.schedules.add("s", None, 60.0, {"command": "x"})
+    add_schedule(store, "s", None, 60.0, {"command": "x"})
     for action in (store.schedules.remove, store.schedules.run, lambda name: store.schedules.pause(name, True)):
         with pytest.raises(queuectl.UserError, match="nobody"):
             action("nobody")
@@ -1117,7 +1117,7 @@ def test_a_schedule_keeps_to_its_time_zone_through_the_change_of_the_clocks(tmp_
     pytest.importorskip("zoneinfo")
     clock = Clock(datetime(2026, 3, 27, 12, tzinfo=timezone.utc).timestamp())
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
+    add_schedule(store, "s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
     seen = []
     for _ in range(4):
         clock.now = store.schedules.list()[0].next_at
@@ -1129,8 +1129,8 @@ def test_a_schedule_keeps_to_its_time_zone_through_the_change_of_the_clocks(tmp_
 
 
 def test_a_schedule_with_a_unique_key_or_a_key_obeys_it(store, clock):
-    store.schedules.add("u", None, 60.0, {"command": "x", "unique": "u"})
-    store.schedules.add("k", None, 60.0, {"command": "x", "key": "k"})
+    add_schedule(store, "u", None, 60.0, {"command": "x", "unique": "u"})
+    add_schedule(store, "k", None, 60.0, {"command": "x", "key": "k"})
     for _ in range(3):
         clock.pass_by(60)
         store.schedules.tick()
@@ -1141,8 +1141,8 @@ def test_a_schedule_with_a_unique_key_or_a_key_obeys_it(store, clock):
 def test_a_schedule_that_can_no_longer_enqueue_harms_nothing_else(store, clock):
     """Its parent was pruned after a week, say.  A supervisor that fell over it would fall again at each start."""
     parent = store.enqueue("x")
-    store.schedules.add("broken", None, 60.0, {"command": "x", "after": str(parent)})
-    store.schedules.add("fine", None, 60.0, {"command": "x"})
+    add_schedule(store, "broken", None, 60.0, {"command": "x", "after": str(parent)})
+    add_schedule(store, "fine", None, 60.0, {"command": "x"})
     late = store.enqueue("x", delay=30, ttl=50)
     finish(store, claim(store))
     store.keep.purge([parent])
@@ -1473,7 +1473,7 @@ def test_delay_at_and_ttl_with_a_worker_at_work(queue):
 def test_three_supervisors_fire_each_schedule_once(queue):
     with queuectl.Store(str(queue.db)) as store:
         for n in range(25):
-            store.schedules.add("s%d" % n, None, 3600.0, {"command": "exit 0"})
+            add_schedule(store, "s%d" % n, None, 3600.0, {"command": "exit 0"})
     for _ in range(3):
         queue.start()
     import sqlite3

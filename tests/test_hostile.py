@@ -13,6 +13,7 @@ import time
 
 import pytest
 from conftest import LiveQueue, ROOT, posix_only, wait_until
+from life import add_schedule
 
 queuectl = pytest.importorskip("queuectl")
 
@@ -26,7 +27,7 @@ def poisoned(path):
     with queuectl.Store(str(path)) as queue:
         queue.enqueue_many([{"command": "exit %d" % n, "name": "n%d" % n, "queue": "q%d" % n, "key": "k%d" % n, "unique": "u%d" % n,
                              "retry_on": "1", "dead_on": "2", "snooze_on": "3", "cwd": str(path.parent)} for n in range(1, 8)], label="batch")
-        queue.schedules.add("nightly", "* * * * *", None, {"command": "x"})
+        add_schedule(queue, "nightly", "* * * * *", None, {"command": "x"})
         queue.queues.set("q1", rate="1/h", every=3600, paused=1)
         queue.settings.set("on_dead", "true")
         queue.settings.set("on_idle", "true")
@@ -243,8 +244,8 @@ def sound(tmp_path_factory):
         queue.enqueue_many([{"command": "exit 0", "name": "n%d" % n, "key": "k%d" % n, "unique": "u%d" % n, "retry_on": "1", "dead_on": "2",
                              "snooze_on": "3", "snooze": 1, "ttl": 10**6, "timeout": 9} for n in range(1, 8)], label="batch")
         queue.enqueue_many([{"command": "exit 0", "after": ["n1"]}, {"command": "exit 0", "delay": 9}])
-        queue.schedules.add("nightly", "* * * * *", None, {"command": "x"})
-        queue.schedules.add("hourly", None, 3600.0, {"command": "x"})
+        add_schedule(queue, "nightly", "* * * * *", None, {"command": "x"})
+        add_schedule(queue, "hourly", None, 3600.0, {"command": "x"})
         queue.queues.set("default", rate="9/s", every=1 / 9, max_running=5)
         queue.settings.set("max_retries", 4)
     with sqlite3.connect(str(path)) as db:
@@ -459,7 +460,7 @@ def test_stop_signals_no_process_that_a_row_of_a_database_from_elsewhere_names(q
 
 
 def test_a_supervisor_whose_row_asks_for_a_million_workers_starts_no_such_number(store):
-    store.workers.add_supervisor("start", 9, "t", 1, None)
+    store.workers.add_supervisor(queuectl.SupervisorSpec("", "start", 1, {}), 9, "t")
     store.db.connection.execute("UPDATE supervisor SET slots=1000000")
     assert store.workers.orders(1)[1] == queuectl.MOST_WORKERS
 

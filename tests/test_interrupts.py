@@ -13,6 +13,7 @@ import time
 
 import pytest
 from conftest import ROOT, SCRIPT, posix_only, wait_until
+from life import add_schedule
 
 # Tells, for each line that it reads, whether the database and its gate are free: a process of its own, since the
 # locks of a process are never in its own way.
@@ -121,7 +122,7 @@ def work(store):
 def schedule(store):
     for one in store.schedules.list():
         store.schedules.remove(one.name)
-    store.schedules.add("nightly", None, 60.0, {"command": "true"})
+    add_schedule(store, "nightly", None, 60.0, {"command": "true"})
     store.schedules.pause("nightly", True)
     store.schedules.run("nightly")
 
@@ -145,7 +146,7 @@ ACTIONS = {
                                                           label="x"),
     "claim and finish": work,
     "cancel and retry": lambda store: (store.life.cancel([1]), store.life.retry([1])),
-    "hold": lambda store: (store.life.hold([1]), store.life.hold([1], False)),
+    "hold": lambda store: (store.life.release([1]), store.life.hold([1])),
     "edit": lambda store: store.life.edit([1], {"priority": 3}),
     "settings": lambda store: (store.settings.set("on_idle", "true"), store.settings.unset("on_idle")),
     "queues": lambda store: store.queues.set("mail", paused=1),

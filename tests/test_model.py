@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from life import Clock, claim, finish, guard_states, invariants, open_store, pool, rows
+from life import Clock, add_schedule, claim, finish, guard_states, invariants, open_store, pool, rows
 
 import queuectl
 
@@ -490,7 +490,7 @@ class Life(RuleBasedStateMachine):
     @rule(numbers=PICKS, held=st.booleans())
     def hold_or_release(self, numbers, held):
         numbers = self.some(numbers)
-        self.store.life.hold(numbers, held)
+        (self.store.life.hold if held else self.store.life.release)(numbers)
         self.model.change(numbers, Model.hold if held else Model.release)
 
     @precondition(some_jobs)
@@ -544,7 +544,7 @@ class Life(RuleBasedStateMachine):
     @rule(add=st.booleans())
     def schedule(self, add):
         if add and not self.model.schedule:
-            self.store.schedules.add("s", None, 25.0, dict(HOW, command="x", queue="slow", priority=1, key="k", max_retries=1))
+            add_schedule(self.store, "s", None, 25.0, dict(HOW, command="x", queue="slow", priority=1, key="k", max_retries=1))
             self.model.schedule = 25.0, self.clock() + 25.0
         elif self.model.schedule and not add:
             self.store.schedules.remove("s")

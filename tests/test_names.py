@@ -5,7 +5,7 @@ import json
 
 import pytest
 from conftest import SCRIPT, posix_only
-from life import bury, claim, finish
+from life import add_schedule, bury, claim, finish
 
 queuectl = pytest.importorskip("queuectl") if SCRIPT.exists() else None
 pytestmark = [pytest.mark.core, pytest.mark.skipif(queuectl is None, reason="no queuectl.py")]
@@ -112,7 +112,7 @@ def test_the_name_of_a_schedule_stands_for_its_latest_job_wherever_a_job_is_name
 
 def test_an_old_job_of_a_schedule_that_does_not_overlap_is_not_retried_beside_an_unfinished_one(store):
     for name, overlap in (("alone", "skip"), ("many", "allow")):
-        store.schedules.add(name, None, 3600.0, {"command": "x", "max_retries": 0}, overlap=overlap)
+        add_schedule(store, name, None, 3600.0, {"command": "x", "max_retries": 0}, overlap=overlap)
         old = store.schedules.run(name)
         bury(store, old)
         new = store.schedules.run(name)

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT, WINDOWS, posix_only, wait_until
 from jobs import change, states
-from life import Clock, claim, finish, open_store
+from life import Clock, add_schedule, claim, finish, open_store
 
 import queuectl
 
@@ -79,7 +79,7 @@ def test_a_link_or_a_copy_for_localtime_is_told_by_its_name_or_by_its_rule(tmp_p
 def test_a_schedule_is_fired_by_its_zone_on_a_machine_without_time_zone_data(tmp_path, monkeypatch):
     clock = Clock(1774620000.0)  # 2026-03-27 14:00 UTC; Berlin's clocks change on the 29th
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
+    add_schedule(store, "s", "30 8 * * *", None, {"command": "x"}, "Europe/Berlin")
     monkeypatch.setattr(queuectl, "zone_folders", list)
     seen = []
     for _ in range(3):
@@ -93,8 +93,8 @@ def test_a_schedule_is_fired_by_its_zone_on_a_machine_without_time_zone_data(tmp
 @needs_zones
 def test_a_time_of_day_in_a_schedules_options_is_in_the_schedules_zone(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", "0 0 * * *", None, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
-    store.schedules.add("e", None, 3600.0, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
+    add_schedule(store, "s", "0 0 * * *", None, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
+    add_schedule(store, "e", None, 3600.0, {"command": "x", "at": "09:00"}, "Asia/Tokyo")
     for name in ("s", "e"):
         assert time.gmtime(store.look.job(store.schedules.run(name)).run_at)[3:5] == (0, 0)
     store.close()
@@ -205,7 +205,7 @@ def spoil(queue, name, columns):
 def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
     with queuectl.Store(str(queue.db)) as store:
         for name in [*BROKEN, "fine"]:
-            store.schedules.add(name, "* * * * *", None, {"command": "exit 0"})
+            add_schedule(store, name, "* * * * *", None, {"command": "exit 0"})
     for name in BROKEN:
         spoil(queue, name, BROKEN[name][0])
     change(queue, "UPDATE schedule SET next_at=?", time.time() - 5)
@@ -250,7 +250,7 @@ def test_schedules_that_cannot_run_are_told_and_harm_nothing_else(queue):
 
 def test_a_schedule_whose_zone_becomes_known_goes_on_when_workers_start_and_fires_at_its_time_only(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", "0 12 * * *", None, {"command": "x"}, "UTC")
+    add_schedule(store, "s", "0 12 * * *", None, {"command": "x"}, "UTC")
     store.db.connection.execute("UPDATE schedule SET tz='Mars/North', next_at=?", (clock(),))
     store.schedules.tick()
     clock.pass_by(86400)
@@ -271,7 +271,7 @@ def test_a_schedule_whose_zone_becomes_known_goes_on_when_workers_start_and_fire
 
 def test_a_full_disk_is_not_noted_as_a_schedules_fault(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", None, 60.0, {"command": "x" * 50000})
+    add_schedule(store, "s", None, 60.0, {"command": "x" * 50000})
     clock.pass_by(61)
     [pages] = store.db.connection.execute("PRAGMA page_count").fetchone()
     store.db.connection.execute("PRAGMA max_page_count=%d" % pages)
@@ -301,7 +301,7 @@ def unfinished(store):
 
 def test_no_overlap_looks_at_every_unfinished_job_of_the_schedule_whoever_enqueued_it(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", None, 60.0, {"command": "x"}, no_overlap=True)
+    add_schedule(store, "s", None, 60.0, {"command": "x"}, overlap="skip")
 
     def at_its_time():
         clock.pass_by(61)
@@ -321,15 +321,15 @@ def test_no_overlap_looks_at_every_unfinished_job_of_the_schedule_whoever_enqueu
     store.life.cancel([1])
     assert at_its_time() == [3]
     store.schedules.remove("s")
-    store.schedules.add("s", None, 60.0, {"command": "x"}, no_overlap=True)
+    add_schedule(store, "s", None, 60.0, {"command": "x"}, overlap="skip")
     assert at_its_time() == [3], "added anew, it is the same schedule"
     store.close()
 
 
 def test_a_schedule_that_queues_runs_one_job_after_the_other(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", None, 60.0, {"command": "x"}, overlap="queue")
-    store.schedules.add("k", None, 3600.0, {"command": "x", "key": "mine"}, overlap="queue")
+    add_schedule(store, "s", None, 60.0, {"command": "x"}, overlap="queue")
+    add_schedule(store, "k", None, 3600.0, {"command": "x", "key": "mine"}, overlap="queue")
     for _ in range(3):
         clock.pass_by(61)
         store.schedules.tick()
@@ -345,7 +345,7 @@ def test_a_schedule_that_queues_runs_one_job_after_the_other(tmp_path, clock):
 
 def test_a_schedule_that_replaces_cancels_what_is_unfinished_and_starts_when_that_has_ended(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", None, 60.0, {"command": "x"}, overlap="replace")
+    add_schedule(store, "s", None, 60.0, {"command": "x"}, overlap="replace")
     for _ in range(2):
         clock.pass_by(61)
         store.schedules.tick()
@@ -433,11 +433,11 @@ def test_a_schedule_is_replaced_in_its_place(queue):
 
 def test_what_replaces_an_interval_keeps_its_beat(tmp_path, clock):
     store = open_store(tmp_path, clock)
-    store.schedules.add("s", None, 3600.0, {"command": "x"})
+    add_schedule(store, "s", None, 3600.0, {"command": "x"})
     for _ in range(10):  # deployed again and again, more often than it runs
         clock.pass_by(1800)
         store.schedules.tick()
-        store.schedules.add("s", None, 3600.0, {"command": "x"}, replace=True)
+        add_schedule(store, "s", None, 3600.0, {"command": "x"}, replace=True)
     assert store.queues.counts()["pending"] == 5
     store.close()
 
@@ -604,9 +604,9 @@ def test_a_job_that_comes_after_a_schedule_comes_after_its_newest_job(queue):
 def test_many_schedules_that_are_due_at_once_fire_in_portions_and_each_once(tmp_path):
     clock = Clock()
     store = open_store(tmp_path, clock)
-    store.schedules.add("z-parent", None, 1000.0, {"command": "true"})
-    rows = [store.schedules.plan("a%03d" % n, None, 1000.0, {"command": "true", "after": "z-parent"}) for n in range(150)]
-    store.schedules.add_all(rows + [store.schedules.plan("m%03d" % n, None, 1000.0, {"command": "true"}) for n in range(100)])
+    add_schedule(store, "z-parent", None, 1000.0, {"command": "true"})
+    rows = [store.schedules.plan("a%03d" % n, {"command": "true", "after": "z-parent"}, {"every": 1000.0}) for n in range(150)]
+    store.schedules.add_all(rows + [store.schedules.plan("m%03d" % n, {"command": "true"}, {"every": 1000.0}) for n in range(100)])
     clock.pass_by(1001)
     counts = []
     while store.claims.next_time() <= clock():
@@ -623,7 +623,7 @@ def test_many_schedules_that_are_due_at_once_fire_in_portions_and_each_once(tmp_
 def test_after_the_clock_was_set_back_every_delay_and_every_schedule_is_corrected(tmp_path):
     clock = Clock()
     store = open_store(tmp_path, clock)
-    store.schedules.add_all([store.schedules.plan("s%03d" % n, None, 1000.0, {"command": "true"}) for n in range(250)])
+    store.schedules.add_all([store.schedules.plan("s%03d" % n, {"command": "true"}, {"every": 1000.0}) for n in range(250)])
     store.enqueue_many([{"command": "true", "delay": "60s"}] * 1100)
     clock.pass_by(-86400)
     store.schedules.repair_clock()

@@ -215,7 +215,8 @@ def test_what_a_format_would_replace_is_refused_in_it():
 @posix_only("a launcher for sh")
 @pytest.mark.parametrize("path", ("/opt/a\nb/python3", "/opt/a b/$(touch pwned)/python3", "/opt/a b/`x`/python3", "/opt/a \"b/python3"))
 def test_install_refuses_a_python_whose_path_a_launcher_cannot_name(monkeypatch, path):
-    monkeypatch.setattr(sys, "executable", path)
+    for name in ("executable", "_base_executable"):  # the second is what a virtual environment was made from
+        monkeypatch.setattr(sys, name, path, raising=False)
     with pytest.raises(queuectl.UserError, match="launcher"):
         queuectl.OS.launcher("/folder")
 

@@ -19,6 +19,7 @@ The file reads from top to bottom.  Each section calls only sections above it:
   Store                  all SQL: Database, and one class per subject
   Runner                 one attempt: its process, output, timeout and end
   Worker                 the loop: claim, run, record
+  Engines                hands jobs to a cluster; a node's part of that
   Supervisor             starts, wakes, replaces and stops workers; rescues jobs and cleans up
   Reports                what is shown, as plain data
   Views                  tables, colours, progress, JSON
@@ -189,7 +190,8 @@ CREATE TABLE batch(
 CREATE TABLE queue(
   name TEXT PRIMARY KEY, paused INTEGER NOT NULL DEFAULT 0, max_running INTEGER,
   rate TEXT, every REAL, next_at REAL NOT NULL DEFAULT 0, served REAL NOT NULL DEFAULT 0,
-  top INTEGER, head INTEGER);                -- priority and id of its first READY job, or of one before it that is gone; NULL: none
+  top INTEGER, head INTEGER,                 -- priority and id of its first READY job, or of one before it that is gone; NULL: none
+  engine_options TEXT);                      -- what an engine is told beside the options of `worker start`, as a shell would split it
 CREATE INDEX queue_order ON queue(top DESC, served, head) WHERE top IS NOT NULL AND paused=0;
 CREATE INDEX queue_served ON queue(served);
 CREATE TABLE tally(
@@ -211,7 +213,14 @@ CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
   started_at REAL NOT NULL, note TEXT,                -- unused: the lock file says what it waits for
   born REAL,                                 -- when it registered, on the clock of OS.born
-  place TEXT);                               -- device:inode:path of the database as it saw it; a copy differs
+  place TEXT,                                -- device:inode:path of the database as it saw it; a copy differs
+  engine TEXT);                              -- where its jobs run, if not on this machine: they outlive it, see `sent`
+CREATE TABLE sent(                           -- an array of packs: committed before the engine is told, gone once the engine has ended it
+  id INTEGER PRIMARY KEY AUTOINCREMENT, worker INTEGER NOT NULL, folder TEXT NOT NULL, handle TEXT,  -- handle: the engine's own id
+  options TEXT NOT NULL, slots INTEGER NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE packed(                         -- an attempt that is in a pack of it, and has not ended yet
+  job INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, sent INTEGER NOT NULL, pack INTEGER NOT NULL);
+CREATE INDEX packed_sent ON packed(sent, pack);
 CREATE TABLE config(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE schedule(
   name TEXT PRIMARY KEY, spec TEXT, every REAL, tz TEXT, misfire TEXT NOT NULL,
@@ -332,6 +341,9 @@ MIGRATIONS = (
         "ALTER TABLE queue ADD COLUMN top INTEGER",
         "ALTER TABLE queue ADD COLUMN head INTEGER",
         "queue_order", "queue_served", "job_readied", FIND_HEADS,
+        "ALTER TABLE queue ADD COLUMN engine_options TEXT",
+        "ALTER TABLE worker ADD COLUMN engine TEXT",
+        "sent", "packed", "packed_sent",
     )),
 )
 
@@ -359,6 +371,13 @@ class Error(Exception):
 
 class UserError(Error):
     """The user's mistake, in one line that says what to do instead."""
+
+
+class EngineError(Error):
+    """What an engine has said, or that it does not answer: no job's fault."""
+
+    def is_limit(self) -> bool:
+        return "limit" in str(self).lower()
 
 
 class TimedOut(Error):
@@ -842,6 +861,10 @@ PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-
 
 # A setting: its default, how to parse a value and write it as text, and its meaning.
 Setting = namedtuple("Setting", "default parse text meaning")
+def parse_spool(path, what: str) -> str:
+    return path and parse_directory(path, what)
+
+
 SETTINGS = {
     "max_retries": Setting(3, within(0, 10**6), str,
                            "runs after the first, before a job is dead"),
@@ -863,6 +886,7 @@ SETTINGS = {
     "on_idle": Setting("", parse_command, str, "command to enqueue when nothing is left to do"),
     "shell": Setting(SHELL, parse_text, str, "the shell of jobs enqueued afterwards: bash, pwsh, ..."),
     "env_keep": Setting("*", parse_patterns, str, "which environment variables are stored with a job, as in 'PATH HOME LC_*' (*: all)"),
+    "spool": Setting("", parse_spool, str, "a directory on a disk that the nodes of a cluster share (default: beside the database)"),
     "sync": Setting("normal", one_of("normal", "full"), str,
                     "`full`: workers too wait for the disk after each result"),
 }
@@ -3093,6 +3117,11 @@ class PosixSignals:
         os.dup2(null, 0)  # what a job reads from
         os.close(null)
 
+    def end_by_term(self) -> None:
+        """From now on TERM means IMMEDIATE: an engine sends it to all processes of a task that should end."""
+        import signal
+        signal.signal(signal.SIGTERM, self._on_now)
+
     def _on_group(self, number, _) -> None:
         """Ignore a signal to the whole group, but remember it: it may have reached a process that was just started."""
         self._caught.add(number)
@@ -3761,6 +3790,9 @@ class WindowsSignals:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         call("SetErrorMode", 0x8003)  # for this process and its jobs: no window asks what to do about an error
 
+    def end_by_term(self) -> None:
+        """Do nothing: there is no TERM."""
+
     def take_caught(self) -> set:
         """Return an empty set: a job is in a group of its own from its start."""
         return set()
@@ -3977,7 +4009,8 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
 Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration signal output", defaults=(None, None))
 SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
-WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place job")
+WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place engine job")
+Sent = namedtuple("Sent", "id worker folder handle options slots created_at")  # an array of packs that is meant for an engine
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
 Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
@@ -5531,7 +5564,17 @@ class Claims(Part):
             self._db.execute("UPDATE supervisor SET failures_left=failures_left-1 WHERE id=? AND failures_left>0", (job.pool,))
         return self._store.life.end(job, "bury", now, **end)
 
-    def _claim(self, worker: int, queues, reserved_for, now: float):
+    def take(self, worker: int, queues, most: int, now: float) -> list:
+        """Claim at most so many jobs for an engine, which has slots of its own, as a part of a transaction."""
+        jobs = []
+        while len(jobs) < most:
+            job = self._claim(worker, queues, None, now, for_engine=True)
+            if job is None:
+                break
+            jobs.append(job)
+        return jobs
+
+    def _claim(self, worker: int, queues, reserved_for, now: float, for_engine=False):
         self._store.life.promote(now)
         for _ in range(CLAIM_LIMIT):
             job, every, several = self._first_in_line(queues, reserved_for, now)
@@ -5542,7 +5585,7 @@ class Claims(Part):
             if job.expires_at is not None and job.expires_at <= now:
                 self._store.life.end(job, "expire", now, error="expired")
                 continue
-            if not self._may_take(job, worker):
+            if not for_engine and not self._may_take(job, worker):
                 return None
             job = self._take(job, worker, now)
             if several or every is not None:
@@ -5693,7 +5736,8 @@ class Workers(Part):
         if not self._db.read("SELECT 1 FROM worker WHERE instr(place, ?)<>1 LIMIT 1", (self._db.place(),)):
             return
         try:
-            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and (
+            self.release_workers([worker for worker in self.workers() if not self.is_at_home(worker) and not (
+                worker.engine and self.is_moved(worker)) and (
                 not OS.is_held(self.files_of(worker).lock(worker.id)) if worker.job is None else not (  # it takes no job from this file
                     os.path.exists(self.files_of(worker).lock(worker.id)) or OS.is_held(self._db.files.output(worker.id)) or
                     self.is_alive(worker)))])
@@ -5767,7 +5811,7 @@ class Workers(Part):
                  spec.arguments, spec.asked.get("max_failures"))).lastrowid
             return supervisor_id, OS.hold(self._db.files.lock("s%d" % supervisor_id))
 
-    def add_worker(self, supervisor: int) -> tuple:
+    def add_worker(self, supervisor: int, engine=None) -> tuple:
         """Register a worker as add_supervisor does; raise QueueGone if its supervisor is not registered."""
         self._db.files.make()
         with self._db.undo, Transaction(self._db) as now:
@@ -5775,16 +5819,16 @@ class Workers(Part):
                 raise QueueGone("supervisor %d is not registered any more" % supervisor)
             place = os.fsencode(self._db.place() + self._db.path)
             worker_id = self.registered = self._db.execute(
-                "INSERT INTO worker(supervisor, pid, machine, started_at, born, place) VALUES(?, ?, ?, ?, ?, ?)",
-                (supervisor, os.getpid(), OS.machine(), now, OS.born(), place)).lastrowid
+                "INSERT INTO worker(supervisor, pid, machine, started_at, born, place, engine) VALUES(?, ?, ?, ?, ?, ?, ?)",
+                (supervisor, os.getpid(), OS.machine(), now, OS.born(), place, engine)).lastrowid
             self._db.hint()
             return worker_id, OS.hold(self._db.files.lock(worker_id))
 
     def remove_worker(self, worker: int) -> bool:
         """Remove the row of a worker that exits normally; return whether its lock file may go, once it is closed."""
         with self._db.undo, Transaction(self._db):
-            gone = self._db.execute("DELETE FROM worker WHERE id=? AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?)",
-                                    (worker, worker)).rowcount
+            gone = self._db.execute("DELETE FROM worker WHERE id=?1 AND NOT EXISTS(SELECT 1 FROM job WHERE worker=?1) "
+                                    "AND NOT EXISTS(SELECT 1 FROM sent WHERE worker=?1)", (worker,)).rowcount
         return bool(gone)  # otherwise it holds a job whose outcome could not be written: a rescuer's task
 
     def remove_supervisor(self, supervisor: int) -> None:
@@ -5830,7 +5874,7 @@ class Workers(Part):
 
     def workers(self) -> list:
         rows = self._listed(
-            "worker", "id, supervisor, pid, machine, started_at, born, place, (SELECT job.id FROM job INDEXED BY job_running "
+            "worker", "id, supervisor, pid, machine, started_at, born, place, engine, (SELECT job.id FROM job INDEXED BY job_running "
             "WHERE state='processing' AND job.worker=worker.id)", "worker ORDER BY id")
         return [WorkerRow._make(os.fsdecode(value) if isinstance(value, bytes) else value for value in row) for row in rows]
 
@@ -5941,6 +5985,102 @@ class Workers(Part):
             found |= fresh
             left.extend(fresh)
         return found - {job}
+
+
+class Handed(Part):
+    """What is handed to an engine: arrays of packs of attempts.  See the section Engines."""
+
+    def hand(self, worker: int, spool: str, queues, packs: int, most: int) -> list:
+        """Claim jobs for at most so many packs of `most` jobs, and commit what is to be sent; return (Sent, its packs of jobs) each.
+
+        Jobs that need other options of the engine, or other slots, go into other arrays.
+        """
+        found, arrays = {}, []
+        with self._db.undo, Transaction(self._db) as now:
+            if not self._db.execute("SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
+                raise QueueGone("worker %d was considered dead and is no longer listed" % worker)
+            jobs = self._store.claims.take(worker, queues, min(packs * most, AT_ONCE), now)
+            if not jobs and self._store.followups.follow(now) < FOLLOWUPS:
+                jobs = self._store.claims.take(worker, queues, min(packs * most, AT_ONCE), now)
+            options = dict(self._db.execute("SELECT name, CAST(engine_options AS TEXT) FROM queue WHERE engine_options IS NOT NULL"))
+            for job in jobs:
+                found.setdefault((options.get(job.queue, ""), job.slots), []).append(job)
+            for (text, slots), some in found.items():
+                folder = os.path.join(spool, "queuectl-" + os.urandom(8).hex())
+                sent = self._db.execute("INSERT INTO sent(worker, folder, options, slots, created_at) VALUES(?, ?, ?, ?, ?)",
+                                        (worker, folder, text, slots, now)).lastrowid
+                parts = [some[start:start + most] for start in range(0, len(some), most)]
+                self._db.connection.executemany(
+                    "INSERT OR REPLACE INTO packed(job, attempt, sent, pack) VALUES(?, ?, ?, ?)",
+                    [(job.id, job.attempt, sent, pack) for pack, part in enumerate(parts) for job in part])
+                arrays.append((Sent(sent, worker, folder, None, text, slots, now), parts))
+        return arrays
+
+    def blobs(self, ids) -> dict:
+        """Return environments and inputs by their ids."""
+        ids = [number for number in ids if number is not None]
+        return dict(self._db.read("SELECT id, CAST(data AS BLOB) FROM env WHERE id IN " + marks(ids), ids)) if ids else {}
+
+    def sent(self, worker: int) -> list:
+        return [Sent._make(row) for row in self._db.rows("sent", ", ".join(Sent._fields), "sent WHERE worker=? ORDER BY id", (worker,))]
+
+    def packed(self, sent: int) -> list:
+        """Return (pack, job, attempt) for each attempt of an array that has not ended."""
+        return self._db.rows("packed", "pack, job, attempt", "packed WHERE sent=? ORDER BY pack, job", (sent,))
+
+    def name(self, sent: int, handle: str) -> None:
+        """Record the engine's own id of an array."""
+        with self._db.undo, Transaction(self._db):
+            self._db.execute("UPDATE sent SET handle=? WHERE id=?", (handle, sent))
+
+    def record(self, worker: int, outcomes: list) -> None:
+        """Record how attempts ended, as Claims.record does."""
+        with self._db.undo, Transaction(self._db) as now:
+            for outcome in outcomes:
+                self._store.claims.record(worker, outcome, now)
+                self._db.execute("DELETE FROM packed WHERE job=? AND attempt=?", (outcome.job.id, outcome.job.attempt))
+            if outcomes and self._store.settings.value("on_idle") and not self._store.claims.unfinished():
+                self._store.life.notify("on_idle", outcomes[-1].job, now)
+
+    def forget(self, sent: int) -> None:
+        """Remove an array that the engine has ended, with whatever attempts in it have lost their claim."""
+        with self._db.undo, Transaction(self._db):
+            self._db.execute("DELETE FROM packed WHERE sent=?", (sent,))
+            self._db.execute("DELETE FROM sent WHERE id=?", (sent,))
+
+    def adopt(self, worker: int, dead: int) -> None:
+        """Take over what a dead worker has handed over, and remove its row."""
+        with self._db.undo, Transaction(self._db):
+            self._db.execute("UPDATE job SET worker=? WHERE state='processing' AND worker=?", (worker, dead))
+            self._db.execute("UPDATE sent SET worker=? WHERE worker=?", (worker, dead))
+            self._db.execute("DELETE FROM worker WHERE id=?", (dead,))
+            self._db.execute("DELETE FROM sent WHERE worker NOT IN (SELECT id FROM worker)")
+            self._db.execute("DELETE FROM packed WHERE sent NOT IN (SELECT id FROM sent)")
+
+    def to_cancel(self, worker: int) -> list:
+        """Return (array, pack, job) for each attempt that should be cancelled."""
+        return self._db.read("SELECT sent, pack, job.id FROM job INDEXED BY job_running JOIN packed ON packed.job=job.id "
+                             "AND packed.attempt=job.attempt WHERE state='processing' AND cancel=1 AND job.worker=?", (worker,))
+
+    def claimed(self, worker: int, jobs) -> dict:
+        """Return those of these jobs that a worker still has, by their ids."""
+        jobs = list(jobs)
+        found = self._db.jobs("job WHERE state='processing' AND worker=? AND id IN " + marks(jobs), [worker] + jobs) if jobs else ()
+        return {job.id: job for job in found}
+
+    def place(self, job):
+        """Return (Sent, pack) of a running attempt; None if it runs on this machine."""
+        rows = self._db.read("SELECT " + ", ".join("sent." + field for field in Sent._fields) + ", pack FROM packed JOIN sent "
+                             "ON sent.id=packed.sent WHERE job=? AND attempt=?", (job.id, job.attempt))
+        return (Sent._make(rows[0][:-1]), rows[0][-1]) if rows else None
+
+    def has_sent(self, worker: int) -> bool:
+        return bool(self._db.read("SELECT 1 FROM sent WHERE worker=? LIMIT 1", (worker,)))
+
+    def mean_duration(self):
+        """Return the mean duration of the latest attempts; None if none has ended."""
+        return self._db.read("SELECT avg(duration) FROM (SELECT duration FROM history WHERE duration IS NOT NULL "
+                             "ORDER BY seq DESC LIMIT 200)")[0][0]
 
 
 class Schedules(Part):
@@ -6961,6 +7101,7 @@ class Store:
         self.followups = Followups(self)
         self.claims = Claims(self)
         self.workers = Workers(self)
+        self.handed = Handed(self)
         self.schedules = Schedules(self)
         self.look = Look(self)
         self.browse = Browse(self)
@@ -7312,11 +7453,12 @@ class Runner:
 
 # What a worker is started with.  reserved: it belongs to a `run` and takes only that run's jobs.
 # load: it takes no new job while the machine's load is above this; None: no limit.
-class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved load")):
+# on: the EngineSpec of a worker that hands jobs to an engine.
+class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved load on", defaults=(None,))):
     __slots__ = ()
 
     def words(self) -> list:
-        """Return all fields but the database as arguments of a program."""
+        """Return the fields that a worker of this machine needs, but not the database, as arguments of a program."""
         return [str(self.supervisor), self.queues or "-", "1" if self.reserved else "0", "-" if self.load is None else str(self.load)]
 
 
@@ -7630,6 +7772,749 @@ class Worker:
         self._trouble = why
 
 
+def take_from_dead(store, worker, path: str):
+    """Return a descriptor that holds the lock of a dead worker; None while the worker lives.
+
+    A living worker whose lock file was deleted makes it again within about two seconds.  In another pid namespace nothing
+    else tells whether a worker lives.  Then put an empty file there: if it stays empty, the worker is dead.
+    """
+    alive = store.workers.is_alive(worker)
+    if alive is None:
+        try:
+            alive = abs(time.time() - os.stat(path).st_mtime) < MISSING_S
+        except FileNotFoundError:
+            alive = True
+            make_directory(os.path.dirname(path))
+            os.close(OS.hold(path))
+    if alive:
+        return None
+    make_directory(os.path.dirname(path))
+    try:
+        lock = OS.hold(path)
+    except BlockingIOError:
+        return None  # another process is about to release it
+    if OS.is_lost(path, lock):
+        os.close(lock)  # another process has just released it
+        return None
+    return lock
+
+
+# == Engines ===========================================================================
+# Places to run attempts other than this machine.  An engine is a class with three verbs: submit packs of attempts, look at what
+# became of them, cancel them.  A dispatcher hands packs over and records what comes back; on the nodes, a Node runs one pack.
+# Calls Worker's lock files, Runner, Store, Platform differences and small helpers; knows nothing of the command line or of printing.
+
+# How the engine's word about a task that is over counts for an attempt in it that had begun and has no outcome of its own.  failed
+# and timeout are charged.  released is not.  Neither is crashed, but max_crashes of them bury the job.  An attempt that had not
+# begun is always released.
+TASK_ENDS = {"TIMEOUT": "timeout", "DEADLINE": "timeout", "OUT_OF_MEMORY": "failed", "CANCELLED": "failed", "PREEMPTED": "released",
+             "REVOKED": "released", "NODE_FAIL": "crashed", "BOOT_FAIL": "crashed", "COMPLETED": "crashed", "FAILED": "crashed"}
+ENGINE_FAULTS = ("NODE_FAIL", "PREEMPTED", "REVOKED")  # a task that ends so before it begins says nothing against the next one
+SPOOL_LOOK_S = 1.0           # how often a dispatcher reads what the nodes have written; less often if that takes long
+ENGINE_LOOK_S = 30.0         # how often it asks the engine at least
+TROUBLE_S = 300.0            # how long it waits at most before it tries an engine in trouble again
+STOPPED = "stopped"          # the name of a file in the folder of an array that `worker stop --now` has cancelled
+TASK_S = 300.0               # how long the jobs of one pack should take with `--pack auto`
+# What dispatchers hand over.  engine: of ENGINES; options: its own options; pack: jobs per task, None for auto.
+EngineSpec = namedtuple("EngineSpec", "engine options pack")
+# What an engine says of one task.  state: the engine's word; starts: when it expects to start it, in Unix seconds, or None.
+Task = namedtuple("Task", "state reason starts")
+# An attempt as its node needs it.  env, stdin: keys of the pack's `blobs`.
+NodeJob = namedtuple("NodeJob", "id attempt command cwd shell stdin umask timeout env")
+
+
+def answer_of(words: list, text: str = "", seconds: float = 30.0) -> str:
+    """Return what a command of an engine prints; raise EngineError if it fails."""
+    import subprocess
+    env = dict(os.environ, LC_ALL="C", SLURM_BITSTR_LEN="0", SLURM_TIME_FORMAT="%s")  # ranges of any length, times in Unix seconds
+    try:
+        done = subprocess.run(words, input=text.encode("utf-8", "surrogateescape"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=env, timeout=seconds)
+    except FileNotFoundError:
+        raise EngineError("there is no command %s" % words[0]) from None
+    except subprocess.TimeoutExpired:
+        raise EngineError("%s does not answer" % words[0]) from None
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["exit %d" % done.returncode]
+        raise EngineError(lines[-1])
+    return done.stdout.decode("utf-8", "replace")
+
+
+def numbers_of(text: str):
+    """Yield the numbers of `0,4-6%2`, as Slurm writes the tasks of an array that wait."""
+    for part in text.partition("%")[0].split(","):
+        first, _, last = part.strip("[]").partition("-")
+        if first.isdigit():
+            yield from range(int(first), int(last if last.isdigit() else first) + 1)
+
+
+class Slurm:
+    """Slurm by its commands: an array of tasks, one task per pack, found by its name or its job id."""
+
+    title = "Slurm"
+    RESERVED = ("-a", "--array", "-D", "--chdir", "-J", "--job-name", "-o", "--output", "--parsable", "--requeue", "--wrap", "-W", "--wait",
+                "-Q", "--quiet", "-h", "--help", "-V", "--version", "--test-only", "-H", "--hold", "-M", "--clusters", "--cluster")
+    cores = "${SLURM_CPUS_ON_NODE:-1}"
+    number = "$SLURM_ARRAY_TASK_ID"
+    passed_on = ("SLURM", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL")
+
+    def most(self) -> int:
+        """Return how many tasks an array may have."""
+        for line in answer_of(["scontrol", "show", "config"]).splitlines():
+            if line.startswith("MaxArraySize"):
+                return max(1, int(line.split()[-1]) - 1)
+        return 1000
+
+    def submit(self, folder: str, script: str, packs: int, slots: int, options: list) -> str:
+        """Hand an array over, by a name that finds it again; return the engine's own id of it."""
+        words = ["sbatch", "--parsable", "--no-requeue", "--job-name", os.path.basename(folder), "--array", "0-%d" % (packs - 1),
+                 "--chdir", folder, "--output", "%a.task"] + (["--cpus-per-task", str(slots)] if slots > 1 else []) + options
+        return answer_of(words, script).strip().partition(";")[0]
+
+    def look(self, folders: list) -> dict:
+        """Return {folder: (id, {number of a pack: Task})} for those arrays that the engine knows, in one question."""
+        names, found = {os.path.basename(folder): folder for folder in folders}, {}
+        if not folders:
+            return found
+        text = answer_of(["squeue", "--noheader", "--states", "all", "--name", ",".join(names), "--format", "%j|%F|%K|%T|%S|%r"])
+        for line in text.splitlines():
+            name, handle, numbers, state, starts, reason = (line.split("|", 5) + [""] * 6)[:6]
+            if name in names:
+                task = Task(state, reason, float(starts) if starts.isdigit() else None)
+                tasks = found.setdefault(names[name], (handle, {}))[1]
+                tasks.update(dict.fromkeys(numbers_of(numbers), task))
+        return found
+
+    def past(self, handle: str) -> dict:
+        """Return {number: state} of an array that `look` no longer shows, as far as the accounting knows it, if there is one."""
+        try:
+            lines = answer_of(["sacct", "-nXP", "-S", "1970-01-01", "-j", handle, "-o", "JobID,State"]).splitlines()
+        except EngineError:
+            return {}
+        words = [line.partition("|") for line in lines]
+        return {number: state.split()[0] for task, _, state in words if state for number in numbers_of(task.partition("_")[2])}
+
+    def cancel(self, handle: str, numbers: list) -> None:
+        for start in range(0, len(numbers), 500):
+            answer_of(["scancel", "%s_[%s]" % (handle, ",".join(map(str, numbers[start:start + 500])))])
+
+
+ENGINES = {"slurm": Slurm}
+
+
+def rename(path: str, target: str) -> bool:
+    """Rename a file of a spool, and return whether it was there: of two processes on any machines, one succeeds."""
+    try:
+        os.rename(path, target)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def read_events(path: str, start: int) -> tuple:
+    """Return (the events that a node has written to a file after `start`, where to go on)."""
+    import json
+    events = []
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            file.seek(start)
+            text = file.read()
+    except FileNotFoundError:
+        return [], start
+    whole = text.rpartition(b"\n")[0]  # the last line may be half written
+    for line in whole.split(b"\n"):
+        try:
+            event = json.loads(line)
+            if isinstance(event, dict):
+                events.append(event)
+        except ValueError:
+            continue  # an empty line, or one that a full disk has cut short: it was written again
+    return events, start + len(whole) + (1 if b"\n" in text else 0)
+
+
+class Node:
+    """Runs the attempts of one pack, on a node of an engine: it knows the spool, and no database.
+
+    PATH.ready becomes PATH.taken, which only one process can do.  The dispatcher does the same to take the pack back, and takes
+    PATH.taken away when the engine says that the task is over: from then on nothing of the pack begins.
+    """
+
+    def __init__(self, path: str, cores: int):
+        self._path = path
+        self._files = Files(path)
+        self._cores = cores
+        self._pack = {}
+        self._queue = []
+        self._running = {}       # pid of the process that runs an attempt -> NodeJob
+        self._ended = set()      # ids of jobs whose end is written
+        self._begun = {}         # job id -> its event
+        self._seen = 0
+        self._signals = None
+
+    def work(self) -> None:
+        """Run the pack to its end, or until this process is told to end."""
+        if not rename(self._path + ".ready", self._path + ".taken"):
+            return
+        import json
+        reader, _ = os.pipe()
+        self._signals = OS.worker_signals(str(reader))
+        self._signals.end_by_term()
+        with open(self._path + ".json", opener=no_link, encoding="ascii") as file:
+            pack = json.load(file)
+        self._pack = pack
+        self._files.make()
+        self._files.database = pack["database"]
+        self._queue = [NodeJob(**job) for job in reversed(pack["jobs"])]
+        workers, told = OS.worker_processes(""), False
+        while self._running or self._queue:
+            if self._signals.stopping or not os.path.exists(self._path + ".taken"):
+                self._queue.clear()
+                if not told:
+                    told = True
+                    for pid in self._running:
+                        OS.signal_worker(pid, "now")
+            self._begin(workers)
+            if self._running:
+                self._signals.pause(LOOK_S)
+            self._reap(workers)
+        if not self._signals.stopping and not told:
+            self.write("done")
+
+    def _cancelled(self) -> set:
+        try:
+            with open(self._path + ".cancel", opener=no_link) as file:
+                return set(file.read().split())
+        except FileNotFoundError:
+            return set()
+
+    def _begin(self, workers) -> None:
+        """Begin as many attempts as there are cores, and pass on what should be cancelled."""
+        cancelled = self._cancelled()
+        for pid, job in self._running.items():
+            if str(job.id) in cancelled:
+                OS.signal_worker(pid, "look")
+        while self._queue and len(self._running) < max(1, self._cores // self._pack["slots"]):
+            job = self._queue.pop()
+            if str(job.id) in cancelled:
+                self._write_end(Outcome(job, "cancelled", None, "cancelled", None, time.time(), 0.0))
+            else:
+                self._running[workers.start(lambda where: self._attempt(job, where), [])] = job
+
+    def _reap(self, workers) -> None:
+        """Take note of attempts that have ended; end what a process has left behind that was killed."""
+        workers.reap()
+        events, self._seen = read_events(self._path + ".outcomes", self._seen)
+        self._begun.update((event["job"], event) for event in events if event["event"] == "begun")
+        self._ended.update(event["job"] for event in events if event["event"] in ("ended", "stopped"))
+        for pid in set(self._running) - set(workers.pids()):
+            job = self._running.pop(pid)
+            if job.id not in self._ended:
+                event = self._begun.get(job.id, {"pid": 0, "born": 0.0, "at": time.time()})
+                marks = ["%s=%s" % pair for pair in job_variables(job, self._files.database).items()]
+                OS.end_orphans(event["pid"], event["born"], self._files.output("%d.%d" % (job.id, job.attempt)), marks)
+                self._write_end(Outcome(job, "crashed", None, "its runner died", event["pid"] or None, event["at"], 0.0))
+
+    def _attempt(self, job, where: str) -> None:
+        """Run one attempt, in a process of its own."""
+        signals = OS.worker_signals(where)
+        signals.end_by_term()
+        blobs = self._pack["blobs"]
+
+        def asked(_) -> int:
+            return CANCEL if signals.orphaned() or str(job.id) in self._cancelled() else 0
+
+        def setting(key: str):
+            return 0.0 if key == "kill_grace" and signals.orphaned() else self._pack[key]
+
+        def log(event: str, why=None, **_) -> None:
+            if event == "trouble":
+                self.write("trouble", why=why)
+
+        def record(_, pid: int, born: float) -> None:
+            self.write("begun", job=job.id, attempt=job.attempt, pid=pid, born=born, at=time.time())
+
+        links = RunnerLinks(asked, setting, lambda _: blobs[str(job.stdin)].encode("latin-1"), log, record, lambda: None)
+        runner = Runner(self._files, "%d.%d" % (job.id, job.attempt), signals, links)
+        more = {name: value for name, value in os.environ.items() if name.startswith(tuple(self._pack["passed_on"]))}
+        outcome = runner.run(job, OS.merge(blobs[str(job.env)].encode("latin-1"), more))
+        runner.close()
+        if shell_status(outcome.exit_code, outcome.signal) in (137, 143):
+            signals.pause(0.5)  # the signal may have been for all processes of the task
+        if signals.stopping or signals.orphaned() or outcome.kind == "released":
+            self.write("stopped", job=job.id, attempt=job.attempt)  # the engine says why
+        else:
+            self._write_end(outcome)
+
+    def _write_end(self, outcome) -> None:
+        facts = dict(outcome._asdict(), job=outcome.job.id, attempt=outcome.job.attempt)
+        self.write("ended", **facts)
+
+    def write(self, event: str, **facts) -> None:
+        """Append an event to the file that the dispatcher reads; repeat it until it is written, or this process should end."""
+        import json
+        line, pause = json.dumps(dict(facts, event=event)).encode() + b"\n", 0.05
+        while True:
+            try:
+                with open(self._path + ".outcomes", "ab", buffering=0, opener=no_link) as file:
+                    if file.write(line) == len(line):
+                        return
+            except OSError:
+                pass  # the disk is full, or away
+            if self._signals is None or self._signals.stopping and pause > GIVE_UP_S:
+                return
+            line = line if line[:1] == b"\n" else b"\n" + line  # what was cut short stays a line of its own
+            self._signals.pause(pause)
+            pause = min(pause * 2, 5.0)
+
+
+class Pack:
+    """What a dispatcher knows of a task: the attempts in it that have not ended, and how far its node's events were read."""
+
+    __slots__ = ("path", "number", "jobs", "seen", "begun", "absent", "state", "ours", "over", "asked", "moved")
+
+    def __init__(self, folder: str, number: int, jobs: dict):
+        self.path = os.path.join(folder, str(number))
+        self.number = number
+        self.jobs = jobs         # id -> attempt
+        self.seen = 0            # the bytes that were read of its events
+        self.begun = {}          # job id -> event
+        self.absent = 0          # the looks in a row in which the engine had ended it
+        self.state = ""          # what the engine said last
+        self.ours = False        # whether we have cancelled it
+        self.over = False
+        self.asked = set()       # jobs whose cancel was passed on
+        self.moved = False       # whether any attempt has begun or ended
+
+
+class Dispatcher:
+    """The worker of an engine: hands packs over, reads what the nodes write, and asks the engine what became of the rest.
+
+    What it knows it can read again: the rows of `sent` and `packed`, the spool, the engine.  So any step may fail or be cut short.
+    """
+
+    def __init__(self, spec, signals, log):
+        self._spec, self._signals, self._log = spec, signals, log
+        self._store = Store(spec.database, patience=5.0, sync=False, create=False)
+        self.id, lock = self._store.workers.add_worker(spec.supervisor, spec.on.engine)
+        self._lock = LockFile(self._store.db.files.lock(self.id), lock)
+        self._store.db.on_wait = self._lock.on_wait
+        self._engine = ENGINES[spec.on.engine]()
+        self._arrays = {}        # id of an array -> (Sent, its Packs)
+        self._known = set()      # ids of arrays whose own id the engine has told
+        self._look_at = self._scan_at = self._adopt_at = self._hand_at = 0.0
+        self._look_pause = 1.0
+        self._changes = None
+        self._trouble = self._failed = None  # what is wrong, and the step that failed
+        self._pause = 0.0        # the current delay between two tries of an engine in trouble
+        self._probe = []         # the Packs that were sent last: in trouble, no other before their fate is known
+        self._most = None        # how many tasks an array may have
+        self._cap = None         # how many tasks the engine takes of us at once, if it refused more
+
+    def work(self) -> None:
+        while not self._signals.stopping and not self._signals.orphaned():
+            for step in (self._adopt, self._cancel, self._scan, self._look, self._hand_over, self._keep_lock):
+                self._try(step)
+            self._signals.pause(min(LOOK_S, max(0.05, self._scan_at - time.monotonic())))
+            self._signals.look = False
+        if self._signals.stopping == IMMEDIATE:
+            self._try(self._give_back)
+        self._try(self._scan, True)
+        self.close()
+
+    def close(self) -> None:
+        self._log("stopped", worker=self.id)
+        gone = False
+        try:
+            gone = self._store.workers.remove_worker(self.id)
+        except (sqlite3.Error, OSError, QueueGone):
+            pass  # the lock becomes free, so the next dispatcher takes the row over
+        self._store.close()
+        if gone:
+            self._lock.drop()
+        else:
+            self._lock.close()
+
+    def _try(self, step, *values) -> None:
+        """Take a step; what fails is tried again, later each time.  A step returns True if it did what may have failed before."""
+        try:
+            if step(*values):
+                self._well(step)
+        except EngineError as error:
+            self._note(step, "%s: %s" % (self._engine.title, plain(str(error))))
+        except (sqlite3.OperationalError, WrongValue, OSError) as error:
+            if is_damage(error):
+                raise
+            self._note(step, str(error))
+            self._load()
+
+    def _note(self, step, why: str) -> None:
+        """Say what is wrong, and wait before the engine gets more: twice as long each time."""
+        if why != self._trouble:
+            self._log("trouble", worker=self.id, why=why)
+        self._trouble, self._failed = why, step
+        self._pause = min(TROUBLE_S, self._pause * 2 or 2.0)
+        self._hand_at = time.monotonic() + self._pause
+        if step == self._look:
+            self._look_at = time.monotonic() + min(self._pause, ENGINE_LOOK_S)
+        self._lock.set_status("%s (trying again in %s)" % (why, seconds_text(self._pause)))
+
+    def _well(self, step) -> None:
+        """Note that a step, which may have been in trouble, has worked."""
+        if self._failed == step:
+            self._trouble, self._failed, self._pause, self._hand_at = None, None, 0.0, 0.0
+            self._lock.set_status(None)
+
+    def _keep_lock(self) -> None:
+        self._lock.keep()
+        self._store.db.check_file()
+
+    # -- taking over --
+
+    def _adopt(self) -> None:
+        """Take over what dead dispatchers of this engine have handed over."""
+        if time.monotonic() < self._adopt_at:
+            return
+        self._adopt_at = time.monotonic() + LOOK_S
+        for worker in self._store.workers.workers():
+            if worker.engine == self._spec.on.engine and worker.id != self.id and is_ours(self._store, worker):
+                path = self._store.workers.files_of(worker).lock(worker.id)
+                lock = take_from_dead(self._store, worker, path)
+                if lock is not None:
+                    try:
+                        self._store.handed.adopt(self.id, worker.id)
+                    except BaseException:
+                        os.close(lock)
+                        raise
+                    OS.drop(path, lock)
+        self._load()
+
+    def _load(self) -> None:
+        """Read which arrays are ours, where memory differs: after a failure it is not known what was committed."""
+        try:
+            rows = {sent.id: sent for sent in self._store.handed.sent(self.id)}
+            for number in set(self._arrays) - set(rows):
+                del self._arrays[number]
+            for number in sorted(set(rows) - set(self._arrays)):
+                packs = {}
+                for pack, job, attempt in self._store.handed.packed(number):
+                    packs.setdefault(pack, {})[job] = attempt
+                self._arrays[number] = rows[number], [Pack(rows[number].folder, pack, jobs) for pack, jobs in packs.items()]
+                self._look_at = 0.0
+        except (sqlite3.OperationalError, OSError):
+            self._adopt_at = 0.0  # it is repeated then
+
+    def _packs(self) -> list:
+        return [pack for _, packs in self._arrays.values() for pack in packs if not pack.over]
+
+    # -- what the nodes write --
+
+    def _scan(self, now: bool = False):
+        """Read the events of all packs; the pause grows with what that costs."""
+        begun = time.monotonic()
+        if begun < self._scan_at and not now:
+            return False
+        try:
+            self._read(self._packs())
+            self._clean()
+        finally:
+            cost = time.monotonic() - begun
+            self._scan_at = begun + min(ENGINE_LOOK_S, max(SPOOL_LOOK_S, 50 * cost))
+        return True
+
+    def _read(self, packs: list) -> None:
+        """Record the ends of attempts that these packs' nodes have written, then take note of how far they were read."""
+        news, wanted = [], set()
+        for pack in packs:
+            events, seen = read_events(pack.path + ".outcomes", pack.seen)
+            if events:
+                news.append((pack, events, seen))
+                wanted.update(event["job"] for event in events if event["event"] == "ended")
+            if len(wanted) > FOLLOWUPS:
+                self._record_news(news, wanted)
+                news, wanted = [], set()
+        self._record_news(news, wanted)
+
+    def _record_news(self, news: list, wanted: set) -> None:
+        jobs, outcomes = self._store.handed.claimed(self.id, sorted(wanted)), []
+        for pack, events, _ in news:
+            for event in events:
+                job = jobs.get(event.get("job"))
+                if event["event"] == "ended" and job is not None and job.attempt == event["attempt"]:
+                    facts = {key: event.get(key) for key in Outcome._fields}
+                    facts.update(job=job, error=event.get("error") and plain(event["error"]))
+                    outcomes.append(Outcome(**facts))
+                    self._bring_log(pack, job)
+        self._record(outcomes)
+        for pack, events, seen in news:
+            pack.seen, pack.moved = seen, True
+            for event in events:
+                if event["event"] == "begun":
+                    pack.begun[event["job"]] = event
+                    self._well(self._conclude)
+                elif event["event"] == "ended":
+                    pack.jobs.pop(event["job"], None)
+                elif event["event"] == "trouble":
+                    self._log("trouble", worker=self.id, why="%s: %s" % (self._engine.title, plain(str(event.get("why")))))
+                elif event["event"] == "done":
+                    pack.over = not pack.jobs
+            self._look_pause, self._look_at = 1.0, min(self._look_at, time.monotonic() + 1.0)
+
+    def _record(self, outcomes: list) -> None:
+        if outcomes:
+            self._store.handed.record(self.id, outcomes)
+            for outcome in outcomes:
+                self._log(outcome.kind, worker=self.id, job=outcome.job, duration=outcome.duration, why=error_text(outcome),
+                          more=outcome is not outcomes[-1])
+
+    def _bring_log(self, pack, job) -> None:
+        """Move an attempt's output from the spool to the queue's logs."""
+        there, log = Files(pack.path), self._store.db.files.log(job.id, job.attempt)
+        for path in (there.log(job.id, job.attempt), there.output("%d.%d" % (job.id, job.attempt))):
+            if size_of(path) and not os.path.exists(log):
+                make_directory(os.path.dirname(log))
+                with open(path, "rb", opener=no_link) as source, create(log + ".new") as copy:
+                    copy_bytes(source, copy, 2 ** 50)
+                os.replace(log + ".new", log)
+                remove(path)
+
+    def _clean(self) -> None:
+        """Remove arrays that are over from the spool, then from the database."""
+        import shutil
+        for number, (sent, packs) in list(self._arrays.items()):
+            if all(pack.over for pack in packs):
+                shutil.rmtree(sent.folder, ignore_errors=True)
+                if os.path.exists(sent.folder):
+                    continue  # a node still writes to it
+                self._store.handed.forget(number)
+                del self._arrays[number]
+
+    # -- what the engine says --
+
+    def _look(self):
+        """Ask the engine about all arrays at once; between two questions is fifty times what one costs, 1 to 30 seconds."""
+        begun = time.monotonic()
+        if begun < self._look_at or not self._arrays:
+            return False
+        found = self._engine.look([sent.folder for sent, _ in self._arrays.values()])
+        self._look_pause = min(ENGINE_LOOK_S, max(self._look_pause * 1.5, 50 * (time.monotonic() - begun)))
+        self._look_at = time.monotonic() + self._look_pause
+        ended = []
+        for number, (sent, packs) in list(self._arrays.items()):
+            handle, tasks = found.get(sent.folder, (sent.handle, {}))
+            if handle != sent.handle:
+                self._store.handed.name(number, handle)
+                self._arrays[number] = sent._replace(handle=handle), packs
+            ended += [(handle, pack) for pack in packs if not pack.over and self._is_ended(pack, tasks.get(pack.number))]
+        self._read([pack for _, pack in ended])
+        for handle, pack in ended:
+            self._conclude(handle, pack)
+        self._cancel_empty()
+        self._clean()
+        return True
+
+    def _is_ended(self, pack, task) -> bool:
+        """Whether the engine has twice said, or not twice mentioned, that a task is over: the first time its node may still write."""
+        if task is not None:
+            if task.state != pack.state:
+                self._look_pause = 1.0
+            pack.state = task.state
+        pack.absent = pack.absent + 1 if task is None or task.state in TASK_ENDS else 0
+        if pack.absent == 1:
+            self._look_pause, self._look_at = 1.0, time.monotonic() + 1.0
+        return pack.absent > 1
+
+    def _conclude(self, handle, pack) -> None:
+        """Take the claims from a task that is over: nothing of it begins from now on, and what had begun counts as TASK_ENDS says."""
+        never = rename(pack.path + ".ready", pack.path + ".over")
+        if not never:
+            rename(pack.path + ".taken", pack.path + ".over")
+        self._read([pack])
+        state = pack.state if pack.state in TASK_ENDS else self._engine.past(handle).get(pack.number, "") if handle and pack.begun else ""
+        ours = pack.ours or os.path.exists(os.path.join(os.path.dirname(pack.path), STOPPED))
+        kind = "released" if ours else TASK_ENDS.get(state, "crashed")
+        word, outcomes, now = "%s: %s" % (self._engine.title, state or "the task is gone"), [], time.time()
+        for job in self._store.handed.claimed(self.id, sorted(pack.jobs)).values():
+            event = pack.begun.get(job.id) if pack.jobs[job.id] == job.attempt else None
+            if event is not None:
+                self._bring_log(pack, job)
+                outcomes.append(Outcome(job, kind, None, word, event["pid"], event["at"], max(0.0, now - event["at"])))
+            else:
+                outcomes.append(Outcome(job, "released", None, word, None, job.started_at, 0.0))
+        self._record(outcomes)
+        pack.over = True
+        if handle and outcomes and not pack.moved and not ours and state not in ENGINE_FAULTS:
+            self._note(self._conclude, "%s: a task ended before it began a job (%s)%s" % (
+                self._engine.title, state or "unknown to it", last_line(pack.path + ".task")))
+
+    # -- cancelling --
+
+    def _cancel(self):
+        """Pass on what should be cancelled: at once if no node has taken the pack, else by a file that its node reads."""
+        changes = self._store.db.changes()
+        if changes == self._changes:
+            return False
+        wanted = {}
+        for number, pack, job in self._store.handed.to_cancel(self.id):
+            wanted.setdefault((number, pack), set()).add(job)
+        for number, (_, packs) in self._arrays.items():
+            for pack in packs:
+                jobs = wanted.get((number, pack.number), set()) - pack.asked if wanted else None
+                if jobs:
+                    self._cancel_in(pack, jobs)
+        self._changes = changes
+        if wanted:
+            self._cancel_empty()
+        return True
+
+    def _cancel_in(self, pack, jobs: set) -> None:
+        try:
+            with open(pack.path + ".cancel", "ab", opener=no_link) as file:
+                file.write("".join("%d\n" % job for job in jobs).encode())
+        except FileNotFoundError:
+            return  # it was never written to the spool: the engine does not know it either
+        pack.asked |= jobs
+        if os.path.exists(pack.path + ".ready"):  # whoever takes it from now on reads the file first
+            found = self._store.handed.claimed(self.id, sorted(jobs))
+            self._record([Outcome(job, "cancelled", None, "cancelled", None, job.started_at, 0.0) for job in found.values()])
+            for job in jobs:
+                pack.jobs.pop(job, None)
+
+    def _cancel_empty(self) -> None:
+        """Cancel tasks that have no jobs left and have not begun."""
+        for sent, packs in self._arrays.values():
+            empty = []
+            for pack in packs:
+                if not pack.jobs and not pack.over and (pack.ours or rename(pack.path + ".ready", pack.path + ".over")):
+                    pack.ours = True
+                    empty.append(pack.number)
+            if empty and sent.handle:
+                self._engine.cancel(sent.handle, empty)
+                self._look_pause, self._look_at = 1.0, min(self._look_at, time.monotonic() + 1.0)
+
+    def _give_back(self) -> None:
+        """Cancel all tasks, and give the jobs back, as far as the engine answers in time."""
+        limit = time.monotonic() + self._store.settings.value("kill_grace") + END_NOW_S - 3.0
+        for sent, packs in self._arrays.values():
+            if os.path.isdir(sent.folder):
+                create(os.path.join(sent.folder, STOPPED)).close()
+            mine = [pack for pack in packs if not pack.over]
+            if sent.handle and mine:
+                self._engine.cancel(sent.handle, [pack.number for pack in mine])
+            for pack in mine:
+                pack.ours = True
+        for pack in self._packs():
+            if time.monotonic() < limit and rename(pack.path + ".ready", pack.path + ".over"):
+                jobs = self._store.handed.claimed(self.id, sorted(pack.jobs))
+                self._record([Outcome(job, "released", None, "stopped by a shutdown", None, job.started_at, 0.0) for job in jobs.values()])
+                pack.jobs.clear()
+        while self._arrays and time.monotonic() < limit:
+            self._look_at = 0.0
+            self._try(self._look)
+            time.sleep(0.2)
+
+    # -- handing over --
+
+    def _hand_over(self) -> None:
+        """Claim jobs while there are free tasks, and send them; an engine in trouble gets one job to try."""
+        stop, count, _ = self._store.workers.orders(self._spec.supervisor)
+        limit = time.monotonic() + LOOK_S
+        while not stop and self._hand_at <= time.monotonic() < limit:
+            free = min(count, self._cap or count) - len(self._packs())
+            if self._pause and not all(pack.over for pack in self._probe):
+                break
+            ready = self._store.claims.ready(AT_ONCE, self._spec.queues) if free > 0 else 0
+            if not ready:
+                break
+            if self._most is None:
+                self._most = self._engine.most()
+            packs, most = (1, 1) if self._pause else (min(free, self._most, AT_ONCE), self._pack_size(ready, free))
+            arrays = self._store.handed.hand(self.id, self._spool(), self._spec.queues, packs, most)
+            for sent, parts in arrays:
+                self._arrays[sent.id] = sent, [Pack(sent.folder, number, {job.id: job.attempt for job in part})
+                                               for number, part in enumerate(parts)]
+            self._look_pause, self._look_at = 1.0, time.monotonic() + 1.0
+            self._probe = [pack for sent, _ in arrays for pack in self._arrays[sent.id][1]]
+            for sent, parts in arrays:
+                self._send(sent, parts)
+            if not arrays:
+                break
+
+    def _pack_size(self, ready: int, free: int) -> int:
+        if self._spec.on.pack:
+            return self._spec.on.pack
+        mean = self._store.handed.mean_duration()
+        most = min(1000, max(1, int(TASK_S / max(mean, 0.01)))) if mean is not None else 10
+        return min(most, -(-ready // free))
+
+    def _spool(self) -> str:
+        return self._store.settings.value("spool") or os.path.join(self._store.db.files.root, "spool")
+
+    def _send(self, sent, parts: list) -> None:
+        """Write an array to the spool, and submit it."""
+        import shlex
+        write_array(self._store, self._engine, sent, parts)
+        try:
+            options = list(self._spec.on.options) + shlex.split(sent.options)
+            handle = self._engine.submit(sent.folder, task_script(self._engine, sent.folder), len(parts), sent.slots, options)
+        except ValueError:
+            raise EngineError("can't split the options %s of a queue" % quoted(sent.options)) from None
+        except EngineError as error:
+            self._most = max(1, len(parts) // 2)  # it may be a limit, of this array or of all
+            if error.is_limit() and len(self._packs()) > len(parts):
+                self._cap = len(self._packs()) - len(parts)
+            raise
+        self._store.handed.name(sent.id, handle)
+        self._arrays[sent.id] = sent._replace(handle=handle), self._arrays[sent.id][1]
+        self._most = min(2 * self._most, self._engine.most()) if len(parts) == self._most else self._most
+        self._well(self._hand_over)
+        self._log("handed over", worker=self.id, text="%d jobs in %d tasks, %s %s" % (
+            sum(map(len, parts)), len(parts), self._engine.title, plain(handle)))
+
+
+def write_array(store, engine, sent, parts: list) -> None:
+    """Write packs to the spool, with all that a node needs to run them; PATH.ready comes last."""
+    import json
+    make_directory(os.path.dirname(sent.folder))
+    os.mkdir(sent.folder, 0o700)
+    settings = {key: store.settings.value(key) for key in ("kill_grace", "log_limit")}
+    for number, part in enumerate(parts):
+        blobs = store.handed.blobs({job.env for job in part} | {job.stdin for job in part})
+        pack = dict(settings, database=store.db.path, slots=sent.slots, passed_on=engine.passed_on,
+                    blobs={key: data.decode("latin-1") for key, data in blobs.items()},
+                    jobs=[{name: getattr(job, name) for name in NodeJob._fields} for job in part])
+        path = os.path.join(sent.folder, str(number))
+        for name, text in (".json", json.dumps(pack)), (".ready", ""):
+            with create(path + name) as file:
+                file.write(text.encode())
+
+
+def task_script(engine, folder: str) -> str:
+    """Return the script of a task: this very file, as it is now, by this Python or else by any."""
+    program = os.path.join(os.path.dirname(folder), "queuectl-%s.py" % program_version())
+    if not os.path.exists(program):
+        with open(os.path.abspath(__file__), "rb") as source, create(program + ".new") as copy:
+            copy_bytes(source, copy, 2 ** 50)
+        os.replace(program + ".new", program)
+    code = "; ".join(["import sys"] + launching(repr(program), OS.trusts_cache(program)))
+    return "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s _node %s/\"%s\" \"%s\"\n" % (
+        quote_for_sh([sys.executable]), quote_for_sh([code]), quote_for_sh([folder]), engine.number, engine.cores)
+
+
+def is_ours(store, worker) -> bool:
+    """Whether a dead dispatcher's worker has handed over jobs of this database, not of one that this is a copy of."""
+    return store.handed.has_sent(worker.id) and (store.workers.is_at_home(worker) or store.workers.is_moved(worker))
+
+
+def last_line(path: str) -> str:
+    """Return the last line that a task printed, after a colon; "" if there is none."""
+    try:
+        with open(path, "rb", opener=no_link) as file:
+            lines = file.read(2 ** 16).decode("utf-8", "replace").strip().splitlines()
+        return ": " + plain(lines[-1]) if lines else ""
+    except OSError:
+        return ""
+
+
 # == Supervisor ========================================================================
 # The one process of a `worker start` or `run` that starts, wakes, replaces and stops workers.
 # Calls Worker, Store, Platform differences and small helpers; knows nothing of the command line or of printing.
@@ -7637,7 +8522,7 @@ class Worker:
 def work(spec, signals, log) -> None:
     """Run a worker process to its end; an error that ends it early is reported, not raised."""
     try:
-        Worker(spec, signals, log).work()
+        (Dispatcher if spec.on else Worker)(spec, signals, log).work()
     except (QueueGone, UserError, sqlite3.Error, OSError) as error:
         log("trouble", why=str(error))
     except Exception as error:
@@ -7658,13 +8543,15 @@ def release_dead(store, supervisors: set, workers: list, release) -> list:
     Remove those of these dead supervisors that have none of them.
     """
     left = [worker for worker in workers if not release(worker)]
-    for supervisor in sorted(supervisors - {worker.supervisor for worker in left}):
+    for supervisor in sorted(supervisors - {worker.supervisor for worker in left if not worker.engine}):
         store.workers.remove_supervisor(supervisor)
     return left
 
 
 def rescue(store, worker, log=lambda event, **facts: None) -> bool:
     """Release a dead worker and its job once nothing is left of the attempt; return False if either still lives: try again later."""
+    if worker.engine and is_ours(store, worker):
+        return False  # its jobs may still run: only a dispatcher, which asks the engine, takes them over
     files = store.workers.files_of(worker)
     path = files.lock(worker.id)
     done, made = False, not os.path.exists(path)
@@ -7710,33 +8597,6 @@ def last_outcome(store, files, worker, job, lock: int):
             ": process %s" % ", ".join(map(str, left)) if left else ""))
         return None
     return Outcome(job, "crashed", None, "worker died", group or None, job.started_at, max(0.0, time.time() - job.started_at))
-
-
-def take_from_dead(store, worker, path: str):
-    """Return a descriptor that holds the lock of a dead worker; None while the worker lives.
-
-    A living worker whose lock file was deleted makes it again within about two seconds.  In another pid namespace nothing
-    else tells whether a worker lives.  Then put an empty file there: if it stays empty, the worker is dead.
-    """
-    alive = store.workers.is_alive(worker)
-    if alive is None:
-        try:
-            alive = abs(time.time() - os.stat(path).st_mtime) < MISSING_S
-        except FileNotFoundError:
-            alive = True
-            make_directory(os.path.dirname(path))
-            os.close(OS.hold(path))
-    if alive:
-        return None
-    make_directory(os.path.dirname(path))
-    try:
-        lock = OS.hold(path)
-    except BlockingIOError:
-        return None  # another process is about to release it
-    if OS.is_lost(path, lock):
-        os.close(lock)  # another process has just released it
-        return None
-    return lock
 
 
 def end_attempt(store, files, worker, job, content, group: int):
@@ -7819,7 +8679,9 @@ class Supervisor:
 
     def __init__(self, spec, log, argv):
         self.kind = spec.kind
-        self.count = spec.count
+        on = spec.asked.get("on")  # where the jobs run, if not on this machine: then one worker, the dispatcher, has all slots
+        self._on = EngineSpec(**on) if on else None
+        self.count = 1 if on else spec.count
         self.stopping = 0         # 0, GRACEFUL or IMMEDIATE
         self._reopen = False      # whether USR1 asked to open the log again
         self.within = None        # the job that runs this supervisor: --drain does not wait for it
@@ -8047,7 +8909,7 @@ class Supervisor:
             return True
         stop, wanted, may_take = self.store.workers.orders(self.id)
         self.stopping = max(self.stopping, stop, 0 if may_take else GRACEFUL)
-        self._scale(wanted)
+        self._scale(1 if self._on else wanted)
         self._cancel()
         self._next = self.store.claims.next_time(self._own())
         if not self.stopping:
@@ -8117,7 +8979,7 @@ class Supervisor:
         self.store.db.check_file()
         self._store.close()  # a connection must not cross a fork
         self._store = None
-        spec = WorkerSpec(self.database, self.id, self._queues, self.kind == "run", self._load)
+        spec = WorkerSpec(self.database, self.id, self._queues, self.kind == "run", self._load, self._on)
         self._workers.start(lambda where: self._become_worker(spec, where), self._argv + spec.words())
 
     def _become_worker(self, spec, where: str) -> None:
@@ -8225,12 +9087,12 @@ def worker_report(store) -> list:
         supervisor = supervisors.get(worker.supervisor)
         state = "busy" if worker.job else "idle"
         if store.workers.is_alive(worker) is False:
-            state = "dead"
+            state = "away" if worker.engine and is_ours(store, worker) else "dead"
         elif supervisor is None or supervisor.stop:
             state = "stopping"
         version = content.version or None if content else None
         facts.append({"id": worker.id, "pid": worker.pid, "supervisor": worker.supervisor, "state": state, "job": worker.job,
-                      "done": content.done if content else 0, "started_at": worker.started_at,
+                      "done": content.done if content else 0, "started_at": worker.started_at, "engine": worker.engine,
                       "uptime": round(max(0.0, now - worker.started_at), 3), **wait_report(content),
                       "queues": supervisor and supervisor.queues and supervisor.queues.strip("/").split("/"),
                       "place": "here" if worker.machine == OS.machine() else "elsewhere",
@@ -8316,7 +9178,14 @@ def wrote(store, job, attempt: int) -> bool:
 
 def output_of(store, job, attempt: int) -> str:
     """Return the path of the file that holds the output of an attempt."""
-    return store.db.files.output(job.worker) if running(store, job, attempt) else store.db.files.log(job.id, attempt)
+    if not running(store, job, attempt):
+        return store.db.files.log(job.id, attempt)
+    place = store.handed.place(job)
+    if place is None:
+        return store.db.files.output(job.worker)
+    there = Files(os.path.join(place[0].folder, str(place[1])))
+    log = there.log(job.id, attempt)
+    return log if os.path.exists(log) else there.output("%d.%d" % (job.id, attempt))
 
 
 # -- why a job is not running --
@@ -8326,6 +9195,7 @@ def explain_report(store, job) -> dict:
     reasons = why_waiting(store, job) + why_workers_wait(store, job)
     if job.state in WAITING and not reasons:
         reasons = why_not_taken(store, job)
+    reasons += [found for found in [why_engine_waits(store, job)] if found]
     lost = any(worker.id == job.worker and store.workers.is_alive(worker) is False for worker in store.workers.workers())
     return {"job": job, "reasons": reasons, "lost": lost}
 
@@ -8333,6 +9203,25 @@ def explain_report(store, job) -> dict:
 def why_waiting(store, job) -> list:
     """Return the Reasons in the database that keep a job from running."""
     return [Reason(*found) for found in store.look.why_waiting(job)] if job.state in WAITING else []
+
+
+def why_engine_waits(store, job):
+    """Return what an engine says of a job that was handed to it, as a Reason; None if it runs on this machine."""
+    place = store.handed.place(job) if job.state == "processing" else None
+    if place is None:
+        return None
+    sent, number = place
+    worker = next((worker for worker in store.workers.workers() if worker.id == job.worker and worker.engine in ENGINES), None)
+    if worker is None:
+        return None
+    engine = ENGINES[worker.engine]()
+    try:
+        task = engine.look([sent.folder]).get(sent.folder, (None, {}))[1].get(number)
+    except EngineError as error:
+        task = Task("", str(error), None)
+    away = store.workers.is_alive(worker) is False
+    return Reason("engine", {"engine": worker.engine, "title": engine.title, "handle": sent.handle, "task": number, "away": away,
+                             "state": task and task.state, "why": task and task.reason, "starts_at": task and task.starts})
 
 
 def why_workers_wait(store, job) -> list:
@@ -8599,10 +9488,17 @@ def glance_at_database(store):
 def examine_workers(store):
     sound = True
     for worker in store.workers.workers():
-        if not store.workers.is_alive(worker):
+        if worker.engine and is_ours(store, worker) and not store.workers.is_alive(worker):
+            sound = False
+            yield finding("warn", "workers", "left with", engine=worker.engine, title=ENGINES[worker.engine].title)
+        elif not store.workers.is_alive(worker):
             sound = False
             yield finding("warn", "workers", "dead worker", partial(rescue_in_time, store, worker), id=worker.id, job=worker.job,
                           wait=wait_report(read_lock(store.db.files.lock(worker.id))))
+    for fact in worker_report(store):
+        if fact["engine"] and fact["note"] and fact["state"] != "away":
+            sound = False
+            yield finding("warn", "workers", "engine", text=fact["note"])
     for fact in supervisor_report(store):
         if fact["state"] in ("dead", "silent"):
             sound = False
@@ -9070,6 +9966,7 @@ LOG_WORDS = {  # event -> colour and text
     "started": ("bold", "started"), "scaled": ("bold", "scaled"), "running": ("blue", "running"), "completed": ("green", "completed"),
     "retry": ("yellow", "failed"), "dead": ("red", "dead"), "cancelled": ("yellow", "cancelled"),
     "released": ("yellow", "given back"), "crashed": ("red", "died while it ran"),
+    "failed": ("yellow", "failed"), "timeout": ("yellow", "failed"), "handed over": ("blue", "handed over"),
     "recorded": ("yellow", "recorded for a dead worker the end of"), "snoozed": ("yellow", "snoozed"),
     "stopping": ("bold", "stopping: each worker finishes its job"), "stopping now": ("bold", "stopping now: jobs are given back"),
     "stopped": ("dim", "stopped"), "replaced": ("dim", "starting one more worker"),
@@ -9383,6 +10280,8 @@ FINDINGS = {
     "damaged": "%(path)s is damaged (%(why)s). Stop all workers, copy the file and its -wal away, then restore a backup, or try "
                "`umask 077; sqlite3 OLD .recover | sqlite3 NEW`",
     "dead worker": "worker %(id)d is dead%(held)s%(wait)s",
+    "left with": "jobs are with %(title)s, and nobody looks after them: `%(me)s worker start --on %(engine)s` takes them over",
+    "engine": "%(text)s",
     "dead supervisor": "supervisor %(id)d is dead: %(rest)s",
     "silent supervisor": "supervisor %(id)d has not answered since %(time)s: is its process stopped?",
     "stray lock": "%(path)s belongs to no worker", "workers": "%(count)d listed",
@@ -9480,6 +10379,12 @@ def reason_text(job, reason) -> str:
         return "for %s%s to end" % (", ".join(names), " and others" if len(detail) > 5 else "")
     if kind == "behind":
         return "behind %s" % plural(detail, "other")
+    if kind == "engine":
+        found = ("%(title)s: task %(task)d of %(handle)s" % detail, detail["state"] and detail["state"].lower(),
+                 detail["why"] not in (None, "None") and plain(detail["why"]),
+                 detail["state"] == "PENDING" and detail["starts_at"] and "estimated start %s" % local(detail["starts_at"]),
+                 detail["away"] and "`%s worker start --on %s` looks after it again" % (invoked(), detail["engine"]))
+        return ", ".join(filter(None, found))
     if kind in ("worker", "supervisor", "idle"):
         return "%s %s" % (who_text(detail), IDLE_NOTE if kind == "idle" else note_text(detail))
     return REASONS[kind] % {
@@ -9490,6 +10395,8 @@ def reason_text(job, reason) -> str:
 def reason_json(job, reason) -> dict:
     if reason.kind in ("worker", "supervisor", "idle"):
         return {"reason": "worker", "detail": reason_text(job, reason)}
+    if reason.kind == "engine":
+        return {"reason": "engine", "detail": as_json(reason.detail)}
     return {"reason": reason.kind, "detail": reason.detail}
 
 
@@ -10963,7 +11870,7 @@ def cmd_worker_start(args) -> int:
     asked = json.loads(args.announce or "{}")  # all options but --count, which `worker scale` changes
     if not asked:
         asked = {name: getattr(args, name) for name in ("drain", "foreground", "max_jobs", "idle_timeout", "nice", "load")}
-        asked["queues"] = queue_list(args.queue)
+        asked.update(queues=queue_list(args.queue), **engine_asked(args))
     text = json.dumps(asked)
     if not announced:
         warn_root(database)
@@ -10993,6 +11900,30 @@ def cmd_worker_start(args) -> int:
         announce(answer, "error %s" % plain(explain_error(error, database)))
         log("trouble", why=explain_error(error, database))
         return 2
+
+
+def engine_asked(args):
+    """Return what `worker start --on` was told, as {"on": the fields of an EngineSpec}; {} for workers on this machine."""
+    if args.on is None:
+        if args.rest or args.pack is not None:
+            raise UserError("%s: only `worker start --on ENGINE` takes it" % (
+                "--pack" if args.pack is not None else "unrecognized arguments: " + plain(" ".join(args.rest))))
+        return {}
+    for name in ("max_jobs", "nice", "load"):
+        if getattr(args, name) is not None:
+            raise UserError("--%s is for workers on this machine: leave it out with --on" % name.replace("_", "-"))
+    if not OS.forks:
+        raise UserError("--on needs Linux, here and on the nodes")
+    return {"on": {"engine": args.on, "options": engine_options(args.on, args.rest), "pack": args.pack}}
+
+
+def engine_options(engine: str, words: list) -> list:
+    """Return options for an engine; raise UserError for those that the dispatcher itself needs."""
+    for word in words:
+        name = word.partition("=")[0]
+        if name in ENGINES[engine].RESERVED or name[:1] == "-" and name[1:2] != "-" and name[:2] in ENGINES[engine].RESERVED:
+            raise UserError("the option %s of %s is queuectl's own: leave it out" % (quoted(name), ENGINES[engine].title))
+    return words
 
 
 def warn_root(database: str) -> None:
@@ -11064,7 +11995,11 @@ def cmd_worker_stop(store, args) -> int:
         verdict("The jobs of dead workers can't be released yet: the next `worker start` releases them", False)
     else:
         verdict("%s%s" % ("Stopped " if gone else "Asked ", plural(len(workers), "worker") + ("" if gone else " to stop")))
-    kept = [fact["id"] for fact in worker_report(store) if fact["supervisor"] not in wanted and fact["state"] in ("idle", "busy")]
+    report = worker_report(store)
+    for engine in sorted({fact["engine"] for fact in report if fact["state"] == "away"}):
+        talk("jobs go on with %s: the next `%s worker start --on %s` takes them over, or after it `worker stop --now` gives them back" % (
+            ENGINES[engine].title, invoked(), engine))
+    kept = [fact["id"] for fact in report if fact["supervisor"] not in wanted and fact["state"] in ("idle", "busy")]
     if kept:
         talk("worker %s: not stopped, since a `run` has its own workers; they end with it" % ", ".join(map(str, kept)))
     return 1 if gone is False else 0
@@ -11196,6 +12131,58 @@ def cmd_worker_list(store, args) -> None:
     print_list(facts, WORKER_LIST, "" if supervisors else "No workers are running: start some with `%s worker start`" % invoked())
     for fact in waiting(supervisors):
         out("%s %s" % (who_text(fact), note_text(fact)))
+
+
+def cmd_engine_test(store, args) -> int:
+    """Submit a task that only says where it runs, and print a line per thing that could be wrong."""
+    name, engine = args.lead[0], ENGINES[args.lead[0]]()
+    spool = store.settings.value("spool") or os.path.join(store.db.files.root, "spool")
+    folder = os.path.join(spool, "queuectl-" + os.urandom(8).hex())
+    said, begun, handle = os.path.join(folder, "said"), time.time(), None
+    make_directory(folder)
+    try:
+        verdict("%s answers: an array may have %d tasks" % (engine.title, engine.most()))
+        code = "import sys, time, socket, fcntl; f = open(sys.argv[1] + '.new', 'w'); fcntl.flock(f, fcntl.LOCK_EX); " \
+               "f.write('%s %d.%d %f' % (socket.gethostname(), *sys.version_info[:2], time.time())); f.close(); " \
+               "import os; os.rename(sys.argv[1] + '.new', sys.argv[1])"
+        handle = engine.submit(folder, "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s\n" % (
+            quote_for_sh([sys.executable]), quote_for_sh([code, said])), 1, 1, engine_options(name, args.rest))
+        verdict("a task was submitted: %s" % plain(handle))
+        limit, task, over = begun + args.timeout, None, 0
+        while not os.path.exists(said) and over < 3 and time.time() < limit:
+            time.sleep(0.5)
+            task = engine.look([folder]).get(folder, (None, {}))[1].get(0)
+            over = over + 1 if task is None or task.state in TASK_ENDS else 0
+        if not os.path.exists(said):
+            raise EngineError("the task ended (%s), but wrote nothing to %s: do the nodes share it (`config set spool DIR`)?%s" % (
+                task and task.state, spool, last_line(os.path.join(folder, "0.task"))) if over else "the task waits: %s, %s" % (
+                task and task.state, task and task.reason))
+        with open(said) as file:
+            host, version, moment = file.read().split()
+        verdict("it ran on %s, which shares the spool %s, with Python %s" % (plain(host), plain(spool), plain(version)))
+        apart = max(begun - float(moment), float(moment) - time.time(), 0.0)
+        if apart > 2.0 or tuple(map(int, version.split("."))) < (3, 8):
+            raise EngineError("the clocks are %s apart" % span(apart) if apart > 2.0 else "Python 3.8 or later is needed")
+        return 0
+    except (EngineError, OSError) as error:
+        verdict("%s: %s" % (engine.title, plain(str(error))), False)
+        return 1
+    finally:
+        if handle and not os.path.exists(said):
+            engine.cancel(handle, [0])
+        import shutil
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_engine(args) -> None:
+    if len(args.lead) != 1 or args.lead[0] not in ENGINES:
+        raise UserError("name one engine: %s" % ", ".join(ENGINES))
+    engine_options(args.lead[0], args.rest)
+
+
+def cmd__node(args) -> None:
+    """Run a pack of jobs on a node of an engine: the path of its files, and how many cores there are."""
+    Node(os.path.abspath(args.folder), int(args.cores)).work()
 
 
 def cmd__worker(args) -> None:
@@ -11995,6 +12982,21 @@ def cmd_queue_rate(store, args) -> None:
     store.queues.set(args.name, rate=args.rate, every=args.every, next_at=0)
     out("queue %s: %s" % (args.name, "no rate" if args.rate is None else
                           "at most %s, a start each %s" % (args.rate, seconds_text(args.every))))
+
+
+def check_queue_set(args) -> None:
+    import shlex
+    args.name = parse_name(args.name, "a queue")
+    try:
+        for engine in ENGINES:
+            engine_options(engine, shlex.split(args.engine_options or ""))
+    except ValueError as error:
+        raise UserError("--engine-options %s: %s" % (quoted(args.engine_options), str(error).lower())) from None
+
+
+def cmd_queue_set(store, args) -> None:
+    store.queues.set(args.name, engine_options=args.engine_options or None)
+    out("queue %s: %s" % (args.name, "engine options " + plain(args.engine_options) if args.engine_options else "no engine options"))
 
 
 def cmd_batch_list(store, args) -> None:
@@ -14201,9 +15203,13 @@ worker-start   --max-jobs     N         1-%(most)d . end after N jobs, counted o
 worker-start   --idle-timeout DURATION  duration .     end when there has been no job for this long
 worker-start   --nice         N         0-19     .     run jobs at this niceness, 0 to 19
 worker-start   --load         MAX       load     .     start no job while the machine's load is above MAX
+worker-start   --on           ENGINE    engine   .     hand jobs to a cluster (slurm): --count is its tasks, options for it follow --
+worker-start   --pack         N         pack     auto  jobs per task of a cluster, or auto: about 5 minutes' worth (auto)
 worker-start   --announce     JSON      .        .     .
 worker-stop    --now          .         .        .     end running jobs now and give them back; the attempt is not charged
 worker-scale   count          N         1-%(workers)d . worker processes from now on
+_node          folder         DIR       .        .     .
+_node          cores          N         .        .     .
 _worker        supervisor     ID        .        .     .
 _worker        queues         NAMES     .        .     .
 _worker        reserved       FLAG      .        .     .
@@ -14245,6 +15251,9 @@ queue-limit    name           NAME      .        .     name of a queue
 queue-limit    limit          N         .        .     jobs that run at once, over all workers; none: no limit
 queue-rate     name           NAME      .        .     name of a queue
 queue-rate     rate           N/UNIT    .        .     starts per s, m, h or d, evenly spaced, as in 10/m; none: no limit
+queue-set      name           NAME      .        .     name of a queue
+queue-set      --engine-options OPTIONS text     .     options of a cluster that jobs of this queue need, as in '--gpus 1' (none)
+engine-test    --timeout      DURATION  duration 60    how long the task may wait (1m)
 batch-show     id             B         .        .     number of a batch, or `last`
 cron-edit      name           NAME      .        .     name of a schedule
 cron-edit      --cron         LINE      .        .     when it runs, as in '30 2 * * *'
@@ -14284,6 +15293,7 @@ OPTION_KINDS = {
     "states": lambda raw, what: [parse_choice(state, what, LISTED_STATES) for state in raw.split(",")],
     "columns": lambda raw, what: [parse_choice(column.strip(), what, tuple(COLUMNS)) for column in raw.split(",")],
     "since": lambda raw, what: parse_duration(raw, what, 1), "interval": lambda raw, what: parse_duration(raw, what, 1),
+    "engine": one_of(*ENGINES), "pack": lambda raw, what: None if raw == "auto" else parse_number(raw, what, 1, 10**6, whole=True),
     "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS),
     "output": one_of(*OUTPUTS), "group": one_of(*GROUPS), "failfast": one_of("now", "soon")}
 
@@ -14305,7 +15315,7 @@ COMMAND_GROUPS = (
                 "run --count 4 --file commands.txt", True),
         command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True,
                 check=plan_enqueue),
-        command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4"),
+        command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4", True),
         command("worker stop", cmd_worker_stop, "", "stop all workers and wait until they are gone", "worker stop"),
     )),
     ("look", (
@@ -14340,6 +15350,8 @@ COMMAND_GROUPS = (
         command("worker list", cmd_worker_list, "json", "show the workers", "worker list", shows=True),
         command("worker scale", cmd_worker_scale, "", "change the number of workers", "worker scale 8"),
         command("worker restart", cmd_worker_restart, "", "replace the workers, each after its job", "worker restart"),
+        command("engine test", cmd_engine_test, "", "submit a small task to a cluster, and say what is wrong", "engine test slurm", True, 1,
+                check=check_engine),
         command("service", cmd_service, "", "print a systemd, launchd or Windows service",
                 "service systemd --count 4", shows=True),
     )),
@@ -14350,6 +15362,8 @@ COMMAND_GROUPS = (
         command("queue limit", cmd_queue_limit, "", "limit how many jobs of a queue run at once", "queue limit mail 2",
                 check=check_queue_limit),
         command("queue rate", cmd_queue_rate, "", "limit how often jobs of a queue start", "queue rate mail 10/m", check=check_queue_rate),
+        command("queue set", cmd_queue_set, "", "set what jobs of a queue need of a cluster", "queue set gpu --engine-options '--gpus 1'",
+                check=check_queue_set),
         command("batch list", cmd_batch_list, "limit json", "show the batches: each bulk file and run is one", "batch list", shows=True),
         command("batch show", cmd_batch_show, "json", "show the progress of a batch", "batch show 3", shows=True),
         command("cron add", cmd_cron_add, "job", "enqueue a job repeatedly, by a cron line or an interval",
@@ -14382,6 +15396,7 @@ COMMAND_GROUPS = (
     )),
     ("", (
         command("_worker", cmd__worker, "", "", ""),
+        command("_node", cmd__node, "", "", ""),
         command("_complete", None, "", "", "", True, shows=True),
     )),
 )
@@ -14497,8 +15512,10 @@ def build_parser(found):
     parser = Parser(prog="%s %s" % (PROGRAM, " ".join(found.words)), description=found.purpose[:1].upper() + found.purpose[1:] + ".",
                     epilog="example: %s %s" % (PROGRAM, found.example), allow_abbrev=False,
                     formatter_class=lambda prog: Help(prog, width=help_width()),  # else it imports shutil, 5 ms
-                    usage="%%(prog)s %s[options] COMMAND...%s" % ("[options] NAME SPEC " if found.lead else "", (
-                        " [::: VALUE...]" if "values" in found.takes else "")) if found.rest else None)
+                    usage="%%(prog)s %s[options] %s%s" % (
+                        "" if not found.lead else "ENGINE " if found.lead == 1 else "[options] NAME SPEC ",
+                        "[-- ENGINE OPTION...]" if found.run in (cmd_worker_start, cmd_engine_test) else "COMMAND...",
+                        " [::: VALUE...]" if "values" in found.takes else "") if found.rest else None)
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     parser.add_argument("--as-root", action="store_true", help="as root, work the queue of another user (%s=1)" % AS_ROOT)
     add_options(parser, found)

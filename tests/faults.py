@@ -375,7 +375,7 @@ def charge_faults(rows, past, revived=()):
             faults.append("job %d has %d attempts charged, by its history %d: %s" % (
                 row.id, row.attempts, charged, [p.outcome for p in mine]))
         faults += ["a crash of job %d is told as %r" % (row.id, p.error) for p in mine
-                   if p.outcome == CRASHED and p.error != "worker died"]
+                   if p.outcome == CRASHED and p.error not in ("worker died", "Slurm: NODE_FAIL", "its runner died")]
     return faults
 
 

@@ -18,7 +18,7 @@ try:
 except ImportError:  # PyPy
     symtable = None
 
-SECTIONS = ["Constants and schema", "Errors", "Small helpers", "Files", "Platform differences", "Store", "Runner", "Worker",
+SECTIONS = ["Constants and schema", "Errors", "Small helpers", "Files", "Platform differences", "Store", "Runner", "Worker", "Engines",
          "Supervisor", "Reports", "Views", "Metrics", "Python API", "Commands", "Page", "Web", "Command table", "Parser", "Main"]
 BANNER = re.compile(r"^# == (.+?) =+$", re.M)
 SOURCE = SCRIPT.read_text("utf-8") if SCRIPT.exists() else ""

@@ -6948,6 +6948,27 @@ class Keep(Part):
         finally:
             remove(part)
 
+    def free_bytes(self) -> tuple:
+        """Return how many bytes of the database file are free for new rows, and how many there are in all."""
+        size, pages, free = [self._db.read(pragma)[0][0] for pragma in ("PRAGMA page_size", "PRAGMA page_count", "PRAGMA freelist_count")]
+        return size * free, size * pages
+
+    def compact(self) -> bool:
+        """Give free pages back to the file system; return whether that was done.
+
+        It holds SQLite's lock for some seconds per 100 MB, so it is not done while a supervisor or worker is listed.
+        """
+        if self._store.workers.supervisors() or self._store.workers.workers():
+            return False
+        try:
+            self._db.patiently(lambda: self._db.execute("VACUUM"))
+        except sqlite3.OperationalError as error:
+            if sqlite_fault(error) not in (BUSY, FULL):
+                raise
+            return False
+        self._db.read("PRAGMA wal_checkpoint(TRUNCATE)")  # the file shrinks only then
+        return True
+
     def damage(self) -> list:
         """Return what SQLite finds wrong with the file itself, as its lines; [] if nothing is.  Nothing of ours repairs it."""
         return [line for line, in self._db.read("PRAGMA integrity_check(20)") if line != "ok"]
@@ -9396,6 +9417,7 @@ def percentile(ordered, share: float) -> float:
 # whether it did, or None.  The caller may repair a finding before the next one is looked for.
 Finding = namedtuple("Finding", "level about kind values repair")
 FREE_BYTES = 64 * 2**20  # a disk with less is nearly full
+FREE_PAGES_BYTES = 16 * 2**20  # fewer in a database are not worth a word
 
 
 def finding(level: str, about: str, kind: str, repair=None, **values):
@@ -9478,6 +9500,9 @@ def examine_database(store):
         yield finding("bad", "database", "fault", lambda fault=fault: fault not in left(), text=fault)
     if not faults:
         yield finding("ok", "database", "sound", path=store.db.path)
+    free, size = store.keep.free_bytes()
+    if free > max(FREE_PAGES_BYTES, size / 2):
+        yield finding("ok", "database", "free pages", store.keep.compact, free=free)
 
 
 def glance_at_database(store):
@@ -10292,6 +10317,7 @@ FINDINGS = {
     "unserved": "job %(job)d has waited %(for)s, and no worker serves queue %(queue)s: `%(me)s worker start`",
     "overdue": "job %(job)d in queue %(queue)s has waited %(for)s, longer than %(limit)s",
     "dead jobs": "%(count)d dead: `%(me)s dlq list` shows why; then `dlq retry` or `dlq purge` them", "jobs": "%(count)d waiting",
+    "free pages": "%(mib)d MiB of the file are free, for new jobs; `doctor --fix` gives them back while no worker runs",
     "stray logs": "%(count)d without a job, such as %(path)s", "logs": "every log belongs to a job",
     "network disk": "a network file system (%(type)s), where SQLite's locks can't be trusted: move the queue to a local disk",
     "full disk": "only %(mib)d MiB are free", "disk": "%(mib)d MiB are free, on a local file system",

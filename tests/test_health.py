@@ -254,3 +254,25 @@ def test_a_wrong_row_does_not_hide_the_others_of_a_list(queue):
     assert "job '2' has a value of a wrong type" in queue.out("list")
     for words in (["list", "--tree"], ["list", "--json"], ["queue", "list"], ["batch", "list"], ["top", "--once"], ["list", "--state", "pending"]):
         assert queue.cli(*words).returncode == 0
+
+
+def test_doctor_tells_of_free_pages_and_gives_them_back_while_no_worker_runs(queue):
+    queue.enqueue("--queue", "mail", "exit 0")
+    with sqlite3.connect(str(queue.db)) as database:
+        for statement in ("CREATE TABLE big(x)", "INSERT INTO big VALUES(zeroblob(20000000))", "DROP TABLE big", "PRAGMA wal_checkpoint"):
+            database.execute(statement)
+            database.commit()
+    database.close()
+
+    def said(*options):
+        return [row for row in queue.json("doctor", *options, check=False) if "of the file are free" in row["text"]]
+    queue.start(1, "--queue", "other")
+    assert [row["level"] for row in said()] == ["ok"]
+    assert [row["level"] for row in said("--fix")] == ["ok"]
+    queue.stop()
+    assert queue.db.stat().st_size > 18000000
+    assert [row["level"] for row in said("--fix")] == ["fixed"]
+    assert queue.db.stat().st_size < 1000000 and said() == []
+    assert [job["queue"] for job in queue.json("list")] == ["mail"]
+    queue.start(1)
+    queue.wait_for(1, "completed")

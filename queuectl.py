@@ -14676,6 +14676,8 @@ def web_act(store, asked: dict) -> dict:
     onward, query = None, asked.get("filter")
     if query is None:
         jobs = list(filter(None, map(store.look.find, parse_refs(asked.get("ids"), "ids")[:AT_ONCE])))
+    elif not isinstance(query, dict):
+        raise UserError("filter must be a JSON object")
     else:
         query = {str(key): str(value) for key, value in query.items()}
         filters = web_filters(query)

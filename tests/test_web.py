@@ -330,6 +330,11 @@ def test_a_wrong_question_is_one_line(server, path):
 
 @pytest.mark.parametrize("name, body", [
     ("act", {}), ("act", {"verb": "explode", "ids": [1]}), ("act", {"verb": "retry"}), ("act", {"verb": "retry", "ids": {}}),
+    ("act", {"verb": "retry", "filter": [1]}), ("act", {"verb": "retry", "filter": "state"}), ("act", {"verb": ["retry"], "ids": [1]}),
+    ("act", {"verb": "retry", "ids": [{}]}),
+    ("enqueue", {"command": {"a": 1}}), ("enqueue", {"command": "x", "like": []}), ("queue", {"name": ["default"], "paused": True}),
+    ("queue", {"name": "default", "rate": [1]}), ("queue", {"name": "default", "max_running": {}}), ("schedule", {"verb": {}, "name": "x"}),
+    ("config", {"key": ["x"], "value": "1"}), ("config", {"key": "max_retries", "value": [1]}),
     ("act", {"verb": "retry", "filter": {"state": "odd"}}), ("enqueue", {}), ("enqueue", {"command": ""}), ("enqueue", {"command": "x\0"}),
     ("enqueue", {"command": "x", "odd": 1}), ("enqueue", {"command": "x", "like": 99}), ("queue", {"name": "nobody", "paused": True}),
     ("queue", {"name": "default", "rate": "often"}), ("queue", {"name": "default", "max_running": -1}),

@@ -142,11 +142,9 @@ def set_environment(values):
     os.environ.update((name, value) for name, value in values.items() if os.environ.get(name) != value)
 
 
-def completed(done, check=True):
-    """The CompletedProcess, whose failure fails the test unless check=False."""
-    died = done.returncode == 1 and "--drain" in done.args  # it says that jobs died, as tests want them to
-    found = "doctor" in done.args and not done.stderr  # its status tells what it found
-    if check and done.returncode and not died and not found:
+def completed(done, check=True, status=0):
+    """The CompletedProcess, whose exit status must be this one unless check=False."""
+    if check and done.returncode != status:
         pytest.fail("exit status %d from %s\nstdout: %s\nstderr: %s" % (done.returncode, done.args, done.stdout, done.stderr))
     return done
 
@@ -191,13 +189,13 @@ class LiveQueue:
     def command(self, *args):
         return [*self.program, "--db", str(self.db), *map(str, args)]
 
-    def run(self, command, check=True, stdin=None, cwd=None, env=None, timeout=60, binary=False):
-        """Runs a command in the queue's environment; `env` adds to it (None removes a name)."""
+    def run(self, command, check=True, stdin=None, cwd=None, env=None, timeout=60, binary=False, status=0):
+        """Runs a command in the queue's environment; `env` adds to it (None removes a name).  `status`: see completed."""
         text = {} if binary else {"encoding": "utf-8", "errors": "surrogateescape"}
         source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         done = started(lambda: subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=str(cwd or self.dir),
                                               env=self.environment(env), timeout=timeout, **source, **text))
-        return completed(done, check)
+        return completed(done, check, status)
 
     def environment(self, changes=None):
         merged = dict(self.env, **(changes or {}))
@@ -209,7 +207,7 @@ class LiveQueue:
         A command that only looks runs in this process: a tenth of what a new one costs, most of all in a wait_until.
         """
         words = [str(word) for word in args]
-        if set(options) <= {"check"} and self.here == (self.program, self.env) and looks(words):
+        if set(options) <= {"check", "status"} and self.here == (self.program, self.env) and looks(words):
             return completed(self.look(words), **options)
         return self.process(*args, **options)
 

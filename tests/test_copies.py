@@ -160,12 +160,12 @@ def queue_file(queue):
     return str(path)
 
 
-def in_namespace(queue, *command):
+def in_namespace(queue, *command, status=0):
     """Runs a command as process 1 of a pid namespace of its own."""
     if not ROOT_USER or not shutil.which("unshare"):
         pytest.skip("needs root and unshare")
     not_on_fallbacks("they know no pid namespaces, which only Linux has")
-    return queue.run(["unshare", "-fp", "--mount-proc", *command], timeout=60)
+    return queue.run(["unshare", "-fp", "--mount-proc", *command], timeout=60, status=status)
 
 
 @linux_only("pid namespaces")
@@ -377,7 +377,7 @@ def test_a_worker_of_another_pid_namespace_without_its_lock_is_given_time_and_no
 def test_doctor_mends_what_a_container_left_whose_locks_are_gone(queue):
     job = left_by_a_crash(queue)
     shutil.rmtree(str(queue.files))
-    in_namespace(queue, *queue.command("doctor", "--fix"))
+    in_namespace(queue, *queue.command("doctor", "--fix"), status=2)
     assert queue.job(job).state == "pending"
 
 

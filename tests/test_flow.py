@@ -1385,7 +1385,7 @@ def test_a_pipeline_runs_in_order_and_its_alarm_when_it_breaks(queue):
         '{"id": "alarm", "command": ' + note("alarm") + ', "after_any": ["check", "publish"]}',
         '{"id": "clean", "command": ' + note("clean") + '}')))
     queue.cli("enqueue", "--file", queue.dir / "jobs")
-    queue.cli("worker", "start", "--foreground", "--drain", "--count", "2")
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", "2", status=1)
     trace = (queue.dir / "trace").read_text().split()
     assert sorted(trace[:2]) == ["clean", "load"] and trace[2:] == ["report", "alarm"]
     assert (queue.job("check").state, queue.job("publish").state) == ("dead", "cancelled")
@@ -1447,7 +1447,7 @@ def test_exit_codes_decide_with_real_jobs(queue):
     ids = [queue.enqueue(*often, "--retry-on", "3", "exit 3"), queue.enqueue(*often, "--retry-on", "3", "exit 4"),
            queue.enqueue(*often, "--dead-on", "2", "exit 2"),
            queue.enqueue("--max-retries", "0", "--snooze-on", "75", "--snooze", "50ms", *once)]
-    queue.cli("worker", "start", "--foreground", "--drain")
+    queue.cli("worker", "start", "--foreground", "--drain", status=1)
     told = [[a["outcome"] for a in queue.json("show", number)["history"]] for number in ids]
     assert told == [["failed"] * 3, ["failed"], ["failed"], ["snoozed", "completed"]]
     assert [queue.job(number).state for number in ids] == ["dead"] * 3 + ["completed"]

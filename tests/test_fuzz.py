@@ -512,7 +512,7 @@ def test_a_command_of_a_mebibyte_and_one_of_ten_thousand_arguments_run(queue):
     [first] = map(int, queue.cli("enqueue", "--file", "-", stdin=json.dumps({"command": big, "max_retries": 0}) + "\n").stdout.split())
     second = queue.enqueue(sys.executable, "-c", "import sys; print(len(sys.argv[1:]), sys.argv[-1])", *many)
     third = queue.enqueue("--max-retries", 0, "printf %s " + "y" * 100000 + " | wc -c")
-    queue.cli("worker", "start", "--foreground", "--drain")
+    queue.cli("worker", "start", "--foreground", "--drain", status=1)
     assert queue.job(first).error == "exit 3"
     assert queue.cli("logs", second).stdout == "10000 arg9999\n"
     assert queue.cli("logs", third).stdout.strip() == "100000"

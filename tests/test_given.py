@@ -41,7 +41,7 @@ def test_a_shell_may_have_options_or_a_path_with_a_space(queue, tmp_path):
     (tmp_path / "my shell").symlink_to(shutil.which("bash"))
     strict = queue.enqueue("--max-retries", "0", "--shell", "bash -eo pipefail", "false | true; echo on")
     spaced = queue.enqueue("--shell", str(tmp_path / "my shell"), "echo ${BASH_VERSION:+bash}")
-    drained(queue)
+    drained(queue, status=1)
     assert queue.job(strict).state == "dead"
     assert queue.out("logs", spaced) == "bash"
 
@@ -103,7 +103,7 @@ def test_a_shell_is_looked_up_on_the_jobs_own_path(queue, tmp_path):
     assert re.fullmatch(r"mine /.*\.cmd", queue.out("logs", long))
     shell.unlink()
     queue.cli("release", gone)
-    drained(queue)
+    drained(queue, status=1)
     assert queue.job(gone).error == "can't be started: the shell %s no longer exists" % shell
 
 
@@ -147,12 +147,12 @@ def test_a_job_reads_what_it_was_given_to_its_end_and_the_next_one_nothing(queue
 
 def test_every_attempt_reads_all_of_it(queue):
     job = queue.enqueue("--max-retries", "2", "--backoff-base", "0", "--stdin", "-", *queue.script(READ + "; sys.exit(1)"), stdin="hello")
-    drained(queue)
+    drained(queue, status=1)
     assert [(row["attempt"], row["outcome"]) for row in queue.json("show", job)["history"]] == [(n, "failed") for n in (1, 2, 3)]
     for attempt in (1, 2, 3):
         assert (queue.files / "logs" / "0" / ("%d.%d.log" % (job, attempt))).read_text().strip() == read_text(b"hello")
     queue.cli("retry", job)
-    drained(queue)
+    drained(queue, status=1)
     assert (queue.files / "logs" / "0" / ("%d.4.log" % job)).read_text().strip() == read_text(b"hello")
 
 

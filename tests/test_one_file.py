@@ -153,7 +153,7 @@ def test_a_database_with_a_hard_link_is_refused_by_either_name(queue, tmp_path, 
     before = queue.db.read_bytes()
     for path in (queue.db, other):
         done = queue.run([*queue.program, "--db", str(path), *words], check=False)
-        assert done.returncode != 0 and "hard link" in done.stdout + done.stderr and "Traceback" not in done.stderr, done
+        assert done.returncode == 2 and "hard link" in done.stdout + done.stderr and "Traceback" not in done.stderr, done
     assert queue.db.read_bytes() == before and not os.path.exists(str(other) + "-wal") and not os.path.exists(str(other) + ".d")
     other.unlink()
     assert queue.enqueue("true") == 2

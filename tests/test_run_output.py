@@ -242,7 +242,7 @@ def test_resume_goes_on_with_what_an_interrupted_run_has_left(queue):
     queue.wait_for(1, "processing")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    assert process.ends() in (130, 143)
+    assert process.ends() == 143
     queue.cli("run", "exit 0")
     for name in "ab":
         (queue.dir / name).write_text("")
@@ -291,7 +291,7 @@ def test_resume_prints_the_job_that_another_worker_ends_while_the_batch_is_reser
             "    return reserved\n"
             "queuectl.Queues.reserve_batch = reserve_late; sys.exit(queuectl.main())" % str(ROOT))
     done = queue.run([queue.program[0], "-c", text, "--db", str(queue.db), "run", "--count", "1", "--resume", "1"])
-    assert done.stdout == "out a\nout b\n" and "2 of 2 completed" in done.stderr
+    assert sorted(done.stdout.splitlines()) == ["out a", "out b"] and "2 of 2 completed" in done.stderr
 
 
 def test_a_refused_retry_of_the_failed_changes_nothing(queue):

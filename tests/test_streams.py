@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -127,9 +128,12 @@ def test_a_command_with_a_broken_stream_does_its_work_once_and_says_so(name, fil
         if number == 1 and name in SHOWS and how not in READER_LEFT and stdout:
             assert got == 1 and said.count("queuectl: error: can't write to standard output") == 1, (number, how, got, said)
         else:
-            assert got in (0, status), (number, how, got, said)
+            left = number == 1 and how in READER_LEFT and name in SHOWS and stdout
+            assert got == (0 if left else status), (number, how, got, said)
         if number == 1 and how in READER_LEFT:
-            assert said in ("", stderr) or name == "run", (number, how)  # a reader that has gone is nobody's fault
+            waits = re.compile(r".* trouble \(can't write to the database yet: .*\)\n")  # on a busy machine
+            timeless = [re.sub(r"\d+(\.\d+)?m?s\b", "TIME", waits.sub("", text)) for text in ("", stderr, said)]
+            assert timeless[2] in timeless[:2], (number, how, said)  # a reader that has gone is nobody's fault
         if number == 1 and how not in READER_LEFT and name not in SHOWS and stdout:
             assert "the work is done" in said, (number, how, said)
 

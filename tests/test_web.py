@@ -122,7 +122,7 @@ def test_the_token_is_in_a_file_of_its_owner_alone_and_stays(queue):
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8383", "127.0.0.1.evil.example", "localhost.evil.example", "[::1", ""])
 def test_a_name_that_is_not_ours_is_refused(server, host):
     status, _, body = server.ask("/api/status", Host=host)
-    assert status in (400, 403) and b"pending" not in body
+    assert status == (400 if host == "[::1" else 403) and b"pending" not in body
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:9000", "[::1]:9000", "127.0.0.1:9000"])
@@ -325,7 +325,7 @@ def test_metrics_are_served(server):
                                   "log?id=1&download=1"])
 def test_a_wrong_question_is_one_line(server, path):
     status, head, body = server.ask("/api/" + path)
-    assert status in (400, 404) and body.count(b"\n") == 1 and b"Traceback" not in body and b"internal" not in body, body
+    assert status == (404 if path in ("nothing", "log?id=1&download=1") else 400) and body.count(b"\n") == 1 and b"Traceback" not in body and b"internal" not in body, body
 
 
 @pytest.mark.parametrize("name, body", [
@@ -604,7 +604,7 @@ def test_a_damaged_or_newer_queue_is_told_in_one_line(server, queue):
     connection.execute("PRAGMA user_version=%d" % (mark | 0xFF))
     connection.close()
     status, _, body = server.ask("/api/queues")
-    assert status in (400, 503) and b"newer" in body and body.count(b"\n") == 1
+    assert status == 400 and b"newer" in body and body.count(b"\n") == 1
 
 
 @posix_only("signals")

@@ -72,7 +72,8 @@ WALK = {
     "worker list": [[], ["--json"]], "worker scale": [["2"]], "worker restart": [[]], "worker stop": [["--now"]],
     "service": [["systemd"], ["launchd"], ["windows"], [POISON]],
     "queue list": [[], ["--json"]], "queue pause": [["--all"], [POISON]], "queue resume": [["--all"]], "queue limit": [[POISON, "1"], ["q", POISON]],
-    "queue rate": [[POISON, "1/m"], ["q", POISON]], "batch list": [[], ["--json"]], "batch show": [["1"], ["1", "--json"], [POISON]],
+    "queue rate": [[POISON, "1/m"], ["q", POISON]], "queue set": [[POISON, "--engine-options", "x"], ["q", "--engine-options", POISON]],
+    "engine test": [["slurm", POISON], [POISON]], "batch list": [[], ["--json"]], "batch show": [["1"], ["1", "--json"], [POISON]],
     "cron add": [["n", POISON, "x"], [POISON, "* * * * *", "x"], ["n", "* * * * *", POISON], ["--tz", POISON, "n", "* * * * *", "x"]],
     "cron edit": [["--cron", POISON, "n"], ["--timeout", "3s", POISON], ["--timeout", "3s", "SCHEDULE"]],
     "cron list": [[], ["--json"], ["--crontab"]], "cron load": [[POISON]], "cron pause": [[POISON], ["SCHEDULE"]], "cron resume": [["SCHEDULE"]], "cron rm": [["SCHEDULE"]],
@@ -82,7 +83,7 @@ WALK = {
     "install": [[], ["--uninstall"]], "completion": [["bash"], [POISON]],
     "_complete": [["show", ""], ["batch", "show", ""], ["queue", "pause", ""], ["cron", "rm", ""], ["list", "--queue", ""]],
 }
-WAITING = {"worker start", "run", "web", "_worker"}  # tried below, or started by no person
+WAITING = {"worker start", "run", "web", "_worker", "_node"}  # tried below, or started by no person
 
 # Runs every call in one process, which writes a line before each: stdout and stderr are what the test gave it.
 WALKER = """

@@ -18,7 +18,7 @@ DRIVER = shutil.which("chromedriver")
 
 
 class Browser:
-    """One window of a browser that keeps nothing."""
+    """A browser with one window."""
 
     def __init__(self, directory, environment):
         with open(str(directory / "chromedriver.txt"), "wb") as output:
@@ -36,6 +36,14 @@ class Browser:
         except BaseException:
             self.driver.kill()
             raise
+
+    def renew(self):
+        """Gives it another window, at its first size and in its first colours, and forgets what was written and asked before."""
+        fresh = self._call("POST", "/window/new", {"type": "window"})["handle"]
+        self._call("DELETE", "/window")
+        self._call("POST", "/window", {"handle": fresh})
+        self.console()
+        self.requested()
 
     def close(self):
         try:

@@ -20,12 +20,21 @@ NASTY = ["<script>document.title='owned'</script>", "<img src=x onerror=\"docume
          "&lt;b&gt; &amp; &#x3c;", "x" * 3000, "日本語 \U0001f600 e\u0301", "]]>--><!--", "%s%n%x", "\ufeffbom\u200f"]
 
 
-@pytest.fixture
-def browser(queue):
-    opened = Browser(queue.dir, queue.environment())
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A browser, whose start takes longer than a test; each test has a server at an address of its own, and so sees nothing of another's."""
+    directory = tmp_path_factory.mktemp("browser")
+    opened = Browser(directory, dict(os.environ, HOME=str(directory)))
     yield opened
-    complaints = opened.console()
     opened.close()
+
+
+@pytest.fixture
+def browser(queue, chromium):
+    chromium.renew()
+    yield chromium
+    complaints = chromium.console()
+    chromium.open("about:blank")
     assert complaints == []
 
 

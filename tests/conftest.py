@@ -1,6 +1,9 @@
 """What the tests stand on: a fresh queue per test (`queue`), and `wait_until` instead of sleeps.
 
-A LiveQueue drives the real program in real processes. Every process that a test causes
+A LiveQueue drives the real program in real processes. In quick tests most commands that end
+by themselves are forked by a process that has imported the program (forks.py says what that
+leaves out); workers, jobs, what runs beside a test or has an environment of its own, slow
+tests and tests/matrix start as a user starts them (NO_FORKS=1: all). Every process that a test causes
 carries the queue's marker in its environment (a job keeps the environment of whoever
 enqueued it), so the fixture can tell afterwards that nothing was left behind.
 """
@@ -24,6 +27,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "queuectl.py"
@@ -126,8 +130,18 @@ def locked(path):
 
 
 LOOKS = {"status", "list", "show", "explain", "logs", "stats", "events", "dlq list", "worker list", "queue list", "batch list", "batch show",
-         "cron list", "config list", "config get"}
+         "cron list", "config list", "config get", "health"}
 ONE_LOOK = threading.RLock()
+
+# How the environment of a queue differs from that of the tests: what could change what a command does is left out.
+DROPPED = r"QUEUECTL_(?!FALLBACKS)|XDG_|NO_COLOR|COLUMNS|PYTEST_|CI$|PYTHON(DONTWRITEBYTECODE|PYCACHEPREFIX)$"
+OF_ONE_QUEUE = {"QUEUECTL_TEST", "HOME", "USERPROFILE", "LOCALAPPDATA"}
+FORKS = Forks({k: v for k, v in os.environ.items() if not re.match(DROPPED, k)}) if hasattr(os, "fork") else None
+
+# These have workers of their own, or last: they and what they fork are found by the marker in the environment that they started with.
+LONG_LIVED = {"run", "web", "top", "_worker"}
+LASTING = {"--foreground", "-f", "--follow", "--watch"}
+FORKED = {"check", "stdin", "cwd", "timeout", "binary"}
 
 
 def looks(words):
@@ -180,11 +194,11 @@ class LiveQueue:
         # As the installed command runs it: a script's bytecode is not cached, and compiling takes most of a call.
         self.program = [python, "-IS", str(LAUNCH)]
         self.marker = "QUEUECTL_TEST=" + uuid.uuid4().hex
-        dropped = r"QUEUECTL_(?!FALLBACKS)|XDG_|NO_COLOR|COLUMNS|PYTEST_|CI$|PYTHON(DONTWRITEBYTECODE|PYCACHEPREFIX)$"
-        self.env = {k: v for k, v in os.environ.items() if not re.match(dropped, k)}
+        self.env = {k: v for k, v in os.environ.items() if not re.match(DROPPED, k)}
         self.env.update([self.marker.split("=")], HOME=str(self.home), USERPROFILE=str(self.home), LOCALAPPDATA=str(self.home))
         self.here = python == sys.executable and (list(self.program), dict(self.env))  # what a look in this process stands for
         self.background = []
+        self.forks = False
 
     def command(self, *args):
         return [*self.program, "--db", str(self.db), *map(str, args)]
@@ -205,11 +219,28 @@ class LiveQueue:
         """One command of queuectl on this queue: a CompletedProcess, with text unless binary=True.
 
         A command that only looks runs in this process: a tenth of what a new one costs, most of all in a wait_until.
+        Others are processes of their own.  In quick tests most of these are forked by one that has started Python already.
         """
         words = [str(word) for word in args]
         if set(options) <= {"check", "status"} and self.here == (self.program, self.env) and looks(words):
             return completed(self.look(words), **options)
+        if self.forks and self.here == (self.program, self.env) and set(options) <= FORKED and self.may_fork(words):
+            return self.forked(words, **options)
         return self.process(*args, **options)
+
+    def may_fork(self, words):
+        here = {name: value for name, value in self.env.items() if name not in OF_ONE_QUEUE}
+        there = {name: value for name, value in FORKS.environment.items() if name not in OF_ONE_QUEUE}
+        return not LONG_LIVED & set(words[:1]) and not LASTING & set(words) and here == there
+
+    def forked(self, words, check=True, stdin=None, cwd=None, timeout=60, binary=False):
+        """As process, for a command that has ended when it returns."""
+        data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+        argv = [str(LAUNCH), "--db", str(self.db), *words]
+        done = FORKS.run(self.command(*words), argv, str(cwd or self.dir), self.env, data, timeout)
+        if not binary:
+            done.stdout, done.stderr = (re.sub("\r\n?", "\n", text.decode("utf-8", "surrogateescape")) for text in (done.stdout, done.stderr))
+        return completed(done, check)
 
     def process(self, *args, **options):
         """As cli, in a process of its own whatever the command is."""
@@ -369,8 +400,10 @@ class LiveQueue:
 
 
 @pytest.fixture
-def queue(tmp_path):
+def queue(tmp_path, request):
     live = LiveQueue(tmp_path)
+    # Slow tests, and tests/matrix with its other Pythons and systems, start each command as a user does.
+    live.forks = FORKS is not None and not os.environ.get("NO_FORKS") and request.node.get_closest_marker("slow") is None
     yield live
     left = live.close()
     if left:

@@ -336,7 +336,7 @@ def mark(row):
 def row_environment(row, temporary):
     dropped = "PYTHON|PYTEST_|VIRTUAL_ENV|QUEUECTL_"
     env = {name: value for name, value in os.environ.items() if not re.match(dropped, name)}
-    env.update([("TMPDIR", temporary), mark(row).split("=")])
+    env.update([("TMPDIR", temporary), ("NO_FORKS", "1"), mark(row).split("=")])
     if row.kind == "fallbacks":
         env["QUEUECTL_FALLBACKS"] = "1"
     if row.kind == "wine":

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 
@@ -132,7 +133,10 @@ def test_a_follower_ends_when_its_reader_has_gone_though_nothing_happens(queue, 
                               env=queue.env, cwd=str(queue.dir))
     queue.background.append(reader)
     if words[0] == "events":
-        wait_until(lambda: b'"cancel"' in (queue.cli("cancel", queue.enqueue("exit 0")) and os.read(reader.stdout.fileno(), 65536)))
+        def follows():  # it tells what happens after its start, and nothing tells us when that was
+            queue.cli("cancel", queue.enqueue("exit 0"))
+            return select.select([reader.stdout], [], [], 1)[0] and b'"cancel"' in os.read(reader.stdout.fileno(), 65536)
+        wait_until(follows)
     reader.stdout.close()
     wait_until(lambda: reader.poll() is not None, 10, "the end of %s, whose reader has gone" % words)
     assert (reader.returncode, reader.stderr.read()) == (0, b"")

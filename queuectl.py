@@ -12161,20 +12161,39 @@ def cmd_worker_list(store, args) -> None:
 
 def cmd_engine_test(store, args) -> int:
     """Submit a task that only says where it runs, and print a line per thing that could be wrong."""
-    name, engine = args.lead[0], ENGINES[args.lead[0]]()
-    spool = store.settings.value("spool") or os.path.join(store.db.files.root, "spool")
-    folder = os.path.join(spool, "queuectl-" + os.urandom(8).hex())
-    said, begun, handle = os.path.join(folder, "said"), time.time(), None
+    import shutil
+    engine, steps = ENGINES[args.lead[0]](), []
+    folder = os.path.join(store.settings.value("spool") or os.path.join(store.db.files.root, "spool"), "queuectl-" + os.urandom(8).hex())
+
+    def say(text: str, good: bool = True) -> None:
+        steps.append({"ok": good, "text": text})
+        if not args.json:
+            verdict(text, good)
+
     make_directory(folder)
     try:
-        verdict("%s answers: an array may have %d tasks" % (engine.title, engine.most()))
-        code = "import sys, time, socket, fcntl; f = open(sys.argv[1] + '.new', 'w'); fcntl.flock(f, fcntl.LOCK_EX); " \
-               "f.write('%s %d.%d %f' % (socket.gethostname(), *sys.version_info[:2], time.time())); f.close(); " \
-               "import os; os.rename(sys.argv[1] + '.new', sys.argv[1])"
-        handle = engine.submit(folder, "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s\n" % (
-            quote_for_sh([sys.executable]), quote_for_sh([code, said])), 1, 1, engine_options(name, args.rest))
-        verdict("a task was submitted: %s" % plain(handle))
-        limit, task, over = begun + args.timeout, None, 0
+        try_engine(engine, folder, engine_options(args.lead[0], args.rest), args.timeout, say)
+    except (EngineError, OSError) as error:
+        say("%s: %s" % (engine.title, plain(str(error))), False)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if args.json:
+        out_json(steps)
+    return 0 if steps[-1]["ok"] else 1
+
+
+def try_engine(engine, folder: str, options: list, timeout: float, say) -> None:
+    """Submit one task, and say of each thing that works that it does; raise EngineError or OSError at the first that does not."""
+    said, begun, spool = os.path.join(folder, "said"), time.time(), os.path.dirname(folder)
+    say("%s answers: an array may have %d tasks" % (engine.title, engine.most()))
+    code = "import sys, time, socket, fcntl; f = open(sys.argv[1] + '.new', 'w'); fcntl.flock(f, fcntl.LOCK_EX); " \
+           "f.write('%s %d.%d %f' % (socket.gethostname(), *sys.version_info[:2], time.time())); f.close(); " \
+           "import os; os.rename(sys.argv[1] + '.new', sys.argv[1])"
+    handle = engine.submit(folder, "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s\n" % (
+        quote_for_sh([sys.executable]), quote_for_sh([code, said])), 1, 1, options)
+    try:
+        say("a task was submitted: %s" % plain(handle))
+        limit, task, over = begun + timeout, None, 0
         while not os.path.exists(said) and over < 3 and time.time() < limit:
             time.sleep(0.5)
             task = engine.look([folder]).get(folder, (None, {}))[1].get(0)
@@ -12183,21 +12202,15 @@ def cmd_engine_test(store, args) -> int:
             raise EngineError("the task ended (%s), but wrote nothing to %s: do the nodes share it (`config set spool DIR`)?%s" % (
                 task and task.state, spool, last_line(os.path.join(folder, "0.task"))) if over else "the task waits: %s, %s" % (
                 task and task.state, task and task.reason))
-        with open(said) as file:
-            host, version, moment = file.read().split()
-        verdict("it ran on %s, which shares the spool %s, with Python %s" % (plain(host), plain(spool), plain(version)))
-        apart = max(begun - float(moment), float(moment) - time.time(), 0.0)
-        if apart > 2.0 or tuple(map(int, version.split("."))) < (3, 8):
-            raise EngineError("the clocks are %s apart" % span(apart) if apart > 2.0 else "Python 3.8 or later is needed")
-        return 0
-    except (EngineError, OSError) as error:
-        verdict("%s: %s" % (engine.title, plain(str(error))), False)
-        return 1
     finally:
-        if handle and not os.path.exists(said):
+        if not os.path.exists(said):
             engine.cancel(handle, [0])
-        import shutil
-        shutil.rmtree(folder, ignore_errors=True)
+    with open(said) as file:
+        host, version, moment = file.read().split()
+    say("it ran on %s, which shares the spool %s, with Python %s" % (plain(host), plain(spool), plain(version)))
+    apart = max(begun - float(moment), float(moment) - time.time(), 0.0)
+    if apart > 2.0 or tuple(map(int, version.split("."))) < (3, 8):
+        raise EngineError("the clocks are %s apart" % span(apart) if apart > 2.0 else "Python 3.8 or later is needed")
 
 
 def check_engine(args) -> None:
@@ -15378,8 +15391,8 @@ COMMAND_GROUPS = (
         command("worker list", cmd_worker_list, "json", "show the workers", "worker list", shows=True),
         command("worker scale", cmd_worker_scale, "", "change the number of workers", "worker scale 8"),
         command("worker restart", cmd_worker_restart, "", "replace the workers, each after its job", "worker restart"),
-        command("engine test", cmd_engine_test, "", "submit a small task to a cluster, and say what is wrong", "engine test slurm", True, 1,
-                check=check_engine),
+        command("engine test", cmd_engine_test, "json", "submit a small task to a cluster, and say what is wrong", "engine test slurm",
+                True, 1, check=check_engine),
         command("service", cmd_service, "", "print a systemd, launchd or Windows service",
                 "service systemd --count 4", shows=True),
     )),

@@ -402,6 +402,7 @@ def test_engine_test_says_step_by_step_what_is_wrong_and_a_queue_has_options_of_
     assert queue.out("engine", "test", "slurm").count("\u2714") == 3
     done = queue.cli("engine", "test", "slurm", "--", "--partition", "nope", check=False)
     assert done.returncode == 1 and "invalid partition" in done.stdout.lower()
+    assert [step["ok"] for step in queue.json("engine", "test", "slurm")] == [True] * 3
     done = queue.cli("queue", "set", "gpu", "--engine-options", "--array 3", check=False)
     assert done.returncode == 2 and "leave it out" in done.stderr
     queue.cli("queue", "set", "gpu", "--engine-options", "--nodelist 'n3'")

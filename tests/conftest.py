@@ -35,8 +35,10 @@ LAUNCH = ROOT / "tests" / "launch.py"
 WINDOWS = os.name == "nt"
 WINE = WINDOWS and hasattr(__import__("ctypes").WinDLL("ntdll"), "wine_get_version")
 sys.path.insert(0, str(ROOT))
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what it puts into the background; the program would obey
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it puts into the background with these ignored, and the programs under test would obey that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGQUIT", None), signal.SIG_DFL)):
+    if number and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_sessionfinish(session, exitstatus):

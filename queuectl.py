@@ -4929,7 +4929,7 @@ class Queues(Part):
     def counts(self, queue=None) -> dict:
         """Return how many jobs are in each state."""
         counts = dict.fromkeys(STATES, 0)
-        counts.update(self._db.read("SELECT state, sum(n) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
+        counts.update(self._db.read("SELECT state, CAST(sum(n) AS INTEGER) FROM tally WHERE :queue IS NULL OR queue=:queue GROUP BY state",
                                  {"queue": queue}))
         return counts
 
@@ -4969,7 +4969,7 @@ class Queues(Part):
     def list(self) -> list:
         """Return every queue, with its limits and a count for each state."""
         counts = {}
-        for queue, state, n in self._db.read("SELECT queue, state, sum(n) FROM tally GROUP BY queue, state"):
+        for queue, state, n in self._db.read("SELECT queue, state, CAST(sum(n) AS INTEGER) FROM tally GROUP BY queue, state"):
             counts.setdefault(queue, dict.fromkeys(STATES, 0))[state] = n
         return [QueueRow(*row, counts.get(row[0]) or dict.fromkeys(STATES, 0))
                 for row in self._db.rows_to_show("queue", "name, paused, max_running, rate", "queue ORDER BY name")]
@@ -10955,6 +10955,9 @@ def refuse_missing(path: str) -> None:
     except FileNotFoundError:
         raise UserError(OS.distrust(Files(path)) or "there is no queue at %s: `%s enqueue` makes one, or give another --db" % (
             plain(path), invoked())) from None
+    except PermissionError as error:
+        raise UserError(OS.owner_of_refused(error, Files(path).root) or "can't reach %s (%s): keep the queue elsewhere with --db PATH or "
+                        "QUEUECTL_DB" % (plain(path), error.strerror)) from None
 
 
 def open_queue(args):

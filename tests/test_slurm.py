@@ -207,7 +207,7 @@ def test_a_cancel_reaches_waiting_and_running_jobs_of_a_pack(bench):
     start(bench, 3, "--pack", 2, "--", "--nodelist", "n1", "--cpus-per-task", "8")
     wait_until(lambda: bench.started(block) and bench.started(2), 30, "the first task runs")
     waiting = [bench.enqueue("exit=0") for _ in range(2)]  # the node is full: Slurm lets them wait
-    wait_until(lambda: queue.job(waiting[-1]).state == "processing", 30, "they are handed over")
+    wait_until(lambda: queue.job(waiting[-1]).state == "processing", 90, "they are handed over")
     queue.cli("cancel", waiting[0], 2, timeout=60)
     assert queue.job(waiting[0]).state == queue.job(2).state == "cancelled"
     assert not bench.journal("start", job=waiting[0])

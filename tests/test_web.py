@@ -656,7 +656,8 @@ def test_twenty_pages_for_a_while_cost_little_and_leave_nothing_open(server, que
         time.sleep(1)  # one change per second; nothing is waited for
     used = processor(server) - cost
     print("%d answers, %.1f %% of a core" % (asked[0], used / 0.6))
-    assert used < 0.05 * 60 and min(heard) > 15, (used, heard)
+    # 1.2 % of a core where nothing else runs, and up to 6 % where fifteen others want the processor and its caches.
+    assert used < 0.1 * 60 and min(heard) > 15, (used, heard)
     for link in links:
         link.shutdown(socket.SHUT_RDWR)
         link.close()

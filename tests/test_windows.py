@@ -206,7 +206,7 @@ def test_jobs_run_in_and_with_paths_of_spaces_and_other_letters(queue):
     program.write_text("import os, sys; print(ascii([os.path.basename(os.getcwd()), sys.argv[1:]]))")
     job = int(queue.cli("enqueue", sys.executable, "-IS", program, NAMES, "a  b", cwd=folder).stdout)
     line = queue.enqueue("--max-retries", 0, '"%s" -IS "%s" "%s" & exit 7' % (sys.executable, program, NAMES))
-    queue.cli("worker", "start", "--foreground", "--drain", "--count", 1, )
+    queue.cli("worker", "start", "--foreground", "--drain", "--count", 1, status=1)  # the second job dies
     assert queue.out("logs", job) == ascii([NAMES, [NAMES, "a  b"]])
     assert ascii([NAMES]) in queue.out("logs", line)
 
@@ -222,7 +222,7 @@ def test_a_database_may_lie_under_other_letters(queue):
 @pytest.mark.parametrize("command, code", [("exit 3", 3), ("cmd /c exit 300", 300), ("exit -1", 4294967295)])
 def test_exit_statuses_are_windows_own(queue, command, code):
     job = queue.enqueue("--max-retries", 0, command)
-    queue.cli("worker", "start", "--foreground", "--drain")
+    queue.cli("worker", "start", "--foreground", "--drain", status=1)
     assert queue.json("show", job)["exit_code"] == code
 
 

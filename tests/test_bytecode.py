@@ -15,6 +15,8 @@ from conftest import SCRIPT, linux_only, posix_only, unprivileged
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
 NO_WISH = {"PYTHONDONTWRITEBYTECODE": None, "PYTHONPYCACHEPREFIX": None}
 
+cpython_only = pytest.mark.skipif(sys.implementation.name != "cpython", reason="CPython only: PyPy does not run planted bytecode")
+
 PLANTED = """import sys
 from _frozen_importlib_external import SourceFileLoader
 open(%r, "a").write(%r + "\\n")
@@ -66,6 +68,7 @@ def program(queue):
 
 
 @pytest.mark.core
+@cpython_only
 def test_a_background_supervisor_leaves_bytecode_beside_the_program_and_runs_from_it(program):
     program.call("worker", "start")
     job = program.queue.enqueue("echo fine")
@@ -77,11 +80,13 @@ def test_a_background_supervisor_leaves_bytecode_beside_the_program_and_runs_fro
 
 
 @posix_only("elsewhere workers are new programs by themselves")
+@cpython_only
 def test_workers_that_are_new_programs_run_from_bytecode(program):
     program.plant()
     assert program.said_at_start(QUEUECTL_FALLBACKS="1") == ["cached"] * 3, "the supervisor and its two workers"
 
 
+@cpython_only
 def test_bytecode_of_an_earlier_version_is_not_run(program):
     program.plant("old")
     new = program.path.with_name("new")

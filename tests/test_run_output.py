@@ -241,6 +241,7 @@ def test_resume_goes_on_with_what_an_interrupted_run_has_left(queue):
     process = queue.beside("run", "--count", 1, *gates(queue, "a", "b"))
     queue.wait_for(1, "processing")
     process.send_signal(signal.SIGINT)
+    wait_until(lambda: "press again" in process.text(), message="the first signal has come: two at once come in any order")
     process.send_signal(signal.SIGTERM)
     assert process.ends() == 143
     queue.cli("run", "exit 0")

@@ -815,6 +815,10 @@ def parse_umask(raw, what: str) -> int:
     return int(text, 8)
 
 
+def parse_spool(path, what: str) -> str:
+    return path and parse_directory(path, what)
+
+
 def parse_patterns(raw, what: str) -> str:
     """Return patterns of names, as in `PATH HOME LC_*`, separated by single blanks; `none` keeps nothing."""
     words = parse_text(raw, what).split()
@@ -861,10 +865,6 @@ PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-
 
 # A setting: its default, how to parse a value and write it as text, and its meaning.
 Setting = namedtuple("Setting", "default parse text meaning")
-def parse_spool(path, what: str) -> str:
-    return path and parse_directory(path, what)
-
-
 SETTINGS = {
     "max_retries": Setting(3, within(0, 10**6), str,
                            "runs after the first, before a job is dead"),

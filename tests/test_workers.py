@@ -199,10 +199,13 @@ def test_idle_workers_use_next_to_no_cpu_time(queue):
             total += int(words[11]) + int(words[12])
         return total
 
-    before = ticks()
-    end = time.monotonic() + 2
-    wait_until(lambda: time.monotonic() > end, message="two seconds", interval=0.1)
-    assert ticks() - before <= 3  # of 10 ms: 1.5 % of a core would be too much already
+    def is_idle():  # 3 ticks of 10 ms: 1.5 % of a core would be too much already
+        before, end = ticks(), time.monotonic() + 2
+        wait_until(lambda: time.monotonic() > end, message="two seconds", interval=0.1)
+        return ticks() - before <= 3
+
+    # The first seconds are not idle everywhere: PyPy compiles what has just run.
+    wait_until(is_idle, timeout=30, message="five processes idle for two seconds")
 
 
 # ---- retries ---------------------------------------------------------------------------------------

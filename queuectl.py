@@ -3987,6 +3987,10 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
             job = cls._make(without_wrong("job", JOB_SELECT, row))
             return job._replace(state=job.state if job.state in STATES else "dead", error="%s: `doctor --fix` repairs it" % error)
 
+    def running_s(self, now: float) -> float:
+        """Return for how many seconds a running job has run; 0 if its row does not tell."""
+        return max(0.0, now - (self.started_at or now))
+
     def to_dict(self) -> dict:
         """Return the job as `--json` shows it: times in ISO 8601 UTC, durations in seconds."""
         shown = {name: getattr(self, column) for name, column in SHOWN.items()}
@@ -5865,8 +5869,7 @@ class Workers(Part):
         for job in self._db.jobs("job INDEXED BY job_running WHERE state='processing' "
                                  "AND NOT EXISTS(SELECT 1 FROM worker WHERE worker.id=job.worker)"):
             if not OS.is_held(self._db.files.lock(job.worker)) and not OS.is_held(self._db.files.output(job.worker)):
-                duration = max(0.0, now - (job.started_at or now))
-                self._store.claims.record(job.worker, Outcome(job, kind, None, why, None, job.started_at, duration), now)
+                self._store.claims.record(job.worker, Outcome(job, kind, None, why, None, job.started_at, job.running_s(now)), now)
 
     def supervisors(self) -> list:
         return [SupervisorRow._make(row) for row in self._listed(
@@ -6790,7 +6793,7 @@ class Keep(Part):
         now = self._db.clock()
         old, stray, limit, pause = set(), [], now - keep, 0.0 if len(rows) == most else min(keep, TIDY_IDLE_S)
         for seq, ended_at, job, state, finished_at in rows:
-            if any(time.__class__ is str or time.__class__ is bytes for time in (ended_at, finished_at)):
+            if not all(isinstance(moment, (float, int, type(None))) for moment in (ended_at, finished_at)):
                 raise WrongValue("history %s has a value of a wrong type" % quoted(seq))
             if ended_at is not None and limit <= ended_at <= now:  # a row from the future (a wrong clock) does not stop here
                 pause = min(ended_at - limit, TIDY_IDLE_S)
@@ -6799,7 +6802,7 @@ class Keep(Part):
                 pause = LOOK_S
                 break
             after = seq
-            if state in ("completed", "cancelled") and finished_at < limit:
+            if state in ("completed", "cancelled") and finished_at is not None and finished_at < limit:
                 old.add(job)
             elif job is None:
                 stray.append((seq,))
@@ -8585,9 +8588,8 @@ def rescue(store, worker, log=lambda event, **facts: None) -> bool:
         if job is not None and outcome is None:
             made = False  # what is waited for stands in the file
             return False
-        if outcome is not None:
-            if size_of(files.output(worker.id)):
-                files.keep(worker.id, job.id, job.attempt)
+        if outcome is not None and size_of(files.output(worker.id)):
+            files.keep(worker.id, job.id, job.attempt)
         store.workers.release_dead(worker.id, outcome)
         done = True
         remove(files.output(worker.id))
@@ -8617,7 +8619,7 @@ def last_outcome(store, files, worker, job, lock: int):
         write_status(lock, "died, and what its attempt left behind must end first%s" % (
             ": process %s" % ", ".join(map(str, left)) if left else ""))
         return None
-    return Outcome(job, "crashed", None, "worker died", group or None, job.started_at, max(0.0, time.time() - job.started_at))
+    return Outcome(job, "crashed", None, "worker died", group or None, job.started_at, job.running_s(time.time()))
 
 
 def end_attempt(store, files, worker, job, content, group: int):
@@ -9924,7 +9926,7 @@ def when_text(job, now: float) -> str:
     if job.state in WAITING and job.run_at > now:
         return "in " + span(job.run_at - now)
     if job.state == "processing":
-        return "for " + span(now - (job.started_at or now))
+        return "for " + span(job.running_s(now))
     return span(now - (job.finished_at or job.created_at)) + " ago"
 
 
@@ -12761,7 +12763,7 @@ class Top:
         for worker in worker_report(self._store)[:8]:
             job = self._store.look.find(worker["job"]) if worker["job"] else None
             lines.append(fit("worker %-4d %-8s %6d done  %s" % (worker["id"], worker["state"], worker["done"], "" if job is None else
-                             "job %d for %s: %s" % (job.id, span(time.time() - (job.started_at or 0)), plain(titled(job)))), width))
+                             "job %d for %s: %s" % (job.id, span(job.running_s(time.time())), plain(titled(job)))), width))
         for job in self._store.look.jobs(("dead",), 2) if height > 20 else ():
             lines.append(paint(fit("failed %-4d %-8s %s: %s" % (job.id, when_text(job, time.time()), plain(error_text(job) or ""),
                                                                plain(job.command)), width), "red", sys.stdout))
@@ -12963,7 +12965,7 @@ def cmd_explain(store, args) -> None:
         out("job %d no longer runs: worker %d is dead, and the next `%s worker start` gives it back" % (job.id, job.worker, invoked()))
     elif job.state == "processing":
         out("job %d runs on worker %d, for %s%s" % (
-            job.id, job.worker, span(time.time() - job.started_at), "".join("; " + text for text in words)))
+            job.id, job.worker, span(job.running_s(time.time())), "".join("; " + text for text in words)))
     elif job.state in FINAL:
         out("job %d is %s" % (job.id, ending_text(job)))
     else:

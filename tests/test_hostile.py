@@ -398,6 +398,9 @@ HOSTILE_ROWS = [
     "INSERT INTO queue(name) VALUES(CAST(x'ff' AS TEXT))", "INSERT INTO config VALUES('on_idle', CAST(x'ff' AS TEXT))",
     "INSERT INTO worker(supervisor, pid, started_at, note) VALUES(1, 1, 1, CAST(x'ff' AS TEXT))",
     "INSERT INTO history(job, state, outcome, finished_at) VALUES(1, 'dead', CAST(x'ff' AS TEXT), 1)",
+    "UPDATE job SET state='processing', gate=NULL, worker=1, attempt=1, started_at=NULL WHERE id=1",
+    "UPDATE job SET state='completed', gate=NULL WHERE id=1; "
+    "INSERT INTO history(job, state, outcome, finished_at) VALUES(1, 'completed', 'completed', 1)",
 ]
 
 
@@ -406,10 +409,13 @@ HOSTILE_ROWS = [
 def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement):
     queue.enqueue("--priority", "9", "exit 0")
     queue.enqueue("exit 0")
-    spoil_sql(queue, "INSERT INTO worker(id, supervisor, pid, started_at) VALUES(1, 1, 1, 1)" if "processing" in statement else "SELECT 1", statement)
-    queue.beside("worker", "start", "--foreground")
+    spoil_sql(queue, "INSERT INTO worker(id, supervisor, pid, machine, started_at) VALUES(1, 1, 1, 'elsewhere', 1)" if "processing" in statement else "SELECT 1",
+              *statement.split("; "))
+    supervisor = queue.beside("worker", "start", "--foreground")
     queue.wait_for(2, "completed")
-    assert "Traceback" not in queue.background[-1].text()
+    queue.cli("worker", "stop")
+    assert supervisor.ends() == 0, supervisor.text()
+    assert not re.search("Traceback|internal error", supervisor.text())
 
 
 @pytest.mark.parametrize("order", ["cancel", pytest.param("scale", marks=pytest.mark.slow)])

@@ -1883,9 +1883,9 @@ class PosixOwners(System):
         return self.user_name(os.stat(place).st_uid) if acts_as_root() and os.path.exists(place) and os.stat(place).st_uid else ""
 
     def distrust(self, files) -> str:
-        """Return why another user may read, change or replace a queue or its files; "" if none may.
+        """Return why another user may change or replace a queue or its files; "" if none may.
 
-        If others may only read a file, take that right away.  The directories above the queue's own are not checked.
+        The directories above the queue's own are not checked.
         """
         path, folder = files.database, os.path.dirname(files.database)
         try:
@@ -1899,7 +1899,7 @@ class PosixOwners(System):
                 plain(folder), self.quote([plain(folder)]))
         trusted = {0, os.geteuid()} | ({info.st_uid} if acts_as_root() and not info.st_mode & S_ISVTX else set())
         database = None
-        for path in (path, path + "-wal", path + "-shm", path + "-journal", files.root, files.workers, files.logs):
+        for path in (*self._database_files(files), files.root, files.workers, files.logs):
             try:
                 info = os.lstat(path)
             except FileNotFoundError:
@@ -1929,9 +1929,20 @@ class PosixOwners(System):
         if self._others_may_write(path, info):
             return "others may write to %s, and may have: `chmod go-w %s` if you trust what is in it, or give another --db" % (
                 plain(path), self.quote([plain(path)]))
-        if info.st_mode & 0o077 and not directory and os.geteuid() in (0, info.st_uid):
-            os.chmod(path, 0o600)
         return ""
+
+    def close_to_others(self, files) -> None:
+        """Take from other users the right to read a queue's database, and what SQLite keeps beside it."""
+        for path in self._database_files(files):
+            try:
+                info = os.lstat(path)
+                if info.st_mode & 0o077 and os.geteuid() in (0, info.st_uid):
+                    os.chmod(path, 0o600)
+            except FileNotFoundError:
+                continue
+
+    def _database_files(self, files) -> list:
+        return [files.database + end for end in ("", "-wal", "-shm", "-journal")]
 
     def _foreign_text(self, path: str, uid: int) -> str:
         name = self.user_name(uid)
@@ -1949,7 +1960,7 @@ class PosixOwners(System):
 
     def _beside(self, files, counts):
         """Yield (path, its state) of a queue's database, its directories, and the files in those of them that `counts(directory)` names."""
-        found = [files.database + end for end in ("", "-wal", "-shm", "-journal")] + [files.root]
+        found = self._database_files(files) + [files.root]
         for folder, folders, names in os.walk(files.root):
             found += [os.path.join(folder, name) for name in folders + (names if counts(folder) else [])]
         for path in found:
@@ -3336,6 +3347,9 @@ class Windows(System):
         """Return "": Windows has access lists, which a file inherits from its directory."""
         return ""
 
+    def close_to_others(self, files) -> None:
+        """Do nothing, for the same reason."""
+
     def oddities(self, files):
         """Return nothing, for the same reason."""
         return ()
@@ -4103,18 +4117,37 @@ def has_foreign_wal(path: str) -> bool:
             head, size = file.read(100), int.from_bytes(wal.read(32)[8:12], "big")
             if not any(head[60:64]):
                 return False  # the queue is so new that its whole content is in the WAL
-            for frame in range(256 if 512 <= size <= 65536 else 0):
-                wal.seek(32 + frame * (24 + size))
-                page = wal.read(24 + 100)
-                if page[:4] == b"\0\0\0\1":
-                    break
-            else:
-                return False
-            if not foreign(page[24:]):
+            page = first_page_logged(wal, size)
+            if not page or not foreign(page):
                 return False  # nearly always so, and at a thousandth of the cost of what follows
             wal.seek(0)
             page = first_page_in_force(wal, size)
             return page is not None and foreign(page)
+    except OSError:
+        return False
+
+
+def first_page_logged(wal, size: int) -> bytes:
+    """Return the beginning of page 1 in the first of 256 frames of a WAL that holds it, whether or not SQLite would read it."""
+    for frame in range(256 if 512 <= size <= 65536 else 0):
+        wal.seek(32 + frame * (24 + size))
+        page = wal.read(24 + 100)
+        if page[:4] == b"\0\0\0\1":
+            return page[24:]
+    return b""
+
+
+def is_queue(path: str) -> bool:
+    """Whether a file is a queue's database, judged by its application id; call this only without an open connection."""
+    try:
+        if not S_ISREG(os.lstat(path).st_mode):
+            return False
+        with open(path, "rb", opener=no_link) as file:
+            head = file.read(100)
+        if not any(head[68:72]):  # a new queue, whose content is in the WAL
+            with open(path + "-wal", "rb", opener=no_link) as wal:
+                head = first_page_logged(wal, int.from_bytes(wal.read(32)[8:12], "big"))
+        return int.from_bytes(head[68:72], "big") == APPLICATION_ID
     except OSError:
         return False
 
@@ -4630,6 +4663,7 @@ class Database:
         stat = os.stat(self.path)
         self._inode = (stat.st_dev, stat.st_ino)
         version = self.patiently(self._version)
+        OS.close_to_others(self.files)  # only now: before, it might have been any file that the user named by mistake
         self.execute("PRAGMA trusted_schema=OFF")  # no function with side effects runs from a schema (SQLite 3.31)
         if version != SCHEMA_VERSION:
             self._migrate(settle)
@@ -9433,7 +9467,7 @@ def examine(path: str):
 
 
 def examine_all(path: str, parts):
-    if os.path.exists(path):
+    if is_queue(path):  # nothing of another program's is repaired
         yield from examine_files(Files(path))
     yield from examine_queue(path, parts)
 
@@ -12628,7 +12662,15 @@ def print_or_replace(path, text: str) -> None:
 
 
 def replace_file(path: str, text: str, mode=None) -> None:
-    """Write a file so that a reader sees the old content or the new, also if this process is killed."""
+    """Write a file so that a reader sees the old content or the new, also if this process is killed.
+
+    What is not a file, such as /dev/null or /dev/stdout, is written to: a file must not take its place.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        return
+    path = os.path.realpath(path)
     part = "%s.%d.part" % (path, os.getpid())
     try:
         with open(part, "w", encoding="utf-8", newline="") as file:
@@ -15154,6 +15196,7 @@ def cmd_web(args) -> None:
         raise UserError("%s is not this machine alone: anyone who reaches that address and has the token can run any command as you. "
                         "With --allow-remote it is served (give --tls too, or put a reverse proxy before it)" % quoted(args.address))
     with open_queue(args) as store:
+        store.db.files.make()  # a database that was restored alone has no directory
         database, token = store.db.path, web_token(os.path.join(store.db.files.root, "web.token"))
     if args.read_only:
         token = derived(token, "read-only")  # who has it can't use it at a server that writes

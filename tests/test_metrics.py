@@ -171,6 +171,18 @@ def test_output_replaces_the_file_at_once(queue):
     assert [name for name in os.listdir(str(queue.dir)) if "prom" in name] == ["queuectl.prom"]
 
 
+@posix_only("/dev/stdout")
+def test_an_output_that_is_a_link_or_no_file_stays_what_it_is(queue):
+    queue.enqueue("--hold", "x")
+    (queue.dir / "out").symlink_to("/dev/stdout")
+    (queue.dir / "link").symlink_to("real")
+    (queue.dir / "real").write_text("old")
+    assert "queuectl_jobs" in queue.cli("metrics", "--output", queue.dir / "out").stdout
+    queue.cli("metrics", "--output", queue.dir / "link")
+    assert (queue.dir / "out").is_symlink() and (queue.dir / "link").is_symlink()
+    assert "queuectl_jobs" in (queue.dir / "real").read_text("utf-8")
+
+
 def test_an_output_that_cannot_be_written_is_one_line(queue):
     done = queue.cli("metrics", "--output", queue.dir / "missing" / "x.prom", check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("queuectl: error: "), done.stderr

@@ -1,10 +1,12 @@
 """A queue is one user's: what other users have made or may write to is refused, what is made is for its owner alone."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import struct
 import subprocess
@@ -328,6 +330,36 @@ def test_doctor_names_and_removes_links_among_the_files(queue):
     assert found[0]["level"] == "warn" and "9." in found[0]["text"]
     queue.json("doctor", "--fix", check=False)
     assert list((queue.files / "workers").iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["status"], ["enqueue", "true"], ["worker", "start"], ["doctor"], ["doctor", "--fix"]], ids=" ".join)
+@pytest.mark.parametrize("kind", ["text", "database", "fifo", "null"])
+def test_what_is_no_queue_is_left_as_it_is(queue, kind, words):
+    queue.dir.chmod(0o755)
+    folder = Path(str(queue.db) + ".d")
+    folder.mkdir()
+    (folder / "file").write_text("another program's")
+    (folder / "link").symlink_to("file")
+    if kind == "text":
+        queue.db.write_text("root:x:0:0\n" * 1000)
+    elif kind == "database":
+        with contextlib.closing(sqlite3.connect(str(queue.db))) as db:
+            db.execute("CREATE TABLE theirs(x)")
+    elif kind == "fifo":
+        os.mkfifo(str(queue.db))
+    else:
+        queue.db.symlink_to("/dev/null" if os.geteuid() else queue.dir / "null")
+        if os.geteuid() == 0:
+            os.mknod(str(queue.dir / "null"), 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    for path in [folder, folder / "file"] + ([queue.db] if kind in ("text", "database") else []):
+        path.chmod(path.stat().st_mode | 0o055)
+
+    def state():
+        return {path: (path.lstat().st_mode, path.lstat().st_nlink) for path in queue.dir.rglob("*") if queue.home not in path.parents}
+    before = state()
+    done = queue.cli(*words, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done
+    assert state() == before
 
 
 def test_the_advice_for_a_damaged_database_makes_no_copy_that_others_can_read(queue):

@@ -111,6 +111,12 @@ def test_the_token_in_an_address_opens_nothing_but_the_page(server):
     assert server.ask("/api/status?token=" + server.token, token=False)[0] == 401
 
 
+def test_a_database_that_was_restored_alone_is_served(queue):
+    queue.enqueue("--hold", "a job")
+    shutil.rmtree(str(queue.files), ignore_errors=True)
+    assert len(Server(queue).token) == 64
+
+
 @posix_only("Windows has no such modes")
 def test_the_token_is_in_a_file_of_its_owner_alone_and_stays(queue):
     first = Server(queue)

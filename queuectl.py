@@ -94,6 +94,7 @@ FOLLOWUPS = 200              # the most jobs that one transaction changes one by
 TIDY_S = 0.1                 # how long a supervisor removes old jobs before it looks after the rest, for three times as long
 TIDY_IDLE_S = 30.0           # how often it looks for old jobs if none is known to come of age
 PATIENCE_S = 30.0            # how long a command waits for a locked database
+WORKER_PATIENCE_S = 5.0      # how long a worker or supervisor does: it tries again, and looks after the rest in between
 LOOK_S = 1.0                 # how often a supervisor checks for lost hints
 MISSING_S = 10.0             # how long a worker's lock file may be missing, if nothing else tells whether the worker lives
 GIVE_UP_S = 2.0              # how long a worker told to end now retries to record its job's outcome
@@ -529,23 +530,20 @@ UNITS_B = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 FOREVER_S = 10.0**10  # about 300 years: the longest duration accepted
 
 
-def parse_number(raw, what: str, low: float, high: float, whole: bool = False):
-    """Return a number that the user gave, on the command line or in JSON, within [low, high]."""
+def parse_number(raw, what: str, low: float, high: float, kind=float):
+    """Return a number that the user gave, on the command line or in JSON, within [low, high]; `kind`: float or int."""
     text = raw.strip() if isinstance(raw, str) else raw
     try:
         if isinstance(text, bool) or not isinstance(text, (int, float, str)):
             raise ValueError
         if isinstance(text, str) and not (text.isascii() and "_" not in text and len(text) < 40):
             raise ValueError
-        value = int(text) if whole and not isinstance(text, float) else float(text)
-        if whole and value != int(value):
+        value = kind(text)
+        if isinstance(text, float) and value != text or not low <= value <= high:  # int() cuts a float
             raise ValueError
-        value = int(value) if whole else value
     except (ValueError, OverflowError):
-        value = None
-    if value is None or not low <= value <= high:
-        raise UserError("%s must be %s from %s to %s, not %s" % (
-            what, "a whole number" if whole else "a number", "{:,}".format(low), "{:,}".format(high), quoted(raw)))
+        raise UserError("%s must be a %s from %s to %s, not %s" % (
+            what, "whole number" if kind is int else "number", "{:,}".format(low), "{:,}".format(high), quoted(raw))) from None
     return value
 
 
@@ -652,8 +650,8 @@ def parse_codes(raw, what: str = "exit codes") -> str:
     parts = []
     for part in str(raw).split(","):
         low, dash, high = part.strip().partition("-")
-        low = parse_number(low, what, 0, 4294967295, whole=True)
-        high = parse_number(high, what, low, 4294967295, whole=True) if dash else low
+        low = parse_number(low, what, 0, 4294967295, int)
+        high = parse_number(high, what, low, 4294967295, int) if dash else low
         parts.append("%d-%d" % (low, high) if high > low else "%d" % low)
     return ",".join(parts)
 
@@ -778,9 +776,9 @@ def backoff_delay(job, jitter: float) -> float:
     return min(delay, job.backoff_max) * (1 + 0.1 * jitter)
 
 
-def within(low: float, high: float, whole: bool = True):
+def within(low: float, high: float, kind=int):
     """Return a parser of numbers from low to high."""
-    return lambda raw, what: parse_number(raw, what, low, high, whole)
+    return lambda raw, what: parse_number(raw, what, low, high, kind)
 
 
 def one_of(*choices):
@@ -871,7 +869,7 @@ SETTINGS = {
     "timeout": Setting(None, parse_optional_duration, duration_text, "how long an attempt may run"),
     "backoff": Setting("exponential", one_of(*BACKOFFS),
                        str, "how the delay grows: base ** n, base * n or base seconds after the n-th failure"),
-    "backoff_base": Setting(2.0, within(0, 10**6, whole=False), number_text,
+    "backoff_base": Setting(2.0, within(0, 10**6, float), number_text,
                             "base of that delay, in seconds"),
     "backoff_max": Setting(3600.0, parse_duration, duration_text, "longest delay between two attempts"),
     "kill_grace": Setting(5.0, parse_duration, duration_text, "how long a job has from TERM to KILL"),
@@ -1807,14 +1805,6 @@ RUN_CACHED = ("import sys; from _frozen_importlib_external import SourceFileLoad
               "SourceFileLoader('__main__', __file__).exec_module(sys.modules['__main__'])")
 
 
-def launching(path: str, cached: bool) -> list:
-    """Return statements that load this file by its path, from cached bytecode if it may be, and run it; `path` is a literal."""
-    load = ("SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)" if cached else
-            "exec(compile(open(queuectl.__file__, 'rb').read(), queuectl.__file__, 'exec'), vars(queuectl))")
-    return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
-            "queuectl.__file__ = " + path, load, "queuectl.leave(queuectl.main())"]
-
-
 ProcessEntry = namedtuple("ProcessEntry", "pid group born")  # a line of the process table; born: on the clock of `OS.born`
 
 # What `OS.spawn` starts.  script: where a long command may be written; shell: None for the system's own; stdin: a descriptor,
@@ -1842,6 +1832,13 @@ class System:
     def trusts_cache(self, path: str) -> bool:
         """Whether nobody else can put bytecode beside a program.  Here the access list of its directory decides, as for the program."""
         return True
+
+    def launching(self, path: str, literal: str) -> list:
+        """Return statements that load this file by its path, from cached bytecode if it may be, and run it; `literal` is the path too."""
+        load = ("SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)" if self.trusts_cache(path) else
+                "exec(compile(open(queuectl.__file__, 'rb').read(), queuectl.__file__, 'exec'), vars(queuectl))")
+        return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
+                "queuectl.__file__ = " + literal, load, "queuectl.leave(queuectl.main())"]
 
     def defer_to_jobs(self) -> dict:
         """Give jobs preference over this worker, if the system can; return the `scheduling` of a ProcessSpec."""
@@ -2489,7 +2486,7 @@ class Posix(PosixOwners):
             first = "#!%s%s\n'''exec' \"%s\" -IS \"$0\" \"$@\"\n' '''" % (shell, " -p" if shell != "/bin/sh" else "", known[0])
         alone = ("if not (sys.flags.isolated or getattr(sys.flags, 'safe_path', False)):\n"
                  "    del sys.path[0]  # it was started as `python queuectl`: nothing that lies beside it is to be imported")
-        return PROGRAM, "%s\nimport sys\n%s\n%s\n" % (first, alone, "\n".join(launching(repr(path), self.trusts_cache(path))))
+        return PROGRAM, "%s\nimport sys\n%s\n%s\n" % (first, alone, "\n".join(self.launching(path, repr(path))))
 
     def blocks(self, stream) -> bool:
         """Whether a read waits for more input."""
@@ -3576,7 +3573,7 @@ class Windows(System):
     def launcher(self, path: str) -> tuple:
         """Return the file name and the text of the command that `install` makes."""
         literal = "'%s'" % path.encode("unicode_escape").decode("ascii").replace("'", "\\x27")
-        code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(launching(literal, True)))
+        code = "import sys; sys.argv[0] = '%s'; %s" % (PROGRAM, "; ".join(self.launching(path, literal)))
         line = '@"%s" -IS -c "%s" ' % (without_venv([sys.executable])[0], code)
         page = "" if line.isascii() else "@chcp 65001 >nul\r\n"  # otherwise cmd.exe reads it in the console's code page
         return PROGRAM + ".cmd", page + line.replace("%", "%%") + "%*\r\n"
@@ -4477,8 +4474,7 @@ class Plan:
         db.execute("UPDATE tally SET n=n+:n, entered=entered+:n WHERE queue='default' AND state='pending'", {"n": len(commands)})
         self._uses[common["env"]] += len(commands)
         ids = range(last - len(commands) + 1, last + 1)
-        if common["gate"] == READY:
-            self._store.queues.raise_head("default", 0, ids[0])
+        db.execute("UPDATE job SET gate=gate WHERE id=?", (ids[0],))  # for the trigger job_readied, which an INSERT does not fire
         self._store.db.hint(len(commands))
         return ids
 
@@ -4622,15 +4618,15 @@ def row_fault(error) -> str:
 class Database:
     """The connection to one database file, its transactions, and the hints that follow them.
 
-    `patience` is how long, in seconds, a call waits for another program's lock.  With `sync` a commit is on the disk
-    when it returns.  Without it, a power cut may lose the commit, but never tear it (synchronous=NORMAL).
+    `patience` is how long, in seconds, a call waits for another program's lock.  If `sync` is set, a commit is on the
+    disk when it returns.  Otherwise a power cut may lose the commit, but never tear it (synchronous=NORMAL).
     """
 
-    def __init__(self, path, patience: float, sync: bool, clock):
+    def __init__(self, path, patience: float, clock):
         self.path = find_database(path)
         self.files = Files(self.path)
         self.patience = patience
-        self.sync = sync
+        self.sync = True        # only a worker of this machine sets it, to what the setting `sync` says: a power cut ends its jobs too
         self.clock = clock
         self.on_wait = None     # called with what a call waits for, once that takes a second, and with None when it goes on
         self.hints = None       # how many jobs became ready in this transaction; None: no hint to send
@@ -4648,15 +4644,22 @@ class Database:
             self.writer_lock.close()
             self.writer_lock = None
 
-    def open(self, create: bool, settle) -> None:
-        """Open the file, or create it if `create` is true; call `settle()` in the transaction that makes or migrates the tables."""
+    def open(self, settle) -> None:
+        """Open the file, and make it if it is missing; for `settle` see _connect."""
         if not os.path.exists(self.path):
-            if not create:
-                raise QueueGone("the database %s was deleted" % plain(self.path))
             self._make_file()
+        self._refuse_second_name()
+        self._connect(settle)
+
+    def open_existing(self, settle) -> None:
+        """Open a file that another process has made.  A snapshot that hard-links it meanwhile does not stop its workers."""
+        if not os.path.exists(self.path):
+            raise QueueGone("the database %s was deleted" % plain(self.path))
+        self._connect(settle)
+
+    def _connect(self, settle) -> None:
+        """Open the connection; call `settle()` in the transaction that makes or migrates the tables."""
         self._check_owner()
-        if create:  # workers skip this: a snapshot that hard-links the file must not stop them
-            self._refuse_second_name()
         self.connection = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # patiently() waits on
         self.connection.text_factory = as_text
         self.execute = self.connection.execute
@@ -4953,11 +4956,6 @@ class Queues(Part):
 
     def open_tally(self, queue: str) -> None:
         self._db.connection.executemany("INSERT OR IGNORE INTO tally(queue, state, n) VALUES(?, ?, 0)", [(queue, s) for s in STATES])
-
-    def raise_head(self, queue: str, priority: int, job: int) -> None:
-        """Note a new READY job if it is the first of its queue; the trigger job_readied does so for one that was stored before."""
-        self._db.execute("UPDATE queue SET top=:priority, head=:job WHERE name=:queue AND (top IS NULL OR top<:priority "
-                         "OR top=:priority AND head>:job)", {"queue": queue, "priority": priority, "job": job})
 
     def recount(self) -> None:
         """Count the jobs of each queue, and find its first one."""
@@ -5606,37 +5604,33 @@ class Claims(Part):
         """Claim at most so many jobs for an engine, which has slots of its own, as a part of a transaction."""
         jobs = []
         while len(jobs) < most:
-            job = self._claim(worker, queues, None, now, for_engine=True)
-            if job is None:
+            found = self._next_job(queues, None, now)
+            if found is None:
                 break
-            jobs.append(job)
+            jobs.append(self._take(found, worker, now))
         return jobs
 
-    def _claim(self, worker: int, queues, reserved_for, now: float, for_engine=False):
+    def _claim(self, worker: int, queues, reserved_for, now: float):
+        found = self._next_job(queues, reserved_for, now)
+        return self._take(found, worker, now) if found and self._may_take(found[0], worker) else None
+
+    def _next_job(self, queues, reserved_for, now: float):
+        """Return what _first_in_line returns, after cancelling jobs that have expired; None if no job may start."""
         self._store.life.promote(now)
         for _ in range(CLAIM_LIMIT):
-            job, every, several = self._first_in_line(queues, reserved_for, now)
-            if job is None:
+            found = self._first_in_line(queues, reserved_for, now)
+            if found is None:
                 return None
+            job, every, _ = found
             if every is not None and not isinstance(every, float):
                 raise WrongValue("queue %s has a value of a wrong type in every" % quoted(job.queue))
-            if job.expires_at is not None and job.expires_at <= now:
-                self._store.life.end(job, "expire", now, error="expired")
-                continue
-            if not for_engine and not self._may_take(job, worker):
-                return None
-            job = self._take(job, worker, now)
-            if several or every is not None:
-                # Queues of the same priority take turns, so that a flood in one does not starve another.
-                self._db.execute(FIND_HEADS + ", served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
-                                 {"next": now + (every or 0), "name": job.queue})
-            if every is not None:
-                self._db.hint()  # a supervisor must know when the next job may start
-            return job
+            if job.expires_at is None or job.expires_at > now:
+                return found
+            self._store.life.end(job, "expire", now, error="expired")
         return None
 
-    def _first_in_line(self, queues, reserved_for, now: float) -> tuple:
-        """Return (the first job that may start or None, `every` of its queue, whether there are several queues).
+    def _first_in_line(self, queues, reserved_for, now: float):
+        """Return (the first job that may start, `every` of its queue, whether there are several queues), or None.
 
         The first queue of the index queue_order that may start a job has it, if its head is still the first of its jobs.
         Otherwise correct its head, and look again.  A single queue's head is not corrected: that would be a write per job.
@@ -5655,21 +5649,29 @@ class Claims(Part):
                 "AND (:queues IS NULL OR instr(:queues, '/'||queue.name||'/')) " + order + " LIMIT 1",
                 {"now": now, "queues": queues, "reserved_for": reserved_for}).fetchone()
             if row is None:
-                return None, None, False
+                return None
             every, top, head, queue, several = row[-5:]
             if row[0] is not None:
                 job = Job.of(row[:-5])
                 if reserved_for or not several or (job.priority, job.id) == (top, head):
                     return job, every, several
             elif not several:
-                return None, None, False
+                return None
             self._db.execute(FIND_HEADS + " WHERE rowid=?", (queue,))
 
-    def _take(self, job, worker: int, now: float):
+    def _take(self, found: tuple, worker: int, now: float):
+        """Claim the job that _next_job has found, and return it as it is then."""
+        job, every, several = found
         claim = {"worker": worker, "attempt": job.attempt + 1, "attempts": job.attempts + 1, "started_at": now,
                  "finished_at": None, "duration": None, "exit_code": None, "expires_at": None}
         if not self._store.life.move(job, "claim", **claim):
             raise WrongValue("job %d is %s, but is indexed as a waiting job" % (job.id, job.state))
+        if several or every is not None:
+            # Queues of the same priority take turns, so that a flood in one does not starve another.
+            self._db.execute(FIND_HEADS + ", served=(SELECT max(served)+1 FROM queue), next_at=:next WHERE name=:name",
+                             {"next": now + (every or 0), "name": job.queue})
+        if every is not None:
+            self._db.hint()  # a supervisor must know when the next job may start
         return job._replace(state="processing", gate=None, **claim)
 
     def _may_take(self, job, worker: int) -> bool:
@@ -6184,20 +6186,16 @@ class Schedules(Part):
             if self._db.connection.in_transaction:  # SQLite itself rolls back after some errors
                 self._db.execute("RELEASE alone")
 
-    def add(self, name: str, job, times: dict, replace: bool = False) -> float:
-        """Store a schedule, given as to `plan`; return the time of its first run."""
-        return self.add_all([self.plan(name, job, times, replace)], replace)[0]
-
-    def plan(self, name: str, job, times: dict, replace: bool = False) -> dict:
-        """Return the row of a schedule for `add_all`; `job` is a dict, or a Plan of one job.
+    def plan(self, name: str, job, times: dict) -> dict:
+        """Return the row of a schedule for `add` or `put`; `job` is a dict, or a Plan of one job.
 
         `times` has `spec` (a cron line) or `every` (seconds), and may have `tz`, `misfire` and `overlap`.
         A schedule that is replaced keeps its zone unless another is given.
         """
         import json
         now, rule, spec, every, tz = self._db.clock(), None, times.get("spec"), times.get("every"), times.get("tz")
-        if tz is None and replace:
-            tz = next((schedule.tz for schedule in self.list() if schedule.name == name), None)
+        if tz is None:
+            tz = next((schedule.tz for schedule in self._all("WHERE name=?", (name,))), None)
         plan = job if isinstance(job, Plan) else Plan([job], taker="cron")
         options, (_, columns, parsed) = dict(plan.given[0]), plan.items[0]
         if "at" in parsed and len(str(options["at"]).strip()) != 5:
@@ -6220,29 +6218,36 @@ class Schedules(Part):
                 "options": json.dumps(options), "env": job_env(OS.environment(), {"clean_env": parsed.get("clean_env")}),
                 "cwd": encodable(given(os.getcwd()), "this directory")}
 
-    def add_all(self, rows: list, replace: bool = False) -> list:
-        """Store rows of `plan`, all or none; return the times of their first runs.
+    def add(self, rows: list) -> None:
+        """Store new schedules, rows of `plan`, all or none."""
+        with self._db.undo, Transaction(self._db):
+            known = {name for name, in self._db.execute("SELECT name FROM schedule")}
+            taken = [quoted(row["name"]) for row in rows if row["name"] in known]
+            if taken:
+                raise UserError("there %s %s already: give --replace, or remove %s with `%s cron rm`" % (
+                    "is a schedule" if taken[1:] == [] else "are schedules", ", ".join(taken), "them" if taken[1:] else "it", PROGRAM))
+            self._put(rows)
+
+    def put(self, rows: list) -> None:
+        """Store schedules as `add` does, in place of those of the same names.
 
         A schedule that is replaced stays paused if it was.  If its times are the same, it keeps the next of them.
         """
         with self._db.undo, Transaction(self._db):
-            known = {name for name, in self._db.execute("SELECT name FROM schedule")}
-            taken = [quoted(row["name"]) for row in rows if row["name"] in known]
-            if taken and not replace:
-                raise UserError("there %s %s already: give --replace, or remove %s with `%s cron rm`" % (
-                    "is a schedule" if taken[1:] == [] else "are schedules", ", ".join(taken), "them" if taken[1:] else "it", PROGRAM))
-            for row in rows:
-                before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
-                                          (row["name"],)).fetchone()
-                row["env"] = self._store.queues.store_env(kept(row["env"], self._store.settings.value("env_keep")), 1)
-                if before:
-                    if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:
-                        row["next_at"] = before[3]
-                    row.update(zip(("paused", "last_at", "last_job"), before[4:]))
-                    self._db.execute("DELETE FROM schedule WHERE name=?", (row["name"],))
-                self._db.execute("INSERT INTO schedule(" + ", ".join(row) + ") VALUES(" + ", ".join(":" + key for key in row) + ")", row)
-            self._db.hint()
-        return [row["next_at"] for row in rows]
+            self._put(rows)
+
+    def _put(self, rows: list) -> None:
+        for row in rows:
+            before = self._db.execute("SELECT spec, every, tz, next_at, paused, last_at, last_job FROM schedule WHERE name=?",
+                                      (row["name"],)).fetchone()
+            row["env"] = self._store.queues.store_env(kept(row["env"], self._store.settings.value("env_keep")), 1)
+            if before:
+                if before[:3] == (row["spec"], row["every"], row["tz"]) and before[3] < NEVER:
+                    row["next_at"] = before[3]
+                row.update(zip(("paused", "last_at", "last_job"), before[4:]))
+                self._db.execute("DELETE FROM schedule WHERE name=?", (row["name"],))
+            self._db.execute("INSERT INTO schedule(" + ", ".join(row) + ") VALUES(" + ", ".join(":" + key for key in row) + ")", row)
+        self._db.hint()
 
     def edit(self, name: str, options: dict, times: dict) -> None:
         """Change a schedule: its times (see `plan`), or options of its job and `command`; "" takes an option away.
@@ -6313,14 +6318,20 @@ class Schedules(Part):
             raise UserError("no schedule %s: see `%s cron list`" % (quoted(name), PROGRAM))
         return found[0]
 
-    def pause(self, name: str, paused: bool) -> None:
-        """Pause a schedule, or resume it with its next time from now."""
+    def pause(self, name: str) -> None:
+        schedule = self.get(name)
+        with self._db.undo, Transaction(self._db):
+            self._set(schedule, paused=1)
+            self._db.hint()
+
+    def resume(self, name: str) -> None:
+        """Resume a schedule with its next time from now."""
         schedule = self.get(name)
         with self._db.undo, Transaction(self._db) as now:
-            next_at, error = (schedule.next_at, None) if paused else self._alone(lambda: schedule.following(now))
+            next_at, error = self._alone(lambda: schedule.following(now))
             if error is not None:
                 raise UserError("schedule %s can't run: %s" % (quoted(name), error))
-            self._set(schedule, paused=int(paused), next_at=next_at, boot=OS.boot())
+            self._set(schedule, paused=0, next_at=next_at, boot=OS.boot())
             self._db.hint()
 
     def remove(self, name: str) -> None:
@@ -6948,7 +6959,7 @@ class Keep(Part):
                         umask=within(0, 0o777), labels=lambda raw, what: parse_labels(str(raw).strip("/").split("/"), what),
                         cwd=lambda raw, what: isinstance(raw, bytes) or parse_directory(raw, what),
                         command=lambda raw, what: Plan([{"command": os.fsdecode(raw) if isinstance(raw, bytes) else raw}])),
-            "queue": {"name": parse_name, "max_running": within(0, 10**6), "rate": parse_rate, "every": within(1e-6, LARGEST, False)},
+            "queue": {"name": parse_name, "max_running": within(0, 10**6), "rate": parse_rate, "every": within(1e-6, LARGEST, float)},
             "batch": {"total": number, "unfinished": within(-LARGEST, LARGEST)},
             "schedule": {"name": parse_name, "spec": lambda raw, what: parse_cron(raw), "every": parse_duration,
                          "options": lambda raw, what: Plan([stored_job(raw)])},
@@ -6974,7 +6985,7 @@ class Keep(Part):
             self._db.patiently(lambda: self._db.connection.backup(copy))
             copy.execute("PRAGMA journal_mode=DELETE").fetchall()  # one file, with nothing beside it
             copy.close()
-            with Store(part, create=False) as mine:
+            with Store.existing(part) as mine:
                 mine.workers.release_workers(mine.workers.workers())  # what runs belongs to the original
                 mine.db.mark()  # if the copy is put back beside a -wal of the original, that is recognised as foreign
             if os.path.exists(path):
@@ -7148,11 +7159,11 @@ class Keep(Part):
 class Store:
     """One database and all that is asked of it, in one part per subject; safe to use from any number of processes.
 
-    `create` says whether a missing database is created.  See Database for the other parameters.
+    A missing database is made.  See Database for `patience`.
     """
 
-    def __init__(self, path=None, patience: float = PATIENCE_S, sync: bool = True, clock=time.time, create: bool = True):
-        self.db = Database(path, patience, sync, clock)
+    def __init__(self, path=None, patience: float = PATIENCE_S, clock=time.time, open_file=Database.open):
+        self.db = Database(path, patience, clock)
         self.settings = Settings(self)
         self.queues = Queues(self)
         self.life = Life(self)
@@ -7165,11 +7176,16 @@ class Store:
         self.browse = Browse(self)
         self.keep = Keep(self)
         try:
-            self.db.open(create, self.schedules.settle_zones)
+            open_file(self.db, self.schedules.settle_zones)
             self.workers.leave_behind()
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def existing(cls, path: str, patience: float = PATIENCE_S):
+        """Return the Store of a database that another process has made; raise QueueGone if it is missing."""
+        return cls(path, patience, open_file=Database.open_existing)
 
     def __enter__(self):
         return self
@@ -7640,7 +7656,7 @@ class Worker:
         self._spec = spec
         self._signals = signals
         self._log = log
-        self._store = Store(spec.database, patience=5.0, sync=False, create=False)
+        self._store = Store.existing(spec.database, WORKER_PATIENCE_S)
         self._store.db.sync = self._store.settings.value("sync") == "full"
         self.id, lock = self._store.workers.add_worker(spec.supervisor)
         self._lock = LockFile(self._store.db.files.lock(self.id), lock)
@@ -8152,7 +8168,7 @@ class Dispatcher:
 
     def __init__(self, spec, signals, log):
         self._spec, self._signals, self._log = spec, signals, log
-        self._store = Store(spec.database, patience=5.0, sync=False, create=False)
+        self._store = Store.existing(spec.database, WORKER_PATIENCE_S)
         self.id, lock = self._store.workers.add_worker(spec.supervisor, spec.on.engine)
         self._lock = LockFile(self._store.db.files.lock(self.id), lock)
         self._store.db.on_wait = self._lock.on_wait
@@ -8553,7 +8569,7 @@ def task_script(engine, folder: str) -> str:
         with open(os.path.abspath(__file__), "rb") as source, create(program + ".new") as copy:
             copy_bytes(source, copy, 2 ** 50)
         os.replace(program + ".new", program)
-    code = "; ".join(["import sys"] + launching(repr(program), OS.trusts_cache(program)))
+    code = "; ".join(["import sys"] + OS.launching(program, repr(program)))
     return "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s _node %s/\"%s\" \"%s\"\n" % (
         quote_for_sh([sys.executable]), quote_for_sh([code]), quote_for_sh([folder]), engine.number, engine.cores)
 
@@ -8747,7 +8763,7 @@ class Supervisor:
         self._log = log
         self._argv = list(argv)   # starts a worker as a new program on systems where we don't fork
         self.database = spec.database
-        self._store = Store(self.database, patience=5.0)
+        self._store = Store(self.database, WORKER_PATIENCE_S)
         fault = OS.foreign_files(self.store.db.files)
         if fault:
             raise UserError(fault)
@@ -8782,7 +8798,7 @@ class Supervisor:
         """Return the Store, opened again after a fork."""
         if self._store is None:
             try:
-                self._store = Store(self.database, patience=5.0, create=False)
+                self._store = Store.existing(self.database, WORKER_PATIENCE_S)
             except UserError as error:  # for example because other users may write to it now
                 raise OSError("can't open the database yet: %s" % error) from None
             self._store.db.on_wait = self._lock.on_wait
@@ -10880,7 +10896,7 @@ class Queue:
             raise UserError('states must be a list such as ["pending"], not %s' % quoted(states))
         states = [parse_choice(state, "a state", STATES) for state in states]
         with self._guard as store:
-            return [JobInfo(job) for job in store.look.jobs(states, parse_number(limit, "limit", 0, 10**12, whole=True))]
+            return [JobInfo(job) for job in store.look.jobs(states, parse_number(limit, "limit", 0, 10**12, int))]
 
     def history(self, ref) -> list:
         """Return every attempt of a job ever begun, oldest first; the one that runs has no end and the outcome `running`."""
@@ -10900,7 +10916,7 @@ class Queue:
         """
         with self._guard as store:
             job = store.look.job(from_python(ref))
-            attempt = job.attempt if attempt is None else parse_number(attempt, "attempt", 1, max(1, job.attempt), whole=True)
+            attempt = job.attempt if attempt is None else parse_number(attempt, "attempt", 1, max(1, job.attempt), int)
             try:
                 with open(output_of(store, job, attempt), "rb", opener=no_link) as file:
                     return file.read().decode("utf-8", "replace")
@@ -10961,7 +10977,7 @@ def jobs_of_run(store, text: str, count) -> list:
     import subprocess
     import tempfile
     fd, path = tempfile.mkstemp(prefix="python-")
-    words = [] if count is None else ["--count", str(parse_number(count, "count", 1, MOST_WORKERS, whole=True))]
+    words = [] if count is None else ["--count", str(parse_number(count, "count", 1, MOST_WORKERS, int))]
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
@@ -12415,7 +12431,7 @@ def attempts_asked(store, job, args) -> list:
     if args.all_attempts:
         return [attempt.attempt for attempt in store.look.history(job.id)] or [1]
     most = max(1, job.attempt)
-    return [most if args.attempt is None else parse_number(args.attempt, "--attempt", 1, most, whole=True)]
+    return [most if args.attempt is None else parse_number(args.attempt, "--attempt", 1, most, int)]
 
 
 def print_log_paths(store, ids: list, args) -> None:
@@ -13051,7 +13067,7 @@ def cmd_queue_resume(store, args) -> None:
 
 def check_queue_limit(args) -> None:
     args.name = parse_name(args.name, "a queue")
-    args.limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, whole=True)
+    args.limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, int)
 
 
 def cmd_queue_limit(store, args) -> None:
@@ -13128,7 +13144,7 @@ def plan_schedule(args) -> None:
 
 def cmd_cron_add(store, args) -> None:
     times = {"spec": args.spec, "every": args.every, "tz": args.tz, "misfire": args.misfire, "overlap": args.overlap}
-    store.schedules.add(args.name, args.plan, times, args.replace)
+    (store.schedules.put if args.replace else store.schedules.add)([store.schedules.plan(args.name, args.plan, times)])
     schedule = store.schedules.get(args.name)
     verdict("S" + next_text(schedule)[1:])
     warn_if_unserved(store, job_of_schedule(schedule).get("queue") or "default")
@@ -13167,11 +13183,11 @@ def cmd_cron_load(store, args) -> None:
     rows, faults = [], []
     for number, name, spec, tz, job in args.entries:
         try:
-            rows.append(store.schedules.plan(name, job, {"spec": spec, "tz": tz}, args.replace))
+            rows.append(store.schedules.plan(name, job, {"spec": spec, "tz": tz}))
         except UserError as error:
             faults.append("line %d: %s" % (number, error))
     refuse_lines(faults)
-    store.schedules.add_all(rows, args.replace)
+    (store.schedules.put if args.replace else store.schedules.add)(rows)
     for row in rows:
         out(next_text(store.schedules.get(row["name"])))
 
@@ -13341,14 +13357,14 @@ def each_schedule(store, args, change) -> None:
 
 def cmd_cron_pause(store, args) -> None:
     def pause(name: str) -> str:
-        store.schedules.pause(name, True)
+        store.schedules.pause(name)
         return "schedule %s is paused" % plain(name)
     each_schedule(store, args, pause)
 
 
 def cmd_cron_resume(store, args) -> None:
     def resume(name: str) -> str:
-        store.schedules.pause(name, False)
+        store.schedules.resume(name)
         return next_text(store.schedules.get(name))
     each_schedule(store, args, resume)
 
@@ -14626,12 +14642,12 @@ def web_filters(query: dict) -> dict:
     filters = {key: query[key] for key in ("queue", "name", "text", "label", "schedule") if query.get(key)}
     for key in ("batch", "like"):
         if query.get(key):
-            filters[key] = parse_number(query[key], key, 0, LARGEST, whole=True)
+            filters[key] = parse_number(query[key], key, 0, LARGEST, int)
     return dict(filters, states=web_states(query))
 
 
 def web_number(query: dict, key: str, high: int, default=None):
-    return parse_number(query[key], key, 0, high, whole=True) if query.get(key) else default
+    return parse_number(query[key], key, 0, high, int) if query.get(key) else default
 
 
 def web_place(query: dict, order: str):
@@ -14639,7 +14655,7 @@ def web_place(query: dict, order: str):
     if order != "next" or not query.get("before"):
         return web_number(query, "before", LARGEST)
     priority, _, last = query["before"].partition(",")
-    return parse_number(priority, "before", -LARGEST, LARGEST, whole=True), parse_number(last, "before", 0, LARGEST, whole=True)
+    return parse_number(priority, "before", -LARGEST, LARGEST, int), parse_number(last, "before", 0, LARGEST, int)
 
 
 def web_jobs(store, query: dict) -> dict:
@@ -14772,7 +14788,7 @@ def web_queue(store, asked: dict) -> dict:
         changes["paused"] = int(bool(asked["paused"]))
     if "max_running" in asked:
         limit = asked["max_running"]
-        changes["max_running"] = None if limit in (None, "", "none") else parse_number(limit, "the limit", 0, 10**6, whole=True)
+        changes["max_running"] = None if limit in (None, "", "none") else parse_number(limit, "the limit", 0, 10**6, int)
     if "rate" in asked:
         rate, every = parse_rate(asked["rate"] or "none")
         changes.update(rate=rate, every=every, next_at=0)
@@ -14782,11 +14798,9 @@ def web_queue(store, asked: dict) -> dict:
 
 def web_schedule(store, asked: dict) -> dict:
     verb, name = parse_choice(asked.get("verb"), "verb", ("pause", "resume", "run", "remove")), str(asked.get("name"))
-    store.schedules.get(name)
-    if verb == "run":
-        return {"id": store.schedules.run(name)}
-    store.schedules.remove(name) if verb == "remove" else store.schedules.pause(name, verb == "pause")
-    return {}
+    job = {"pause": store.schedules.pause, "resume": store.schedules.resume, "run": store.schedules.run,
+           "remove": store.schedules.remove}[verb](name)
+    return {"id": job} if verb == "run" else {}
 
 
 def web_set(store, asked: dict) -> dict:
@@ -14856,7 +14870,7 @@ class Web:
         while True:
             try:
                 if store is None:
-                    store, version, glanced_at = Store(self.database, WEB_PATIENCE_S, create=False), None, 0.0
+                    store, version, glanced_at = Store.existing(self.database, WEB_PATIENCE_S), None, 0.0
                     self._ends, self._last_end = {}, None
                 store.db.check_file()
                 before, version = version, store.db.changes()
@@ -14989,7 +15003,7 @@ class Web:
             raise Refusal(404, "there is nothing to change here")
         asked = self._body(request)
         self._arrived(request)
-        with Store(self.database, WEB_PATIENCE_S, create=False) as store:
+        with Store.existing(self.database, WEB_PATIENCE_S) as store:
             done = change(store, asked)
         self.tell(None)
         return json.dumps(done)
@@ -15012,7 +15026,7 @@ class Web:
             version, known = self._version, self._answers.get(url)
             if known and known[0] == version and time.monotonic() - known[1] < 1 and path != "api/log":
                 return known[2], kind
-            with Store(self.database, WEB_PATIENCE_S, create=False) as store:
+            with Store.existing(self.database, WEB_PATIENCE_S) as store:
                 data = reads[path](store, query)
             text = data if path == "metrics" else json.dumps(as_json(data))
             self._answers[url] = (version, time.monotonic(), text) if len(text) < 2**20 else None
@@ -15049,7 +15063,7 @@ class Web:
             pass  # the client has gone
 
     def _download(self, request, query: dict) -> None:
-        with Store(self.database, WEB_PATIENCE_S, create=False) as store:
+        with Store.existing(self.database, WEB_PATIENCE_S) as store:
             job = store.look.job(query.get("id", ""))
             path = output_of(store, job, web_number(query, "attempt", 10**9, job.attempt))
         if not os.path.exists(path):
@@ -15378,11 +15392,11 @@ json           --json         .         .        .     print JSON""" % {
     "workers": MOST_WORKERS, "most": 10**12}
 # The parsers that only commands use; those of job options are in OPTION_PARSERS.
 OPTION_KINDS = {
-    "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, whole=False), "sort": one_of(*SORTS),
+    "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, float), "sort": one_of(*SORTS),
     "states": lambda raw, what: [parse_choice(state, what, LISTED_STATES) for state in raw.split(",")],
     "columns": lambda raw, what: [parse_choice(column.strip(), what, tuple(COLUMNS)) for column in raw.split(",")],
     "since": lambda raw, what: parse_duration(raw, what, 1), "interval": lambda raw, what: parse_duration(raw, what, 1),
-    "engine": one_of(*ENGINES), "pack": lambda raw, what: None if raw == "auto" else parse_number(raw, what, 1, 10**6, whole=True),
+    "engine": one_of(*ENGINES), "pack": lambda raw, what: None if raw == "auto" else parse_number(raw, what, 1, 10**6, int),
     "misfire": one_of(*MISFIRES), "overlap": one_of(*OVERLAPS),
     "output": one_of(*OUTPUTS), "group": one_of(*GROUPS), "failfast": one_of("now", "soon")}
 

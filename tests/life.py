@@ -24,7 +24,8 @@ class Clock:
 
 
 def open_store(directory, clock=None, name="life.db"):
-    store = queuectl.Store(str(directory / name), clock=clock or Clock(), sync=False)
+    store = queuectl.Store(str(directory / name), clock=clock or Clock())
+    store.db.sync = False
     store.db.connection.execute("PRAGMA synchronous=OFF")  # no test of these cuts the power
     return store
 
@@ -68,7 +69,7 @@ def order(store, **options):
 
 def add_schedule(store, name, spec, every, job, tz=None, misfire="once", overlap="allow", replace=False):
     times = {"spec": spec, "every": every, "tz": tz, "misfire": misfire, "overlap": overlap}
-    return store.schedules.add(name, job, times, replace)
+    (store.schedules.put if replace else store.schedules.add)([store.schedules.plan(name, job, times)])
 
 
 def pool(store, slots=1, kind="start", queues=None):

@@ -46,7 +46,7 @@ def events(store, clock):
         if store.look.job(number).state == "processing":
             return store.look.job(number)
         with queuectl.Transaction(store.db) as now:
-            return store.claims._take(store.look.job(number), workers[0], now)
+            return store.claims._take((store.look.job(number), None, False), workers[0], now)
 
     def ends(kind, code=0, **options):
         def act():

@@ -1079,12 +1079,12 @@ def test_no_overlap_skips_while_the_last_one_waits_runs_or_awaits_its_retry(stor
 
 def test_a_paused_schedule_does_not_fire_and_resuming_does_not_make_up_for_it(store, clock):
     add_schedule(store, "s", None, 60.0, {"command": "x"})
-    store.schedules.pause("s", True)
+    store.schedules.pause("s")
     assert store.claims.next_time() is None
     clock.pass_by(DAY)
     store.schedules.tick()
     assert fired(store, "s") == 0
-    store.schedules.pause("s", False)
+    store.schedules.resume("s")
     store.schedules.tick()
     assert fired(store, "s") == 0
     clock.pass_by(61)
@@ -1108,7 +1108,7 @@ def test_a_schedule_that_is_removed_leaves_its_jobs_and_its_name(store, clock):
     store.schedules.remove("s")
     assert store.queues.counts()["pending"] == 1 and store.schedules.list() == []
     add_schedule(store, "s", None, 60.0, {"command": "x"})
-    for action in (store.schedules.remove, store.schedules.run, lambda name: store.schedules.pause(name, True)):
+    for action in (store.schedules.remove, store.schedules.run, store.schedules.pause, store.schedules.resume):
         with pytest.raises(queuectl.UserError, match="nobody"):
             action("nobody")
 

@@ -123,7 +123,7 @@ def schedule(store):
     for one in store.schedules.list():
         store.schedules.remove(one.name)
     add_schedule(store, "nightly", None, 60.0, {"command": "true"})
-    store.schedules.pause("nightly", True)
+    store.schedules.pause("nightly")
     store.schedules.run("nightly")
 
 

@@ -207,3 +207,26 @@ def test_a_queue_that_is_moved_while_workers_are_idle_goes_on_at_its_new_place(q
     there.wait_for(there.enqueue("echo two"), "completed")
     assert there.cli("logs", 1).stdout == "one\n" and len(there.json("worker", "list")) == 1
     there.stop()
+
+
+@linux_only("strace")
+def test_what_is_handed_to_a_cluster_is_on_the_disk_before_the_cluster_hears_of_it(queue):
+    """A power cut of this machine ends no task of the cluster: a claim that it took back would run beside that."""
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    tools, trace = queue.dir / "tools", queue.dir / "trace.txt"
+    tools.mkdir()
+    for name in ("sbatch", "squeue", "scontrol", "sacct", "scancel"):
+        (tools / name).write_text("#!/bin/sh\necho %s\n" % (7 if name == "sbatch" else ""))
+        (tools / name).chmod(0o755)
+    queue.enqueue("exit 0")
+    queue.background_process(
+        ["strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=pwrite64,fdatasync,execve",
+         *queue.command("worker", "start", "--foreground", "--on", "slurm")], env={"PATH": "%s:%s" % (tools, os.environ["PATH"])})
+
+    def calls():
+        return trace.read_text().splitlines() if trace.exists() else []
+    wait_until(lambda: any("tools/sbatch" in line for line in calls()), 30, "the array was submitted")
+    submit = next(at for at, line in enumerate(calls()) if "tools/sbatch" in line)
+    wal = [line for line in calls()[:submit] if "queue.db-wal>" in line]
+    assert "fdatasync" in wal[-1], wal[-3:]

@@ -27,7 +27,8 @@ import os, sys
 sys.path.insert(0, %r)
 import queuectl
 path, full = sys.argv[1], sys.argv[2] == "full"
-people, worker = queuectl.Store(path), queuectl.Store(path, sync=full)
+people, worker = queuectl.Store(path), queuectl.Store(path)
+worker.db.sync = full
 for queue in (people, worker):
     queue.db.connection.execute("PRAGMA wal_autocheckpoint=%%s" %% sys.argv[3])
 number, job = 0, None

@@ -606,7 +606,7 @@ def test_many_schedules_that_are_due_at_once_fire_in_portions_and_each_once(tmp_
     store = open_store(tmp_path, clock)
     add_schedule(store, "z-parent", None, 1000.0, {"command": "true"})
     rows = [store.schedules.plan("a%03d" % n, {"command": "true", "after": "z-parent"}, {"every": 1000.0}) for n in range(150)]
-    store.schedules.add_all(rows + [store.schedules.plan("m%03d" % n, {"command": "true"}, {"every": 1000.0}) for n in range(100)])
+    store.schedules.add(rows + [store.schedules.plan("m%03d" % n, {"command": "true"}, {"every": 1000.0}) for n in range(100)])
     clock.pass_by(1001)
     counts = []
     while store.claims.next_time() <= clock():
@@ -623,7 +623,7 @@ def test_many_schedules_that_are_due_at_once_fire_in_portions_and_each_once(tmp_
 def test_after_the_clock_was_set_back_every_delay_and_every_schedule_is_corrected(tmp_path):
     clock = Clock()
     store = open_store(tmp_path, clock)
-    store.schedules.add_all([store.schedules.plan("s%03d" % n, {"command": "true"}, {"every": 1000.0}) for n in range(250)])
+    store.schedules.add([store.schedules.plan("s%03d" % n, {"command": "true"}, {"every": 1000.0}) for n in range(250)])
     store.enqueue_many([{"command": "true", "delay": "60s"}] * 1100)
     clock.pass_by(-86400)
     store.schedules.repair_clock()

@@ -113,7 +113,8 @@ def test_a_job_that_is_not_due_is_not_claimed_and_not_in_the_way(tmp_path):
 
 def test_retry_delays_grow_are_capped_and_never_overflow(tmp_path):
     now = [1000.0]
-    store = queuectl.Store(str(tmp_path / "q.db"), clock=lambda: now[0], sync=False)
+    store = queuectl.Store(str(tmp_path / "q.db"), clock=lambda: now[0])
+    store.db.sync = False
     store.enqueue("false", max_retries=2000, backoff_base=30, backoff_max=3600)
     waits = []
     for _ in range(300):  # 30.0 ** 209 is no float any more
@@ -292,9 +293,9 @@ def test_a_claim_costs_the_same_behind_a_million_jobs(tmp_path):
     def cost(store):
         return steps(store, lambda: [finish(store, claim(store)) for _ in range(50)])
 
-    shallow = queuectl.Store(str(tmp_path / "shallow.db"), sync=False)
+    shallow = queuectl.Store(str(tmp_path / "shallow.db"))
     shallow.enqueue_many(["true"] * 2000)
-    deep = queuectl.Store(str(tmp_path / "deep.db"), sync=False)
+    deep = queuectl.Store(str(tmp_path / "deep.db"))
     deep.enqueue_many(["true"] * 1000000)
     assert 0 < cost(deep) <= 1.05 * cost(shallow)
     shallow.close()
@@ -369,7 +370,8 @@ WORKER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import queuectl
-store = queuectl.Store(sys.argv[2], sync=False)
+store = queuectl.Store(sys.argv[2])
+store.db.sync = False
 me = int(sys.argv[3])
 got = store.claims.finish_and_claim(me)
 while got:

@@ -250,7 +250,9 @@ class Bench:
 
 def open_queue(path: str, sync: bool = True):
     import queuectl
-    return queuectl.Store(path, sync=sync)
+    store = queuectl.Store(path)
+    store.db.sync = sync
+    return store
 
 
 def fill(path: str, jobs) -> None:

@@ -6398,15 +6398,38 @@ class Schedules(Part):
         return rows[0][0] if rows else None
 
 
-# The filters by which commands select jobs: state, queue, name (a glob), batch, label, schedule.
+# The filters by which commands and the web page select jobs.
 JOB_FILTER = ("(:states IS NULL OR instr(:states, '/'||state||'/') OR held=1 AND gate IS NOT NULL AND instr(:states, '/held/')) "
               "AND (:queue IS NULL OR queue=:queue) AND (:name IS NULL OR name GLOB :name) AND (:batch IS NULL OR batch=:batch) "
-              "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule)")
+              "AND (:label IS NULL OR instr(labels, :label)) AND (:schedule IS NULL OR schedule=:schedule) "
+              "AND (:text IS NULL OR command LIKE :text ESCAPE '!') AND (:like IS NULL OR command=:command "
+              "AND error IS :error AND exit_code IS :exit_code AND signal IS :signal)")
+NO_FILTER = dict.fromkeys(("queue", "name", "batch", "schedule", "like", "command", "error", "exit_code", "signal"))
 
 
-def filter_values(states, queue=None, name=None, batch=None, label=None, schedule=None, **others) -> dict:
-    """Return the values for JOB_FILTER and the other parameters of its statement."""
-    return dict(others, states=slashed(states), queue=queue, name=name, batch=batch, label=label and slashed([label]), schedule=schedule)
+def filter_values(states=(), label=None, text=None, like=None, **others) -> dict:
+    """Return the values for JOB_FILTER, and `others`: further filters, and the other parameters of its statement.
+
+    `name` is a glob, `text` stands in the command, and `like` is a job: those with its command and its end.
+    """
+    values = dict(NO_FILTER, **others, states=slashed(states), one=states[0] if len(states) == 1 else None,
+                  label=label and slashed([label]), text=text and "%%%s%%" % text.replace("!", "!!").replace("%", "!%").replace("_", "!_"))
+    if like is not None:
+        values.update(like=like.id, command=encodable(like.command, "the command"), error=like.error, exit_code=like.exit_code,
+                      signal=like.signal)
+    return values
+
+
+def narrowest(values: dict) -> str:
+    """Return the index to use, as the beginning of a WHERE: for each of these filters one is worth using."""
+    one = values["one"]
+    return ("INDEXED BY job_batch WHERE batch=:batch" if values["batch"] is not None else
+            "INDEXED BY job_schedule WHERE schedule=:schedule" if values["schedule"] is not None else
+            "INDEXED BY job_named WHERE name IS NOT NULL" if values["name"] is not None else
+            "INDEXED BY job_label WHERE labels IS NOT NULL" if values["label"] is not None else
+            "INDEXED BY job_running WHERE state='processing'" if one == "processing" else
+            "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
+            if one in ("failed", *FINAL) else "WHERE 1")
 
 
 class Look(Part):
@@ -6523,20 +6546,11 @@ class Look(Part):
 
         `before`: with lower ids than this.  `since`: the earliest time of creation.  `sort`: a column to order by instead.
         """
-        states = list(states)
-        values = filter_values(states, limit=limit or 1000, before=2**62 if before is None else before, since=since,
-                               one=states[0] if len(states) == 1 else None, **filters)
-        # For each of these filters one index is worth using; the other filters apply to the rows that it finds.
-        where = ("INDEXED BY job_batch WHERE batch=:batch" if values["batch"] is not None else
-                 "INDEXED BY job_schedule WHERE schedule=:schedule" if values["schedule"] is not None else
-                 "INDEXED BY job_label WHERE labels IS NOT NULL" if values["label"] is not None else
-                 "INDEXED BY job_running WHERE state='processing'" if states == ["processing"] else
-                 "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
-                 if len(states) == 1 and states[0] not in ("pending", "held") else "WHERE 1")
+        values = filter_values(states, limit=limit or 1000, before=2**62 if before is None else before, since=since, **filters)
         order = sort + ", id" if sort else "id DESC"
         return [Job.listed(row) for row in self._db.read(
-            "SELECT " + JOB_SELECT + " FROM job " + where + " AND id<:before AND (:since IS NULL OR created_at>=:since) AND " + JOB_FILTER +
-            " ORDER BY " + order + " LIMIT :limit", values)]
+            "SELECT " + JOB_SELECT + " FROM job " + narrowest(values) + " AND id<:before AND (:since IS NULL OR created_at>=:since) "
+            "AND " + JOB_FILTER + " ORDER BY " + order + " LIMIT :limit", values)]
 
     def parents(self, ids: list) -> dict:
         """Return, for each job that comes after others, the ids of those; a negative id is a batch."""
@@ -6687,79 +6701,67 @@ def without_env(options) -> str:
     return json.dumps(job)
 
 
-# The filters of the web page: those above, text in the command, and the command and end of another job.
-BROWSE_FILTER = JOB_FILTER + (" AND (:text IS NULL OR command LIKE :text ESCAPE '!') AND (:like IS NULL OR command=:command "
-                              "AND error IS :error AND exit_code IS :exit_code AND signal IS :signal)")
-
-
 class Browse(Part):
     """What the web page asks.  The cost of each question is bounded, whatever the queue holds."""
 
     LOOK_S = 0.1             # how long one call of `page` looks for jobs
     ORDERS = ("newest", "oldest", "ended", "next")
 
-    def page(self, limit: int, before=None, order="newest", **filters):
+    def page(self, limit: int, before=None, order="newest", like=None, **filters):
         """Return (jobs that match every filter given, where to go on: the `before` of the next call, or None at the end).
 
         The orders are: the newest first; the oldest first; what ended last, by the history; and `next`, the ready jobs as they will be
         claimed.  `before` is an id, a row of the history, or for `next` "PRIORITY.ID".  If few jobs match, the caller goes on several
         times.
         """
-        values, where = self._filters(**filters)
-        look = {"ended": self._by_end, "next": self._by_turn}.get(order, partial(self._by_id, order == "oldest"))
+        model = None if like is None else self._store.look.find(like)
+        if model is None and like is not None:
+            return [], None
+        values = filter_values(like=model, **{
+            name: searchable(value) if isinstance(value, str) else value for name, value in filters.items()})
+        look = {"oldest": self._by_id_upwards, "ended": self._by_end, "next": self._by_turn}.get(order, self._by_id)
         found, step, until = [], 2000, time.monotonic() + self.LOOK_S
         while True:
-            jobs, before = look(values, where, before, step, limit - len(found))
+            jobs, before = look(values, before, step, limit - len(found))
             found += jobs
             if before is None or len(found) >= limit or time.monotonic() > until:
                 return found, before
             step *= 2
 
-    def _filters(self, states=(), text=None, like=None, **others) -> tuple:
-        """Return (the values of BROWSE_FILTER, the index to use as the beginning of a WHERE).
+    def _by_id(self, values: dict, before, step: int, limit: int) -> tuple:
+        start = before if before is not None else self._newest() + 1
+        low = max(0, start - 1 - step)
+        jobs = self._between(values, low, start - 1, "id DESC", limit)
+        onward = jobs[-1].id if len(jobs) >= limit else low + 1
+        return jobs, onward if onward > 1 else None
 
-        `text` stands in the command; `like` is a job: those with its command and its end.
-        """
-        model = None if like is None else self._store.look.find(like)
-        values = filter_values(
-            states, one=states[0] if len(states) == 1 else None, like=like, command=model and encodable(model.command, "the command"),
-            text=text and "%%%s%%" % text.replace("!", "!!").replace("%", "!%").replace("_", "!_"), error=model and model.error,
-            exit_code=model and model.exit_code, signal=model and model.signal, **others)
-        values = {key: searchable(value) if isinstance(value, str) else value for key, value in values.items()}
-        return values, ("INDEXED BY job_batch WHERE batch=:batch" if values["batch"] is not None else
-                        "INDEXED BY job_schedule WHERE schedule=:schedule" if values["schedule"] is not None else
-                        "INDEXED BY job_named WHERE name IS NOT NULL" if values["name"] is not None else
-                        "INDEXED BY job_label WHERE labels IS NOT NULL" if values["label"] is not None else
-                        "INDEXED BY job_settled WHERE state IN ('completed','failed','dead','cancelled') AND state=:one"
-                        if len(states) == 1 and states[0] in ("failed", *FINAL) else
-                        "INDEXED BY job_running WHERE state='processing'" if list(states) == ["processing"] else "WHERE 1")
+    def _by_id_upwards(self, values: dict, before, step: int, limit: int) -> tuple:
+        low = before or 0
+        jobs = self._between(values, low, low + step, "id", limit)
+        onward = jobs[-1].id if len(jobs) >= limit else low + step
+        return jobs, onward if onward < self._newest() else None
 
-    def _by_id(self, upwards: bool, values: dict, where: str, before, step: int, limit: int) -> tuple:
-        newest = self._db.read("SELECT max(id) FROM job")[0][0] or 0
-        start = before if before is not None else 0 if upwards else newest + 1
-        low, high = (start, start + step) if upwards else (max(0, start - 1 - step), start - 1)
-        order = "id" if upwards else "id DESC"
-        jobs = [Job.of(row) for row in self._db.read(
-            "SELECT " + JOB_SELECT + " FROM job " + where + " AND id>:low AND id<=:high AND " + BROWSE_FILTER + " ORDER BY " + order +
-            " LIMIT :limit", dict(values, low=low, high=high, limit=limit))]
-        if len(jobs) >= limit:
-            return jobs, jobs[-1].id
-        onward = high if upwards else low + 1
-        return jobs, onward if (onward < newest if upwards else onward > 1) else None
+    def _newest(self) -> int:
+        return self._db.read("SELECT max(id) FROM job")[0][0] or 0
 
-    def _by_end(self, values: dict, where: str, before, step: int, limit: int) -> tuple:
+    def _between(self, values: dict, low: int, high: int, order: str, limit: int) -> list:
+        return [Job.of(row) for row in self._db.read(
+            "SELECT " + JOB_SELECT + " FROM job " + narrowest(values) + " AND id>:low AND id<=:high AND " + JOB_FILTER + " ORDER BY " +
+            order + " LIMIT :limit", dict(values, low=low, high=high, limit=limit))]
+
+    def _by_end(self, values: dict, before, step: int, limit: int) -> tuple:
         """Look at rows of the history: the newest of a job tells when it ended."""
         start = before if before is not None else self._store.look.last_event() + 1
         low = max(0, start - 1 - step)
         rows = self._db.read(
             "SELECT place, " + JOB_SELECT + " FROM (SELECT seq AS place, job AS ended FROM history WHERE seq>:low AND seq<:start) "
             "CROSS JOIN job ON job.id=ended WHERE finished_at IS NOT NULL AND NOT EXISTS(SELECT 1 FROM history INDEXED BY history_job "
-            "WHERE history.job=ended AND seq>place) AND " + BROWSE_FILTER + " ORDER BY place DESC LIMIT :limit",
+            "WHERE history.job=ended AND seq>place) AND " + JOB_FILTER + " ORDER BY place DESC LIMIT :limit",
             dict(values, low=low, start=start, limit=limit))
         onward = rows[-1][0] if len(rows) >= limit else low + 1
         return [Job.of(row[1:]) for row in rows], onward if onward > 1 else None
 
-    def _by_turn(self, values: dict, where: str, before, step: int, limit: int) -> tuple:
+    def _by_turn(self, values: dict, before, step: int, limit: int) -> tuple:
         """Look at ready jobs: the highest priority first, then the lowest id."""
         priority, last = before or (2**62, 0)
         queues, turns = [values["queue"]] if values["queue"] else [row.name for row in self._store.queues.list()], []
@@ -6771,7 +6773,7 @@ class Browse(Part):
                                    "AND priority<:priority ORDER BY priority DESC, id LIMIT :step", place)
         jobs, turns = [], sorted(turns)[:step]
         for minus, job_id in turns:
-            jobs += [Job.of(row) for row in self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=:id AND " + BROWSE_FILTER,
+            jobs += [Job.of(row) for row in self._db.read("SELECT " + JOB_SELECT + " FROM job WHERE id=:id AND " + JOB_FILTER,
                                                           dict(values, id=job_id))]
             if len(jobs) >= limit:
                 return jobs, (-minus, job_id)

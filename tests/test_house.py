@@ -128,7 +128,7 @@ def operands(node):
 
 def foreign_parts(source):
     """(line, text) of whatever stands in a statement of SQL but lists of columns and what Store itself has made."""
-    ours = re.compile(r"(JOB_SELECT|JOB_FILTER|BROWSE_FILTER|REMOVABLE|LARGEST|CLAIM_LIMIT|APPLICATION_ID|mark << 8 \| SCHEMA_VERSION|assignments\(tuple\(\w+\)\)|startable\(\w+\)|marks\(\w+\)"
+    ours = re.compile(r"(JOB_SELECT|JOB_FILTER|narrowest\(values\)|REMOVABLE|LARGEST|CLAIM_LIMIT|APPLICATION_ID|mark << 8 \| SCHEMA_VERSION|assignments\(tuple\(\w+\)\)|startable\(\w+\)|marks\(\w+\)"
                       r"|\"[^\"]*\"\.join\(.*\)|(row\[0\]|column|columns|held|key|label|last|order|rest|table|where|wrong))$", re.S)
     found, lines = set(), [line.encode() for line in source.splitlines()]
     for node in ast.walk(ast.parse(source)):

@@ -481,6 +481,7 @@ def test_dead_jobs_are_grouped_by_command_and_end(store):
     groups = store.browse.dead_groups()
     assert [(group["count"], group["job"].id) for group in groups] == [(3, ids[2]), (1, ids[4]), (1, ids[3])]
     jobs, _ = store.browse.page(50, states=["dead"], like=ids[0])
+    assert store.browse.page(50, like=999) == ([], None), "none is like a job that has gone"
     assert [job.id for job in jobs] == ids[2::-1]
 
 

@@ -536,8 +536,8 @@ def parse_number(raw, what: str, low: float, high: float, kind=float):
     try:
         if isinstance(text, bool) or not isinstance(text, (int, float, str)):
             raise ValueError
-        if isinstance(text, str) and not (text.isascii() and "_" not in text and len(text) < 40):
-            raise ValueError
+        if isinstance(text, str) and not (text.isascii() and "_" not in text and text[:1] != "+" and len(text) < 40):
+            raise ValueError  # to other tools, +2 means two more
         value = kind(text)
         if isinstance(text, float) and value != text or not low <= value <= high:  # int() cuts a float
             raise ValueError
@@ -697,6 +697,13 @@ def parse_text(raw, what: str) -> str:
     return raw
 
 
+def parse_filled(raw: str, what: str) -> str:
+    """Return the value of an option; refuse an empty one, as a variable that is not set gives it: it would count as no option."""
+    if not raw:
+        raise UserError("%s is empty: give a value, or leave it out" % what)
+    return raw
+
+
 def either(choices) -> str:
     """Return words as `a, b or c`."""
     return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
@@ -718,7 +725,8 @@ def nearest(word, choices, alike=0.6) -> str:
 def parse_refs(raw, what: str) -> list:
     """Return ids and names from a JSON value or the words of a command line."""
     refs = raw if isinstance(raw, (list, tuple)) else [raw]
-    if not refs or not all(isinstance(ref, (str, int)) and not isinstance(ref, bool) for ref in refs):
+    # A text without any comes from a variable that is not set: the job would start at once.
+    if not refs or not all(isinstance(ref, (str, int)) and not isinstance(ref, bool) and str(ref).strip(", ") for ref in refs):
         raise UserError("%s must be ids or names of jobs, not %s" % (what, quoted(raw)))
     return [part for ref in refs for part in str(ref).split(",") if part]
 
@@ -731,7 +739,7 @@ def slashed(words):
 def parse_labels(raw, what: str):
     """Return labels as they are stored, from a JSON value or the words of a command line; None if there are none."""
     words = [parse_text(word, what) for given in (raw if isinstance(raw, (list, tuple)) else [raw])
-             for word in (given.split(",") if isinstance(given, str) else [given]) if word != ""]
+             for word in (given.split(",") if isinstance(given, str) else [given])]
     for word in words:
         if "/" in word:
             raise UserError("%s can't hold a slash: %s" % (what, quoted(word)))
@@ -968,7 +976,8 @@ shell        .    text     SHELL    shell        edit,cron     what runs the com
 stdin        .    stdin    FILE     .            edit,cron     its input, stored with it: a file of up to 1 MiB (-: standard input)
 umask        .    umask    MASK     umask        edit,cron     umask of the job, as in 027 (the current one)
 hold         .    flag     .        held         edit,cron     keep it until `release`""" % SHELL).split("\n"))}
-CLEARED = ("name", "label", "key", "unique", "ttl", "retry_on", "dead_on", "snooze_on", "snooze", "umask")  # `edit --key ''` takes it away
+CLEARED = ("name", "label", "key", "unique", "ttl", "retry_on", "dead_on", "snooze_on", "snooze", "umask",
+           "after", "after_any", "after_batch")  # `edit --key ''` takes it away
 NOT_TAKEN = {"edit": "`edit` can't change %s", "cron": "%s can't be given to every job of a schedule"}
 # Fields that other tools write; ignored.
 IGNORED_KEYS = ("state", "attempts", "created_at", "updated_at")
@@ -993,8 +1002,8 @@ def parse_job(raw: dict, common=(), taker="") -> ParsedJob:
         if name == "command":
             job[name] = value
         elif name in JOB_OPTIONS:
-            if value == "" and taker == "edit" and name in CLEARED:
-                job[name] = None
+            if value in ("", [""]) and taker == "edit" and name in CLEARED:
+                job[name] = [] if name.startswith("after") else None
             elif value is not None:
                 job[name] = JOB_OPTIONS[name].parse(value, str(key))
                 if taker not in JOB_OPTIONS[name].takers:
@@ -1184,6 +1193,13 @@ def has_places(words: list) -> bool:
         return False
     import re
     return any(re.search(PLACE, word) for word in words)
+
+
+def foreign_place(line: str) -> str:
+    """Return the first place that GNU parallel would fill and Template would not; "" if there is none."""
+    import re
+    found = re.search(r"\{(?:%|##|-[1-9]\d*[./]*|=.*?=)\}", line) if "{" in line else None
+    return found.group() if found else ""
 
 
 class Template:
@@ -4288,6 +4304,9 @@ def quoter(shell):
 
 def template(words: list, shell) -> Template:
     """Return the Template of an argument list, or of one line for this shell."""
+    foreign = foreign_place(" ".join(words))
+    if foreign:
+        raise UserError("%s is a place of GNU parallel that there is not here: see the places for values in README.md" % quoted(foreign))
     quote = quoter(shell)
     if quote(["'"]) == quote_for_sh(["'"]):
         return Template(words)
@@ -4697,15 +4716,15 @@ class Database:
         folder = os.path.dirname(self.path)
         try:
             make_directory(folder)
+            self._check_owner()
+            kind = OS.network_disk(folder)
+            if kind:
+                raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
+                                "keep the queue on a local disk with --db PATH or QUEUECTL_DB" % (plain(folder), kind))
+            self.files.make()
         except OSError as error:
-            raise UserError("can't make the directory %s (%s): keep the queue elsewhere with --db PATH or QUEUECTL_DB" % (
-                plain(error.filename or folder), error.strerror)) from None
-        self._check_owner()
-        kind = OS.network_disk(folder)
-        if kind:
-            raise UserError("%s is on a network file system (%s), where SQLite's locks can't be trusted: "
-                            "keep the queue on a local disk with --db PATH or QUEUECTL_DB" % (plain(folder), kind))
-        self.files.make()
+            raise UserError(OS.owner_of_refused(error, self.files.root) or "can't make the directory %s (%s): keep the queue elsewhere "
+                            "with --db PATH or QUEUECTL_DB" % (plain(error.filename or folder), error.strerror)) from None
         self._check_locks()
         try:
             fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -11276,7 +11295,9 @@ def commands_of(args, options: dict, runs: bool):
 def made_commands(made: Template, groups: list, most):
     values = in_groups(groups[0][0], most) if most else combined(groups)
     for number, some in enumerate(values, 1):
-        yield made.command(some, number)
+        command = made.command(some, number)
+        if not isinstance(command, str) or command.strip():  # without a command, an empty line of a file is none
+            yield command
 
 
 def default_shell(args):
@@ -14635,14 +14656,24 @@ class Refusal(Exception):
     """A request that is refused before the queue is asked: an HTTP status and why."""
 
 
+WEB_FILTERS = ("queue", "name", "text", "label", "schedule", "batch", "like", "state")
+
+
+def refuse_unknown(asked: dict, *known) -> None:
+    """Refuse a request with a field that does not exist: a misspelt filter would match every job."""
+    odd = sorted(set(asked) - set(known))
+    if odd:
+        raise UserError("there is no %s here%s: it takes %s" % (quoted(odd[0]), nearest(odd[0], known), ", ".join(known)))
+
+
 def web_states(query: dict) -> list:
     return [parse_choice(state, "state", LISTED_STATES) for state in query.get("state", "").split(",") if state]
 
 
 def web_filters(query: dict) -> dict:
     """Return the filters of a request for jobs."""
-    filters = {key: query[key] for key in ("queue", "name", "text", "label", "schedule") if query.get(key)}
-    for key in ("batch", "like"):
+    filters = {key: query[key] for key in WEB_FILTERS[:5] if query.get(key)}
+    for key in WEB_FILTERS[5:7]:
         if query.get(key):
             filters[key] = parse_number(query[key], key, 0, LARGEST, int)
     return dict(filters, states=web_states(query))
@@ -14661,8 +14692,10 @@ def web_place(query: dict, order: str):
 
 
 def web_jobs(store, query: dict) -> dict:
+    refuse_unknown(query, *WEB_FILTERS, "order", "before", "limit")
     order = parse_choice(query.get("order", "newest"), "order", store.browse.ORDERS)
-    jobs, onward = store.browse.page(web_number(query, "limit", 500, 50), web_place(query, order), order, **web_filters(query))
+    limit = parse_number(query.get("limit") or 50, "limit", 1, 500, int)
+    jobs, onward = store.browse.page(limit, web_place(query, order), order, **web_filters(query))
     rows, onward = [job.to_dict() for job in jobs], "%d,%d" % onward if order == "next" and onward else onward
     return {"jobs": [dict(row, command=row["command"][:1000]) for row in rows], "next": onward,
             "counts": store.queues.counts(query.get("queue"))}
@@ -14750,14 +14783,18 @@ WEB_READS = {
 
 def web_act(store, asked: dict) -> dict:
     """Do to at most 500 jobs what a page asks for, or with `dry` count them; `next`: where to go on among all that match."""
+    refuse_unknown(asked, "verb", "ids", "filter", "dry")
     states, verb, change = CHANGES[parse_choice(asked.get("verb"), "verb", tuple(CHANGES))]
     onward, query = None, asked.get("filter")
+    if query is not None and asked.get("ids") is not None:
+        raise UserError("ids and filter exclude each other: give one")
     if query is None:
         jobs = list(filter(None, map(store.look.find, parse_refs(asked.get("ids"), "ids")[:AT_ONCE])))
     elif not isinstance(query, dict):
         raise UserError("filter must be a JSON object")
     else:
-        query = {str(key): str(value) for key, value in query.items()}
+        refuse_unknown(query, *WEB_FILTERS, "before")
+        query = {key: str(value) for key, value in query.items()}
         filters = web_filters(query)
         filters["states"] = [state for state in (*states, "held") if state in (filters["states"] or states)] or ["none"]
         jobs, onward = store.browse.page(5000 if asked.get("dry") else AT_ONCE, web_number(query, "before", LARGEST), **filters)
@@ -14783,22 +14820,25 @@ def web_enqueue(store, asked: dict) -> dict:
 
 def web_queue(store, asked: dict) -> dict:
     """Pause or resume a queue, or set its limit or rate."""
+    refuse_unknown(asked, "name", "paused", "max_running", "rate")
     name, changes = parse_name(asked.get("name"), "a queue"), {}
     if name not in [row.name for row in store.queues.list()]:
         raise UserError("no queue %s" % quoted(name))
     if "paused" in asked:
-        changes["paused"] = int(bool(asked["paused"]))
+        changes["paused"] = int(parse_flag(asked["paused"], "paused"))
     if "max_running" in asked:
         limit = asked["max_running"]
         changes["max_running"] = None if limit in (None, "", "none") else parse_number(limit, "the limit", 0, 10**6, int)
     if "rate" in asked:
         rate, every = parse_rate(asked["rate"] or "none")
         changes.update(rate=rate, every=every, next_at=0)
-    store.queues.set(name, **changes)
+    if changes:
+        store.queues.set(name, **changes)
     return {}
 
 
 def web_schedule(store, asked: dict) -> dict:
+    refuse_unknown(asked, "name", "verb")
     verb, name = parse_choice(asked.get("verb"), "verb", ("pause", "resume", "run", "remove")), str(asked.get("name"))
     job = {"pause": store.schedules.pause, "resume": store.schedules.resume, "run": store.schedules.run,
            "remove": store.schedules.remove}[verb](name)
@@ -14807,7 +14847,10 @@ def web_schedule(store, asked: dict) -> dict:
 
 def web_set(store, asked: dict) -> dict:
     """Set a setting, or with a value of null put it back to its default."""
+    refuse_unknown(asked, "key", "value")
     key = setting_key(asked.get("key"))
+    if "value" not in asked:
+        raise UserError("a value is needed: null puts the setting back to its default")
     store.settings.unset(key) if asked.get("value") is None else store.settings.set(key, str(asked["value"]))
     return {}
 
@@ -15039,7 +15082,9 @@ class Web:
         length = request.headers.get("Content-Length", "")
         if not request.headers.get("Content-Type", "").startswith("application/json"):
             raise Refusal(415, "JSON is needed")
-        if not length.isdigit() or int(length) > WEB_BODY:
+        if not length.isdigit() or "Transfer-Encoding" in request.headers:
+            raise Refusal(411, "a body is read by its Content-Length: send that alone")
+        if int(length) > WEB_BODY:
             raise Refusal(413, "at most %d bytes may be sent" % WEB_BODY)
         try:
             body = json.loads(request.rfile.read(int(length)).decode("utf-8"))
@@ -15060,7 +15105,8 @@ class Web:
         kind += "" if kind == "application/json" else "; charset=utf-8"
         try:
             self._head(request, status, kind, dict(more, **{"Content-Length": str(len(data))}))
-            request.wfile.write(data)
+            if request.command != "HEAD":
+                request.wfile.write(data)
         except (OSError, ValueError):
             pass  # the client has gone
 
@@ -15074,7 +15120,7 @@ class Web:
             size = os.fstat(file.fileno()).st_size
             self._head(request, 200, "application/octet-stream", {
                 "Content-Disposition": 'attachment; filename="job-%d.log"' % job.id, "Content-Length": str(size)})
-            copy_bytes(file, request.wfile, size)
+            copy_bytes(file, request.wfile, size if request.command == "GET" else 0)
 
     def _stream(self, request) -> None:
         """Tell a page of each change, and every 5 seconds that the server lives (server-sent events)."""
@@ -15086,7 +15132,7 @@ class Web:
         try:
             self._head(request, 200, "text/event-stream", {"X-Accel-Buffering": "no"})
             seen, page = None, source_hash(self.page)[7:23]
-            while True:
+            while request.command == "GET":
                 with self._changed:
                     if seen == self._version:
                         self._changed.wait(5)
@@ -15153,7 +15199,7 @@ def web_server(web, address: tuple, tls):
         def do_GET(self):
             web.answer(self)
 
-        do_POST = do_GET
+        do_HEAD = do_POST = do_GET
 
         def send_error(self, code, message=None, explain=None):
             web.send(self, code, "%s\n" % plain(message or "this is not a request"))  # with our headers, unlike http.server's page
@@ -15344,7 +15390,7 @@ web            --address      ADDR      .        127.0.0.1 address to serve on (
 web            --allow-remote .         .        .     serve on an address that other machines reach
 web            --name         HOST*     .        .     a name that browsers use for this server, beside localhost (may be repeated)
 web            --tls          CERT+KEY  .        .     serve over TLS with this certificate and key
-web            --base-path    PREFIX    .        .     path below which a reverse proxy serves the page, as in /queue
+web            --base-path    PREFIX    prefix   .     path below which a reverse proxy serves the page, as in /queue
 rm             --older-than   DURATION  duration .     jobs that ended longer ago than this
 edit           --in-queue     NAME      .        .     jobs of this queue (--queue, --name and --label are changes here)
 edit           --named        GLOB      .        .     jobs whose name matches, as in 'nightly-*'
@@ -15394,6 +15440,7 @@ json           --json         .         .        .     print JSON""" % {
     "workers": MOST_WORKERS, "most": 10**12}
 # The parsers that only commands use; those of job options are in OPTION_PARSERS.
 OPTION_KINDS = {
+    ".": parse_filled, "prefix": lambda raw, what: raw,
     "setting": lambda raw, what: setting_key(raw), "load": within(0, 10**6, float), "sort": one_of(*SORTS),
     "states": lambda raw, what: [parse_choice(state, what, LISTED_STATES) for state in raw.split(",")],
     "columns": lambda raw, what: [parse_choice(column.strip(), what, tuple(COLUMNS)) for column in raw.split(",")],
@@ -15551,32 +15598,45 @@ def unknown_command(words: list) -> str:
         return "no command %s%s" % (quoted(" ".join(words[:2])), nearest(words[1], group))
     names = {" ".join(found.words): found for found in COMMANDS if found.purpose}
     ends = [name for name in names if name.split()[-1] == words[0]]
-    hint = " (did you mean %s?)" % (OTHER_WORDS.get(words[0]) or ends[0]) if words[0] in OTHER_WORDS or ends else nearest(
-        words[0], set(names) | {name.split()[0] for name in names})
+    other = other_name(OTHER_WORDS, words[0]) or "".join(ends[:1])
+    hint = " (did you mean %s?)" % other if other else nearest(words[0], set(names) | {name.split()[0] for name in names}, 0.74)
     return "no command %s%s: see `%s --help`" % (quoted(words[0]), hint, invoked())
 
 
 SYNONYMS = {"prune": "rm"}  # names that still work; the help has only the other one
 
-# The names that other tools give to our commands.
-OTHER_WORDS = {"ls": "list", "ps": "worker list", "jobs": "list", "add": "enqueue", "submit": "enqueue", "push": "enqueue",
-               "kill": "cancel", "delete": "rm", "remove": "rm", "clean": "rm", "requeue": "retry", "tail": "logs -f",
-               "start": "worker start", "stop": "worker stop", "pause": "queue pause", "resume": "queue resume",
-               "log": "logs", "follow": "logs -f", "restart": "retry", "stash": "hold", "group": "queue list", "parallel": "run",
-               "shutdown": "worker stop", "crontab": "cron list", "init": "enqueue", "scale": "worker scale"}
+# What other tools call our commands and options: their words, a colon, ours (nothing: we have none, and none that is alike is meant).
+OTHER_WORDS = """\
+ls jobs atq done: list; ps: worker list; add submit push tsp ts nq pueue at: enqueue; kill signal atrm: cancel
+delete remove clean flush: rm; requeue restart: retry; tail follow fq: logs -f; log output cat: logs; start daemon: worker start
+stop shutdown: worker stop; scale: worker scale; pause: queue pause; resume: queue resume; group: queue list; stash: hold
+parallel xargs exec do nohup: run; crontab: cron list; schedule every: cron add; init: enqueue; info inspect: show; priority: edit
+dead failed: dlq list; watch monitor: top; serve server ui gui dashboard: web; prometheus: metrics; check ping: health; restore: import
+version: --version"""
+OTHER_OPTIONS = """\
+-P --jobs --max-procs --parallel: -j; --workers --concurrency -c: --count; -N -L -l -X -m --xargs --max-lines --max-replace-args: -n
+--max-chars:; --retries --retry: --max-retries; --halt --halt-on-error: --fail-fast; --wd --workdir --working-directory: --cwd
+--arg-file: -a; --group -g: --queue; --stashed: --hold; --depends: --after; -u --ungroup --lb --line-buffer --linebuffer: --output live
+--tagstring: --tag; --files --output-as-files: --results; --resume-failed: --retry-failed; -I -i --replace: {}; --link --xapply: :::+
+--running: --state processing"""
 
 
-# The options that other tools have for what ours do.
-OTHER_OPTIONS = {"-P": "-j", "--jobs": "-j", "--max-procs": "-j", "--parallel": "-j", "--workers": "--count", "-N": "-n", "-L": "-n",
-                 "--retries": "--max-retries", "--retry": "--max-retries", "--halt": "--fail-fast", "--wd": "--cwd", "--workdir": "--cwd",
-                 "--working-directory": "--cwd", "--arg-file": "-a", "--group": "--queue", "--stashed": "--hold", "--depends": "--after"}
+def other_name(table: str, word: str):
+    """Return what we call something that other tools call `word`; None if the table does not have it."""
+    for line in table.replace("\n", ";").split(";"):
+        theirs, _, ours = line.partition(":")
+        if word in theirs.split():
+            return ours.strip()
+    return None
 
 
 def option_hint(word: str, flags) -> str:
     """Return ` (did you mean X?)` for an option that a command does not have; "" if none is like it."""
     flag = word.partition("=")[0] if word[:2] == "--" else word[:2]
-    other = OTHER_OPTIONS.get(flag)
-    return " (did you mean %s?)" % other if other in flags else nearest(flag, flags, 0.75) if len(flag) > 2 else ""
+    other = other_name(OTHER_OPTIONS, flag)
+    if other and (other[0] != "-" or other.split()[0] in flags):
+        return " (did you mean %s?)" % other
+    return nearest(flag[2:], [known[2:] for known in flags], 0.74).replace("mean ", "mean --") if other is None and len(flag) > 2 else ""
 
 
 def help_width() -> int:
@@ -15624,6 +15684,7 @@ def build_parser(found):
     parser.add_argument("--db", metavar="PATH", help="database of the queue (QUEUECTL_DB, else one for each user)")
     parser.add_argument("--as-root", action="store_true", help="as root, work the queue of another user (%s=1)" % AS_ROOT)
     add_options(parser, found)
+    parser._has_negative_number_optionals.clear()  # because of -0, argparse would take the value of `--priority -5` for an option
     return parser
 
 
@@ -15663,7 +15724,7 @@ def add_option(parser, flags: str, metavar: str, kind: str, default: str, meanin
             how.update({"action": "append"} if name[0] == "-" else {"nargs": metavar[-1]})
         if "+" in how["metavar"]:
             how.update(nargs=2, metavar=tuple(how["metavar"].split("+")))
-        if kind != ".":
+        if kind != "." or name[0] == "-":
             how["type"] = option_type(kind, name if name[0] == "-" else "the " + name)
         if default != ".":
             how["default"] = default

@@ -107,13 +107,18 @@ def test_a_mistyped_word_suggests_the_nearest(queue, words, meant):
 @pytest.mark.parametrize("words, meant", [
     (["run", "-P", "4", "echo"], "-j"), (["run", "-P4", "echo"], "-j"), (["run", "--jobs=4", "echo"], "-j"), (["run", "-L1", "echo"], "-n"),
     (["run", "--retries", "3", "echo"], "--max-retries"), (["run", "--halt=now,fail=1", "echo"], "--fail-fast"),
-    (["enqueue", "--stashed", "echo"], "--hold"), (["worker", "start", "--jobs", "2"], "-j")], ids=lambda v: "-".join(v) if isinstance(v, list) else "")
+    (["run", "--lb", "echo"], "--output live"), (["run", "--link", "echo"], ":::+"), (["run", "-I{}", "echo"], "{}"),
+    (["run", "--ungroup", "echo"], "--output live"), (["enqueue", "--stashed", "echo"], "--hold"), (["worker", "start", "--jobs", "2"], "-j"),
+    (["serve"], "web"), (["at", "09:00"], "enqueue"), (["atq"], "list"), (["tsp", "make"], "enqueue"), (["restore", "x"], "import"),
+    (["kill", "1"], "cancel"), (["crontab", "-l"], "cron list")], ids=lambda v: "-".join(v) if isinstance(v, list) else "")
 def test_an_option_of_another_tool_names_ours(queue, words, meant):
     assert "(did you mean %s?)" % meant in one_error_line(queue.cli(*words, check=False))
 
 
 def test_no_other_option_is_named_where_none_is_alike(queue):
-    for words in (["run", "--progress", "x"], ["list", "-P", "4"], ["list", "--jobs"]):
+    for words in (["run", "--progress", "x"], ["list", "-P", "4"], ["list", "--jobs"], ["run", "--eta", "x"], ["run", "--wait", "x"],
+                  ["run", "--bg", "x"], ["run", "--profile", "x"], ["run", "--basefile", "x"], ["run", "--max-chars", "3", "x"],
+                  ["nice", "make"], ["attach", "1"], ["switch", "1", "2"], ["send"]):
         assert "did you mean" not in one_error_line(queue.cli(*words, check=False))
 
 
@@ -186,6 +191,47 @@ def test_wrong_input_is_one_line_and_status_2_and_writes_nothing(queue, words):
     assert contents(queue) == before
 
 
+def test_an_option_that_a_variable_has_left_empty_is_refused():
+    """It would count as no option: `cancel --state pending --batch "$B"` would cancel every job."""
+    optional = {"edit": "CLEARED", "cron edit": "CLEARED"}
+    tried = 0
+    for found in queuectl.COMMANDS:
+        for action in queuectl.build_parser(found)._actions if found.purpose else ():
+            if not action.option_strings or action.nargs == 0 or action.metavar == "PREFIX" or " ".join(found.words) in optional:
+                continue
+            words = [*found.words, action.option_strings[-1] + "="] + [""] * ((action.nargs or 1) == 2)
+            with pytest.raises(queuectl.UserError):
+                args = queuectl.parse_words(words)
+                queuectl.parse_job(queuectl.job_options(args))
+                assert action.dest == "db" and queuectl.find_database(args.db), words
+            tried += 1
+    assert tried > 150
+    for options in ({"after": ""}, {"after": [""]}, {"after": ["1", ""]}, {"after_any": ","}, {"after_batch": ""}, {"label": ""}, {"label": ["a", ""]}):
+        with pytest.raises(queuectl.UserError):
+            queuectl.parse_job(options)
+
+
+def test_an_empty_filter_or_place_changes_nothing(queue):
+    job = queue.enqueue("--hold", "true")
+    before = contents(queue)
+    for words in (["cancel", "--state", "pending", "--batch", ""], ["cancel", "--queue", "", job], ["enqueue", "--after", "", "true"],
+                  ["run", "--junit", "", "true"], ["run", "--retry-failed=", "true"], ["rm", "--state", "completed", "--queue="]):
+        one_error_line(queue.cli(*words, check=False))
+        assert contents(queue) == before
+
+
+def test_a_negative_number_is_a_value_and_a_sign_that_means_more_elsewhere_is_refused(queue):
+    """-0 is an option of `enqueue` and `run`: argparse would then take -5 for one too."""
+    job = queue.enqueue("--priority", "-5", "--hold", "true")
+    assert queue.job(queue.enqueue("-p", -7, "--hold", "true")).priority == -7
+    queue.cli("edit", job, "--priority", "-6")
+    assert queue.job(job).priority == -6
+    queue.cli("cron", "add", "n", "-p", "-3", "@daily", "true")
+    assert "from 1 to" in one_error_line(queue.cli("run", "-j", "-1", "true", check=False))
+    for words in (["run", "-j", "+2", "true"], ["edit", job, "--priority", "+1"]):
+        assert "not '+" in one_error_line(queue.cli(*words, check=False))
+
+
 def test_a_bad_500th_line_is_named_and_nothing_of_the_file_is_written(queue):
     lines = ["true"] * 499 + ['{"command": "true", "max_retries": -5}'] + ["true"] * 100
     queue.enqueue("true")
@@ -218,7 +264,8 @@ def test_a_directory_without_rights_is_refused(queue, words):
     closed = queue.dir / "closed"
     closed.mkdir(0o500)
     command = [*unprivileged(), *queue.program, "--db", str(closed / "queue.db"), *words]
-    assert "closed" in one_error_line(queue.run(command, check=False))
+    error = one_error_line(queue.run(command, check=False))
+    assert "closed" in error and "keep the queue elsewhere with --db" in error
     assert list(closed.iterdir()) == []
 
 

@@ -97,6 +97,13 @@ def test_without_a_command_each_value_is_one(queue):
     assert queue.sql("SELECT command, exit_code FROM job ORDER BY id") == [("exit 0", 0), ("exit 3", 3)]
 
 
+def test_an_empty_line_of_a_file_is_no_command_and_an_empty_value_is_one(queue):
+    (queue.dir / "list").write_text("echo a\n\n \necho b\n")
+    assert dry(queue, "::::", "list") == ["echo a", "echo b"]
+    assert queue.cli("run", ":::", "").stderr == "nothing to run\n"
+    assert dry(queue, "echo", ":::", "", "x") == ["echo ''", "echo x"]
+
+
 def test_enqueue_prints_the_id_of_each_job_made_of_a_value(queue):
     assert queue.out("enqueue", "--priority", 3, "echo {}", ":::", "a", "b").split() == ["1", "2"]
     assert [(job["command"], job["priority"], job["batch"]) for job in queue.json("list")] == [("echo b", 3, 1), ("echo a", 3, 1)]
@@ -228,6 +235,9 @@ def test_two_thousand_lists_of_values_give_the_command_lines_of_gnu_parallel(que
     (["echo", "::::"], None, ":::: needs a file"),
     (["echo", ":::+", "a"], None, ":::+ needs values before it"),
     (["echo", "::::", "missing"], None, "can't read 'missing'"),
+    (["CUDA_VISIBLE_DEVICES={%} echo", ":::", "a"], None, "'{%}' is a place of GNU parallel"),
+    (["echo", "{= $_=uc =}", ":::", "a"], None, "'{= $_=uc =}' is a place of GNU parallel"),
+    (["echo", "{-1}", ":::", "a", ":::", "b"], None, "'{-1}' is a place of GNU parallel"),
     (["-a", "-", "--stdin", "-", "cat {}"], "x\n", "standard input can be read once only"),
     (["-a", "-", "echo", "::::", "-"], "x\n", "standard input can be read once only"),
     (["echo {}"], "a\0b\n", "standard input holds a NUL character: give -0"),

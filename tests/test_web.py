@@ -155,7 +155,8 @@ def test_a_change_needs_post_json_and_the_mark_of_our_page(server, queue):
     assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie)[0] == 403
     assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie, X_CSRF_Token="wrong")[0] == 403
     assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie, X_CSRF_Token=mark, Content_Type="text/plain")[0] == 415
-    for method in ("PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"):
+    assert server.ask("/api/act", "HEAD", asked, token=False, Cookie=cookie, X_CSRF_Token=mark)[0] == 404
+    for method in ("PUT", "DELETE", "OPTIONS", "PATCH"):
         assert server.ask("/api/act", method, asked, token=False, Cookie=cookie, X_CSRF_Token=mark)[0] == 501
     assert queue.job(1).held
     assert server.ask("/api/act", "POST", asked, token=False, Cookie=cookie, X_CSRF_Token=mark)[0] == 200
@@ -326,7 +327,7 @@ def test_metrics_are_served(server):
 
 
 @pytest.mark.parametrize("path", ["job?id=99", "job", "jobs?state=odd", "jobs?batch=x", "jobs?limit=-1", "jobs?before=1e9", "jobs?order=odd",
-                                  "jobs?order=next&before=1", "jobs?order=next&before=a,b", "jobs?" + "a&" * 60,
+                                  "jobs?order=next&before=1", "jobs?order=next&before=a,b", "jobs?limit=0", "jobs?status=dead", "jobs?" + "a&" * 60,
                                   "log?id=nobody", "log?id=1&attempt=../../x", "stats?since=never", "nothing", "log?id=99&download=1",
                                   "log?id=1&download=1"])
 def test_a_wrong_question_is_one_line(server, path):
@@ -337,7 +338,10 @@ def test_a_wrong_question_is_one_line(server, path):
 @pytest.mark.parametrize("name, body", [
     ("act", {}), ("act", {"verb": "explode", "ids": [1]}), ("act", {"verb": "retry"}), ("act", {"verb": "retry", "ids": {}}),
     ("act", {"verb": "retry", "filter": [1]}), ("act", {"verb": "retry", "filter": "state"}), ("act", {"verb": ["retry"], "ids": [1]}),
-    ("act", {"verb": "retry", "ids": [{}]}),
+    ("act", {"verb": "retry", "ids": [{}]}), ("act", {"verb": "cancel", "filter": {"status": "dead"}}), ("act", {"verb": "cancel", "filter": {"limit": 1}}),
+    ("act", {"verb": "cancel", "ids": [1], "filter": {}}), ("act", {"verb": "cancel", "ids": [1], "dyr": True}),
+    ("queue", {"name": "default", "pause": True}), ("queue", {"name": "default", "paused": "no"}), ("schedule", {"name": "x", "verb": "run", "odd": 1}),
+    ("config", {"key": "max_retries"}), ("config", {"key": "max_retries", "vaule": 5}),
     ("enqueue", {"command": {"a": 1}}), ("enqueue", {"command": "x", "like": []}), ("queue", {"name": ["default"], "paused": True}),
     ("queue", {"name": "default", "rate": [1]}), ("queue", {"name": "default", "max_running": {}}), ("schedule", {"verb": {}, "name": "x"}),
     ("config", {"key": ["x"], "value": "1"}), ("config", {"key": "max_retries", "value": [1]}),
@@ -351,6 +355,32 @@ def test_a_wrong_change_is_one_line_and_changes_nothing(server, queue, name, bod
     status, _, text = server.ask("/api/" + name, "POST", body)
     assert status == 400 and text.count(b"\n") == 1 and b"internal" not in text, text
     assert list(sqlite3.connect(str(queue.db)).iterdump()) == before
+
+
+def test_a_change_of_a_queue_that_changes_nothing_is_fine(server, queue):
+    assert server.post("queue", {"name": "default"}) == {}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/api/jobs", "/api/live", "/api/log?id=1&download=1", "/nothing"])
+def test_head_is_get_without_the_body(server, queue, path):
+    """Services that watch a site ask so."""
+    queue.cli("run", "echo", "x")
+    number = queue.json("list")[0]["id"]
+    path = path.replace("id=1", "id=%d" % number)
+    status, head, body = server.ask(path, "HEAD")
+    assert body == b"" and status == (404 if path == "/nothing" else 200)
+    if path != "/api/live":
+        size = re.search(r"Content-Length: \d+", head).group()
+        assert path == "/metrics" or size in server.ask(path)[1]
+
+
+@pytest.mark.parametrize("more", ["Transfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 2", "Content-Length: -1", "X: y"])
+def test_a_body_of_unknown_length_is_refused_with_the_reason(server, more):
+    text = "POST /api/act HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n%s\r\n\r\n{}" % (
+        server.port, server.token, more)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(text.encode())
+        assert b" 411 " in connection.recv(2000).partition(b"\r\n")[0]
 
 
 def test_jobs_are_paged_by_key_and_filtered(server, queue):
@@ -549,7 +579,7 @@ def test_the_head_of_a_request_is_bounded(server):
 
 def test_a_body_that_is_too_large_or_not_json_is_refused(server):
     assert server.ask("/api/act", "POST", {}, Content_Length=str(10**9))[0] == 413
-    assert server.ask("/api/act", "POST", {}, Content_Length="-1")[0] == 413
+    assert server.ask("/api/act", "POST", {}, Content_Length="-1")[0] == 411
     assert server.ask("/api/act", "POST", [1])[0] == 400
     head = ("POST /api/act HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
             "Content-Length: %d\r\n\r\n")

@@ -9784,8 +9784,8 @@ class Output(io.RawIOBase):
     its exit status tells of these.  If the command has no other purpose than to print (`needed`), raise OutputLost.
     """
 
-    def __init__(self, raw, needed: bool = False):
-        self.needed = needed
+    def __init__(self, raw):
+        self.needed = False
         self.error = None    # the first OSError
         self.lost = b""      # the beginning of the text that it lost
         self._raw = raw
@@ -9908,9 +9908,12 @@ def talk(text: str) -> None:
     sys.stderr.flush()
 
 
-def verdict(text: str, good: bool = True) -> None:
-    """Print one line that says what was done, or was not."""
-    out("%s %s" % (paint("✔", "green", sys.stdout) if good else paint("✘", "red", sys.stdout), text))
+GOOD, BAD = ("✔", "green"), ("✘", "red")
+
+
+def verdict(text: str, mark=GOOD) -> None:
+    """Print one line that says what was done (GOOD), or was not (BAD)."""
+    out("%s %s" % (paint(*mark, sys.stdout), text))
 
 
 def plural(count: int, noun: str) -> str:
@@ -10071,9 +10074,14 @@ LOG_WORDS = {  # event -> colour and text
     "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
 
 
-def log_line(event: str, stream, worker=None, job=None, why=None, wait=None, duration=None, text=None) -> str:
+# What a worker or supervisor says of an event.  worker: its id; wait, duration: in seconds.
+LogFacts = namedtuple("LogFacts", "worker job why wait duration text", defaults=(None,) * 6)
+
+
+def log_line(event: str, stream, facts) -> str:
     """Return one line of a supervisor's log for a stream, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s`."""
     colour, word = LOG_WORDS[event]
+    worker, job, why, wait, duration, text = facts
     line = "%s  %s" % (local(int(time.time())), ("worker %d" % worker if worker else "supervisor").ljust(10))
     line = "%s  %s" % (paint(line, "dim", stream), paint(word, colour, stream))
     if job is not None:
@@ -10105,7 +10113,7 @@ class Log:
             if not more and self._path:
                 self._follow()
             if event != "reopen":
-                out(log_line(event, sys.stdout, **facts))
+                out(log_line(event, sys.stdout, LogFacts(**facts)))
             if not more:
                 sys.stdout.flush()
         except (OSError, ValueError):
@@ -10147,7 +10155,7 @@ def rotate(log: str) -> None:
 def print_trouble(event: str, **facts) -> None:
     """Print the troubles of a `run`'s workers on stderr, apart from the data."""
     if event == "trouble":
-        talk(log_line(event, sys.stderr, **facts))
+        talk(log_line(event, sys.stderr, LogFacts(**facts)))
 
 
 STILL_RUNNING = "still running"
@@ -10181,19 +10189,18 @@ def ending_text(job) -> str:
 
 
 class Progress:
-    """Show a bar if stderr is a terminal; otherwise, with `lines`, print a plain line every 5 seconds."""
+    """Show a bar if stderr is a terminal; otherwise print a plain line every `line_s` seconds (None: no line)."""
 
-    def __init__(self, total: int, lines: bool = False):
+    def __init__(self, total: int, line_s=None):
         self._total = total
         self._bar = can_draw(sys.stderr)
-        self._lines = lines
         self._begun = time.monotonic()
-        self._every = 0.1 if self._bar else 5.0  # seconds
-        self._due_at = 0.0 if self._bar else self._begun + self._every
+        self._every = 0.1 if self._bar else line_s
+        self._due_at = 0.0 if self._bar else self._begun + (line_s or 0.0)
 
     def due(self) -> bool:
         """Whether there is something to show again."""
-        return (self._bar or self._lines) and time.monotonic() >= self._due_at
+        return self._every is not None and time.monotonic() >= self._due_at
 
     def show(self, done: int, suffix: str = "", cost: float = 0.0) -> None:
         """Show the progress if that is due.  `cost`: how many seconds the count took; counting may take at most a twentieth of the time."""
@@ -11095,30 +11102,32 @@ def select_or_refuse(store, args, states) -> list:
     return ids
 
 
-def act(store, args, states, verb: str, change, select=select_ids, at_last=None):
-    """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs.
+# What a command or the web page does to jobs.  states: those of the jobs that it is for; verb: its name in RESULTS, which has the
+# words for its results; apply(store, ids): does it, and returns (id, result) pairs.
+Change = namedtuple("Change", "states verb apply")
 
-    `change(store, ids)` returns (id, result) pairs; RESULTS has the words for them.  `at_last`: see change_all.
-    """
-    ids = select(store, args, states)
+
+def act(store, args, change, select=select_ids, at_last=None):
+    """Select jobs, change them (or with --dry-run only list them), and report: for each command that changes several jobs."""
+    ids = select(store, args, change.states)
     if not args.dry_run:
-        return change_all(store, verb, ids, partial(change, store), at_last)
+        return change_all(store, change, ids, at_last)
     for job in map(store.look.job, ids):
-        if job.state in states:
-            out("would %s job %d: %s" % (verb, job.id, plain(job.command)))
+        if job.state in change.states:
+            out("would %s job %d: %s" % (change.verb, job.id, plain(job.command)))
 
 
-def change_all(store, verb: str, ids, change, at_last) -> int:
+def change_all(store, change, ids, at_last) -> int:
     """Change jobs, AT_ONCE at a time, print what became of them, and return 1 if some job was not changed.
 
     Another process may have been faster.  `at_last(results)` returns the final results of those that were no plain success.
     """
-    past, good = RESULTS[verb]
+    past, good = RESULTS[change.verb]
     counts, rest, done, progress = dict.fromkeys(good, 0), [], 0, Progress(len(ids))
     store.followups.keep_moved()
     try:
         while done < len(ids):
-            for job_id, result in change(list(ids[done:done + AT_ONCE])):
+            for job_id, result in change.apply(store, list(ids[done:done + AT_ONCE])):
                 if result in good and result != ASKED:
                     counts[result] += 1
                 else:
@@ -11138,7 +11147,7 @@ def change_all(store, verb: str, ids, change, at_last) -> int:
         if result in good:
             counts[result] += 1
         else:
-            talk(result_text(verb, job_id, result))
+            talk(result_text(change.verb, job_id, result))
     for result, count in counts.items():
         if count:
             verdict("%s %s" % (good[result], plural(count, "job")))
@@ -11692,7 +11701,7 @@ class Results:
         prefix = self._prefix(job.name, job.id)
         first = next((attempt.attempt for attempt in store.look.history(job.id)
                       if (attempt.finished_at or self._since) >= self._since), job.attempt)  # it may have been tried again already
-        return LogReader(store, job.id, first, prefix, True, not self.alone)
+        return LogReader(store, job.id, first, prefix, onward=True, whole_lines=not self.alone)
 
     def _print(self, store, end) -> None:
         if self._how == "live":
@@ -11794,7 +11803,7 @@ class Run:
     def _begin(self, store, batch: int, first: int, order, seq: int) -> None:
         self._batch, self._seq = batch, seq
         self._results = Results(self._args, batch, first, order, self._total == 1)
-        self._progress = Progress(self._total, lines=True)
+        self._progress = Progress(self._total, 5.0)
 
     def work(self, take_jobs) -> int:
         """Run the jobs that `take_jobs()` stores or reserves; return the exit status."""
@@ -12096,7 +12105,7 @@ def cmd_worker_stop(store, args) -> int:
     if not wanted:
         out("No workers are running")
     elif gone is False:
-        verdict("The jobs of dead workers can't be released yet: the next `worker start` releases them", False)
+        verdict("The jobs of dead workers can't be released yet: the next `worker start` releases them", BAD)
     else:
         verdict("%s%s" % ("Stopped " if gone else "Asked ", plural(len(workers), "worker") + ("" if gone else " to stop")))
     report = worker_report(store)
@@ -12243,16 +12252,16 @@ def cmd_engine_test(store, args) -> int:
     engine, steps = ENGINES[args.lead[0]](), []
     folder = os.path.join(store.settings.value("spool") or os.path.join(store.db.files.root, "spool"), "queuectl-" + os.urandom(8).hex())
 
-    def say(text: str, good: bool = True) -> None:
-        steps.append({"ok": good, "text": text})
+    def say(text: str, mark=GOOD) -> None:
+        steps.append({"ok": mark is GOOD, "text": text})
         if not args.json:
-            verdict(text, good)
+            verdict(text, mark)
 
     make_directory(folder)
     try:
         try_engine(engine, folder, engine_options(args.lead[0], args.rest), args.timeout, say)
     except (EngineError, OSError) as error:
-        say("%s: %s" % (engine.title, plain(str(error))), False)
+        say("%s: %s" % (engine.title, plain(str(error))), BAD)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if args.json:
@@ -12433,7 +12442,7 @@ def cmd_logs(store, args) -> None:
     for job in [store.look.job(job_id) for job_id in ids]:
         last, prefix = max(1, job.attempt), "%d | " % job.id if len(ids) > 1 else ""
         for attempt in attempts_asked(store, job, args):
-            readers.append(LogReader(store, job.id, attempt, prefix, args.follow and args.attempt is None and attempt == last))
+            readers.append(LogReader(store, job.id, attempt, prefix, onward=args.follow and args.attempt is None and attempt == last))
             readers[-1].tells = args.follow
             readers[-1].skip_to_last(args.lines)
         if args.follow or len(ids) > 1:
@@ -12903,19 +12912,19 @@ class Top:
 # -- retry, rm, edit --
 
 def cmd_retry(store, args):
-    return act(store, args, *CHANGES["retry"])
+    return act(store, args, CHANGES["retry"])
 
 
 def cmd_dlq_retry(store, args):
-    return act(store, args, ("dead",), *CHANGES["retry"][1:], select_or_refuse)
+    return act(store, args, CHANGES["retry"]._replace(states=("dead",)), select_or_refuse)
 
 
 def cmd_dlq_purge(store, args):
-    return act(store, args, ("dead",), *CHANGES["remove"][1:], select_or_refuse)
+    return act(store, args, CHANGES["remove"]._replace(states=("dead",)), select_or_refuse)
 
 
 def cmd_rm(store, args):
-    return act(store, args, *CHANGES["remove"], select_or_refuse)
+    return act(store, args, CHANGES["remove"], select_or_refuse)
 
 
 def parse_edit(args) -> None:
@@ -12929,7 +12938,7 @@ def parse_edit(args) -> None:
 
 
 def cmd_edit(store, args):
-    return act(store, args, WAITING, "edit", lambda store, ids: store.life.edit(ids, args.changes))
+    return act(store, args, Change(WAITING, "edit", lambda store, ids: store.life.edit(ids, args.changes)))
 
 
 # -- wait --
@@ -12994,7 +13003,7 @@ def wait_for(store, ids: list, timeout, within=None) -> bool:
 # -- cancel, hold, release --
 
 def cmd_cancel(store, args):
-    return act(store, args, *CHANGES["cancel"], at_last=None if args.no_wait else partial(wait_for_asked, store))
+    return act(store, args, CHANGES["cancel"], at_last=None if args.no_wait else partial(wait_for_asked, store))
 
 
 def cancel(store, ids: list) -> list:
@@ -13018,20 +13027,19 @@ def wait_for_asked(store, results: list) -> list:
 
 
 def cmd_hold(store, args):
-    return act(store, args, *CHANGES["hold"])
+    return act(store, args, CHANGES["hold"])
 
 
 def cmd_release(store, args):
-    return act(store, args, *CHANGES["release"])
+    return act(store, args, CHANGES["release"])
 
 
-# What commands and the web page do to jobs: the states of the jobs that it is for, its name in RESULTS, the function.
-CHANGES = {change[1]: change for change in (
+CHANGES = {change.verb: change for change in map(Change._make, (
     (FINAL + ("failed",), "retry", lambda store, ids: store.life.retry(ids)),
     (UNFINISHED, "cancel", cancel),
     (WAITING, "hold", lambda store, ids: store.life.hold(ids)),
     (WAITING, "release", lambda store, ids: store.life.release(ids)),
-    (FINAL, "remove", lambda store, ids: store.keep.purge(ids)))}
+    (FINAL, "remove", lambda store, ids: store.keep.purge(ids))))}
 
 
 # -- explain --
@@ -14784,7 +14792,7 @@ WEB_READS = {
 def web_act(store, asked: dict) -> dict:
     """Do to at most 500 jobs what a page asks for, or with `dry` count them; `next`: where to go on among all that match."""
     refuse_unknown(asked, "verb", "ids", "filter", "dry")
-    states, verb, change = CHANGES[parse_choice(asked.get("verb"), "verb", tuple(CHANGES))]
+    change = CHANGES[parse_choice(asked.get("verb"), "verb", tuple(CHANGES))]
     onward, query = None, asked.get("filter")
     if query is not None and asked.get("ids") is not None:
         raise UserError("ids and filter exclude each other: give one")
@@ -14796,16 +14804,17 @@ def web_act(store, asked: dict) -> dict:
         refuse_unknown(query, *WEB_FILTERS, "before")
         query = {key: str(value) for key, value in query.items()}
         filters = web_filters(query)
-        filters["states"] = [state for state in (*states, "held") if state in (filters["states"] or states)] or ["none"]
+        filters["states"] = [
+            state for state in (*change.states, "held") if state in (filters["states"] or change.states)] or ["none"]
         jobs, onward = store.browse.page(5000 if asked.get("dry") else AT_ONCE, web_number(query, "before", LARGEST), **filters)
-    ids = [job.id for job in jobs if job.state in states]
+    ids = [job.id for job in jobs if job.state in change.states]
     if asked.get("dry"):
         return {"count": len(ids), "next": onward}
     store.followups.keep_moved()
-    good, results = RESULTS[verb][1], change(store, ids)
+    good, results = RESULTS[change.verb][1], change.apply(store, ids)
     results = store.followups.with_moved(results, next(iter(good)))
     return {"done": sum(result in good for _, result in results), "next": onward,
-            "left": [result_text(verb, job_id, result) for job_id, result in results if result not in good][:20]}
+            "left": [result_text(change.verb, job_id, result) for job_id, result in results if result not in good][:20]}
 
 
 def web_enqueue(store, asked: dict) -> dict:
@@ -15454,20 +15463,20 @@ OPTION_KINDS = {
 # after the options are the user's own command, left as it is.  lead: how many of queuectl's own words may precede the options.
 # shows: whether the command only prints.  check: what validates its words before the queue is opened, so that bad input
 # creates no database; if it returns True, nothing is left to do.
-Command = namedtuple("Command", "words run takes purpose example rest lead shows check")
+Command = namedtuple("Command", "words run takes purpose example rest lead shows check", defaults=(False, 0, False, None))
 
 
-def command(words, run, takes, purpose, example, rest=False, lead=0, shows=False, check=None):
-    return Command(tuple(words.split()), run, takes.split() + [words.replace(" ", "-")], purpose, example, rest, lead, shows, check)
+def command(words, run, takes, purpose, example, **more):
+    return Command(tuple(words.split()), run, takes.split() + [words.replace(" ", "-")], purpose, example, **more)
 
 
 COMMAND_GROUPS = (
     ("run jobs", (
         command("run", cmd_run, "values job json", "run jobs here and now, exit 0 if all completed",
-                "run --count 4 --file commands.txt", True),
-        command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", True,
+                "run --count 4 --file commands.txt", rest=True),
+        command("enqueue", cmd_enqueue, "values job", "store a job and print its id", "enqueue --max-retries 2 make -C site", rest=True,
                 check=plan_enqueue),
-        command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4", True),
+        command("worker start", cmd_worker_start, "", "start worker processes", "worker start --count 4", rest=True),
         command("worker stop", cmd_worker_stop, "", "stop all workers and wait until they are gone", "worker stop"),
     )),
     ("look", (
@@ -15503,7 +15512,7 @@ COMMAND_GROUPS = (
         command("worker scale", cmd_worker_scale, "", "change the number of workers", "worker scale 8"),
         command("worker restart", cmd_worker_restart, "", "replace the workers, each after its job", "worker restart"),
         command("engine test", cmd_engine_test, "json", "submit a small task to a cluster, and say what is wrong", "engine test slurm",
-                True, 1, check=check_engine),
+                rest=True, lead=1, check=check_engine),
         command("service", cmd_service, "", "print a systemd, launchd or Windows service",
                 "service systemd --count 4", shows=True),
     )),
@@ -15519,7 +15528,7 @@ COMMAND_GROUPS = (
         command("batch list", cmd_batch_list, "limit json", "show the batches: each bulk file and run is one", "batch list", shows=True),
         command("batch show", cmd_batch_show, "json", "show the progress of a batch", "batch show 3", shows=True),
         command("cron add", cmd_cron_add, "job", "enqueue a job repeatedly, by a cron line or an interval",
-                "cron add nightly '30 2 * * *' ./backup.sh", True, 2, check=plan_schedule),
+                "cron add nightly '30 2 * * *' ./backup.sh", rest=True, lead=2, check=plan_schedule),
         command("cron edit", cmd_cron_edit, "job", "change a schedule: its times, its command, options of its jobs",
                 "cron edit nightly --cron '0 3 * * *' --timeout 1h", check=plan_schedule_edit),
         command("cron list", cmd_cron_list, "json", "show the schedules, with their next run", "cron list",
@@ -15549,7 +15558,7 @@ COMMAND_GROUPS = (
     ("", (
         command("_worker", cmd__worker, "", "", ""),
         command("_node", cmd__node, "", "", ""),
-        command("_complete", None, "", "", "", True, shows=True),
+        command("_complete", None, "", "", "", rest=True, shows=True),
     )),
 )
 COMMANDS = tuple(found for _, group in COMMAND_GROUPS for found in group)

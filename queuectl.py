@@ -511,7 +511,8 @@ def program_version() -> str:
 
 @lru_cache(maxsize=100)
 def utc_second(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    """Return whole Unix seconds as ISO 8601 in UTC, with a place for the milliseconds."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%%03dZ", time.gmtime(seconds))
 
 
 def utc(seconds):
@@ -519,10 +520,10 @@ def utc(seconds):
     if seconds is None:
         return None
     try:
-        whole = utc_second(seconds // 1)  # in a list, many times are of the same second
+        whole = seconds // 1
+        return utc_second(whole) % ((seconds - whole) * 1000)  # in a list, many times are of the same second
     except (ValueError, OverflowError, OSError):
         return None
-    return "%s.%03dZ" % (whole, int(seconds % 1 * 1000))
 
 
 UNITS_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -3893,7 +3894,8 @@ def lock_advice(database: str) -> str:
 # This section calls Small helpers, Files and Platform differences (locks, paths).  It starts no process and prints nothing.
 
 # SQLite's TEXT may hold any bytes.  By default the sqlite3 module can't read a row that is not valid UTF-8, not even to repair it.
-as_text = partial(str, encoding="utf-8", errors="surrogateescape")
+def as_text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def is_valid(text: str) -> bool:
@@ -3975,6 +3977,20 @@ def checked(table: str, columns: str, row):
     return row
 
 
+def all_right(table: str, columns: str, rows: list) -> bool:
+    """Whether `checked` would surely accept each of these rows: column by column, this takes half its time."""
+    for name, column in zip(columns.split(", "), zip(*rows)):
+        kinds, values = set(map(type, column)), list(filter(None, column))
+        if bytes in kinds or any(examined(table, name, (kind,))[0] for kind in kinds):
+            return False
+        if str in kinds:
+            if int in kinds or float in kinds or not is_valid("".join(values)):
+                return False
+        elif min(values, default=0) < -LARGEST or max(values, default=0) > LARGEST:
+            return False
+    return True
+
+
 def without_wrong(table: str, columns: str, row) -> list:
     """Return a row with a neutral value in place of each that its column can't have, so that a list can show the others."""
     wrong = examined(table, columns, tuple(map(type, row)))[0] + too_large(columns, row)
@@ -4043,11 +4059,11 @@ SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop
 WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place engine job")
 Sent = namedtuple("Sent", "id worker folder handle options slots created_at")  # an array of packs that is meant for an engine
 QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
-Ended = namedtuple("Ended", "at outcome duration queue command state waited")  # an attempt, as `stats` counts it
+Ended = namedtuple("Ended", "at duration queue command completed retried waited")  # an attempt, as `stats` counts it
 Batch = namedtuple("Batch", "id label total unfinished created_at")
 JobEnd = namedtuple("JobEnd", "seq job attempt state started_at duration exit_code signal error command name attempts at")
 Stored = namedtuple("Stored", "ids batch newest duplicates")  # ids: as ranges; newest: the last job before; duplicates: see Plan
-Event = namedtuple("Event", "seq at job event state attempt worker exit_code signal error started_at duration")
+EVENT = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "signal", "error", "started_at", "duration")
 Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error output",
                      defaults=(None,))
 
@@ -4080,7 +4096,7 @@ Refused = namedtuple("Refused", "state why other other_state", defaults=(None,))
 
 
 def error_text(ended):
-    """Return in words why a Job, an Attempt, an Outcome or an Event ended so; None if there is nothing to say."""
+    """Return in words why a Job, an Attempt or an Outcome ended so; None if there is nothing to say."""
     return signal_text(ended.signal) if ended.error is None and ended.signal is not None else ended.error
 
 
@@ -4839,7 +4855,8 @@ class Database:
 
     def rows(self, table: str, columns: str, rest: str, values=()) -> list:
         """Return rows of a table, each checked; `rest` is what follows FROM."""
-        return [checked(table, columns, row) for row in self.read("SELECT %s FROM %s" % (columns, rest), values)]
+        rows = self.read("SELECT %s FROM %s" % (columns, rest), values)
+        return rows if len(rows) > 10 and all_right(table, columns, rows) else [checked(table, columns, row) for row in rows]
 
     def jobs(self, rest: str, values=()) -> list:
         """Return Jobs; `rest` is what follows FROM."""
@@ -6651,12 +6668,20 @@ class Look(Part):
                 reasons.append(("behind", ahead))
         return reasons
 
-    def events(self, after: int = 0, most: int = 1000) -> list:
-        """Return the changes of state with a number above `after`, in order, as dicts."""
+    def event_columns(self, after: int = 0, most: int = 1000) -> list:
+        """Return the changes of state with a number above `after`, in order, as the columns EVENT; [] if there is none."""
         rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, signal, error, started_at, "
                              "duration", "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
-        return [dict(event._asdict(), at=utc(event.at), started_at=utc(event.started_at), error=error_text(event))
-                for event in map(Event._make, rows)]
+        columns = dict(zip(EVENT, zip(*rows)))
+        if rows:
+            columns.update(at=list(map(utc, columns["at"])), started_at=list(map(utc, columns["started_at"])),
+                           error=[signal_text(number) if text is None and number is not None else text
+                                  for number, text in zip(columns["signal"], columns["error"])])
+        return list(columns.values())
+
+    def events(self, after: int = 0) -> list:
+        """Return the same as dicts."""
+        return [dict(zip(EVENT, row)) for row in zip(*self.event_columns(after))]
 
     def deaths_since(self, after: int, queues=None) -> int:
         """Return how many jobs died after an event, in these queues (see startable)."""
@@ -6680,15 +6705,15 @@ class Look(Part):
         return states
 
     def counts_since(self, moments) -> list:
-        """Return how many attempts ended at each of these moments or later."""
+        """Return how many attempts ended at each of these moments, of which the last is the earliest, or later."""
         return list(self._db.read(
-            "SELECT " + ", ".join(["ifnull(sum(finished_at>=?), 0)"] * len(moments)) + " FROM history "
-            "WHERE attempt IS NOT NULL AND finished_at>=?", (*moments, min(moments)))[0])
+            "SELECT " + ", ".join(["count(CASE WHEN finished_at>=? THEN 1 END)"] * (len(moments) - 1) + ["count(*)"]) +
+            " FROM history WHERE finished_at>=? AND attempt IS NOT NULL", moments)[0])
 
     def finished_since(self, since: float, most: int = 50000) -> list:
         """Return the attempts (Ended) that ended at `since` or later, newest first, from the last `most` rows."""
         return [Ended._make(row) for row in self._db.rows(
-            "history", "history.finished_at, outcome, history.duration, job.queue, job.command, history.state, "
+            "history", "history.finished_at, history.duration, job.queue, job.command, outcome='completed', history.state='failed', "
             "CASE WHEN job.attempt=1 THEN max(0, history.started_at-job.run_at) END", "history JOIN job ON job.id=history.job "
             "WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
@@ -9451,6 +9476,7 @@ def throughput(store, now: float) -> dict:
     return dict(zip(("minute", "hour", "day"), store.look.counts_since((now - 60, now - 3600, now - 86400))))
 
 
+@lru_cache(maxsize=1000)
 def command_name(command) -> str:
     """Return the program of a shell command, as far as its first word tells."""
     text = text_of(command) if isinstance(command, bytes) else command
@@ -9473,9 +9499,9 @@ def group_stats(rows, key) -> dict:
 def attempt_stats(group) -> dict:
     durations = sorted(ended.duration or 0.0 for ended in group)
     waited = sorted(ended.waited for ended in group if ended.waited is not None)
-    good = sum(ended.outcome == "completed" for ended in group)
+    good = sum(ended.completed for ended in group)
     return {"count": len(group), "success_rate": round(good / len(group), 4),
-            "retries": sum(ended.state == "failed" for ended in group),
+            "retries": sum(ended.retried for ended in group),
             "p50": percentile(durations, 0.5), "p95": percentile(durations, 0.95), "max": round(durations[-1], 6),
             "waited_p50": percentile(waited, 0.5) if waited else None}
 
@@ -9930,6 +9956,22 @@ def out_json(value) -> None:
     """Print JSON in ASCII: whatever a job is called, no control character gets through."""
     import json
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def json_lines(names, columns: list) -> str:
+    """Return columns of texts and numbers as JSON Lines, one per row: that takes half the time of json.dumps."""
+    from json.encoder import encode_basestring_ascii as encode
+
+    def encoded(column):
+        kinds = set(map(type, column))
+        if kinds == {str}:
+            return map(encode, column)
+        if kinds <= {int, float}:
+            return column
+        return ["null" if value is None else encode(value) if isinstance(value, str) else value for value in column]
+
+    line = "{" + ", ".join('"%s": %%s' % name for name in names) + "}\n"
+    return "".join(map(line.__mod__, zip(*map(encoded, columns))))
 
 
 def cell_width(text: str) -> int:
@@ -12733,15 +12775,13 @@ def replace_file(path: str, text: str, mode=None) -> None:
 # -- events --
 
 def cmd_events(store, args) -> None:
-    import json
     after = args.after if args.after is not None else store.look.last_event() if args.follow else 0
     seen = None
     while True:
-        events = store.look.events(after)
+        events = store.look.event_columns(after)
         if events:
-            after = events[-1]["seq"]
-            # One call of json for all takes half the time.  Within a string a quote is escaped: the separator is none of its text.
-            sys.stdout.write(json.dumps(events)[1:-1].replace('}, {"seq": ', '}\n{"seq": ') + "\n")
+            after = events[0][-1]
+            sys.stdout.write(json_lines(EVENT, events))
         sys.stdout.flush()
         if not events and not args.follow:
             return

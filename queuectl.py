@@ -374,6 +374,10 @@ class UserError(Error):
     """The user's mistake, in one line that says what to do instead."""
 
 
+class NotFound(UserError):
+    """The user named a job, batch, queue or schedule that does not exist."""
+
+
 class EngineError(Error):
     """What an engine has said, or that it does not answer: no job's fault."""
 
@@ -5066,7 +5070,7 @@ class Queues(Part):
             number = int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
         rows = self._db.rows("batch", ", ".join(Batch._fields), "batch WHERE id=? AND id IS NOT ?", (number, but))
         if not rows:
-            raise UserError("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
+            raise NotFound("no batch %s: see `%s batch list`" % (quoted(str(ref)), PROGRAM))
         return Batch._make(rows[0])
 
 
@@ -6351,7 +6355,7 @@ class Schedules(Part):
     def get(self, name: str):
         found = [schedule for schedule in self.list() if schedule.name == name]
         if not found:
-            raise UserError("no schedule %s: see `%s cron list`" % (quoted(name), PROGRAM))
+            raise NotFound("no schedule %s: see `%s cron list`" % (quoted(name), PROGRAM))
         return found[0]
 
     def pause(self, name: str) -> None:
@@ -6509,7 +6513,7 @@ class Look(Part):
         if dash and ref.isascii() and low.isdigit() and high.isdigit() and len(ref) < 30:
             found = self.ids_between(int(low), int(high))
             if not found:
-                raise UserError("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
+                raise NotFound("no job from %s to %s: see `%s list`" % (low, high, PROGRAM))
             return found
         return [self.last_job().id if ref == "last" else self.job(ref).id]
 
@@ -6526,7 +6530,7 @@ class Look(Part):
         if job is None:
             job = self.latest_of(str(ref))
         if job is None:
-            raise UserError("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
+            raise NotFound("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
         return job
 
     def latest_of(self, schedule: str):
@@ -13820,6 +13824,7 @@ header { position: sticky; top: 0; z-index: 5; display: flex; align-items: cente
 nav { display: flex; gap: 2px; flex: 1; overflow-x: auto; scrollbar-width: none; }
 nav a { padding: 5px 11px; border-radius: 7px; color: var(--dim); white-space: nowrap; }
 nav a:hover { background: var(--soft); text-decoration: none; }
+nav a:focus-visible { outline-offset: -2px; }
 nav a[aria-current] { color: var(--text); background: var(--soft); font-weight: 550; }
 #live { color: var(--dim); font-size: 13px; white-space: nowrap; width: 84px; text-align: right; }
 #live::before { content: ""; display: inline-block; width: 8px; height: 8px; margin-right: 6px; border-radius: 50%;
@@ -13878,6 +13883,9 @@ td { padding: 7px 16px 7px 0; border-top: 1px solid var(--line); vertical-align:
 th.number, td.number { text-align: right; }
 td.grow { width: 99%; max-width: 0; }
 td.half { width: 50%; max-width: 0; }
+td.buttons { text-align: right; }
+.why { max-width: 17em; }
+h2 .dim { font-weight: 400; }
 tr[tabindex]:hover td, tr[tabindex]:focus td { background: var(--soft); }
 tr[tabindex]:focus { outline: none; }
 tr[tabindex]:focus td:first-child { box-shadow: inset 3px 0 var(--accent); }
@@ -13898,7 +13906,8 @@ button[aria-pressed=true] { background: var(--soft); border-color: var(--accent)
 button.slim { min-height: 28px; padding: 1px 10px; font-size: 13px; }
 input.slim { min-height: 28px; padding: 1px 8px; width: 82px; font-size: 13px; }
 .filters { margin-bottom: 12px; }
-.filters input[type=search] { flex: 1; min-width: 200px; }
+.filters input { flex: 1 1 200px; }
+.filters input[type=search] { flex-grow: 4; }
 .chips { gap: 6px; }
 .bar { position: sticky; bottom: 12px; margin-top: 12px; box-shadow: 0 4px 18px rgb(0 0 0 / 14%); z-index: 4; }
 .command { margin: 0 0 14px; padding: 12px 14px; background: var(--soft); border-radius: 9px; white-space: pre-wrap;
@@ -13930,6 +13939,8 @@ input.slim { min-height: 28px; padding: 1px 8px; width: 82px; font-size: 13px; }
 .form p { margin: 3px 0 0; }
 .form input:not([type=checkbox]) { width: 100%; max-width: 420px; }
 details summary { cursor: pointer; color: var(--dim); }
+form details { margin-top: 14px; }
+details[open] summary { margin-bottom: 10px; }
 dialog { border: 1px solid var(--line); border-radius: 14px; background: var(--card); color: var(--text); padding: 22px 24px;
   max-width: min(560px, calc(100vw - 32px)); }
 dialog::backdrop { background: rgb(0 0 0 / 45%); }
@@ -13947,6 +13958,18 @@ kbd { font: 12px var(--mono); border: 1px solid var(--cancelled); border-radius:
   .tile { padding: 8px 10px; }
   .tile b { font-size: 21px; }
   .wider { display: none; }
+  table.flow, .flow tbody { display: block; }
+  .flow thead { position: absolute; left: -999px; }
+  tr.flow { display: flex; flex-wrap: wrap; align-items: center; gap: 3px 10px; padding: 9px 0; border-top: 1px solid var(--line); }
+  tr.flow:first-child { border-top: 0; }
+  .flow td { border: 0; padding: 0; }
+  .flow td:empty { display: none; }
+  .flow td[data-title]::before { content: attr(data-title) " "; color: var(--dim); font-size: 13px; }
+  .flow .end { margin-left: auto; }
+  .flow .grow, .flow .half { order: 1; flex: 0 0 100%; max-width: 100%; }
+  .flow .below, .flow .buttons { order: 2; }
+  .flow .below { color: var(--dim); font-size: 13px; }
+  .flow .buttons { margin-left: auto; }
   .form { grid-template-columns: minmax(0, 1fr); gap: 4px; }
   .log { height: 260px; }
   .card { padding: 12px; }
@@ -14038,7 +14061,7 @@ function fill(parent, fresh) {
 async function ask(path, options) {
   let answer;
   try { answer = await fetch(BASE + '/' + path, options); } catch (error) { throw new Error('the server does not answer'); }
-  if (!answer.ok) throw new Error((await answer.text()).trim() || answer.statusText);
+  if (!answer.ok) throw Object.assign(new Error((await answer.text()).trim() || answer.statusText), {status: answer.status});
   return answer.json();
 }
 const parameters = query => new URLSearchParams(Object.entries(query).filter(([, value]) => value !== null && value !== undefined &&
@@ -14124,7 +14147,8 @@ const link = (path, query, ...text) => h('a', {href: '#/' + path + (query ? '?' 
 const jobLink = id => link('job/' + id, null, id);
 const button = (text, onclick, kind = '') => h('button' + kind, {type: 'button', onclick}, text);
 const write = (...nodes) => READ_ONLY ? null : nodes;
-const nothing = text => h('p.empty', null, text);
+const withCode = text => text.split('`').map((part, i) => i % 2 ? h('code', null, part) : part);
+const nothing = text => h('p.empty', null, withCode(text));
 const command = job => h('code.cut', {title: cut(job.command, 1000)}, cut(oneLine(job.name ? job.name + ': ' + job.command :
   job.command), 300));
 
@@ -14143,7 +14167,7 @@ function timeOf(job) {
 function table(label, titles, rows, empty) {
   if (!rows.length) return nothing(empty);
   const side = title => 'th' + (/^~?#/.test(title) ? '.number' : '') + (title[0] === '~' ? '.wider' : '');
-  return h('div.scroll', null, h('table', {'aria-label': label},
+  return h('div.scroll', null, h('table', {'aria-label': label, class: rows[0].getAttribute('class') || ''},
     h('thead', null, h('tr', null, titles.map(title => h(side(title), {scope: 'col'}, title.replace(/^~?#?/, ''))))),
     h('tbody', null, rows)));
 }
@@ -14224,12 +14248,12 @@ function chart(ends, range) {
 
 // -- pages: each loads its data, and draws it --
 
-// What `queuectl health` finds; `commands` in its words stand out.
+// What `queuectl health` finds.
 function healthOf(data) {
   const worst = data.findings[0]?.level || 'ok', waiting = data.jobs.pending + data.jobs.failed;
   return h('div', {class: 'health ' + worst}, h('h1', null, {ok: 'All is well', warn: 'Something needs a look', bad: 'Something is wrong'}[
     worst]), data.findings.length ? h('ul', null, data.findings.slice(0, 5).map(({level, text}) => h('li', {class: level},
-    text.split('`').map((part, i) => i % 2 ? h('code', null, part) : part)))) :
+    withCode(text)))) :
     h('p.dim', null, `${number(waiting)} waiting, ${number(data.jobs.processing)} running, ${plural(data.count, 'worker')}`));
 }
 
@@ -14262,17 +14286,17 @@ function drawOverview(data) {
           h('td.grow', null, worker.job ? h('span.cut', null, jobLink(worker.job), ' ', h('code', null, oneLine(worker.command || ''))) :
             h('span.dim', null, worker.note || '–')),
           h('td', null, when(worker.running_since || worker.started_at, true)),
-          h('td.number.wider', null, number(worker.done)))), 'No worker runs. Start some with: queuectl worker start'),
+          h('td.number.wider', null, number(worker.done)))), 'No worker runs: `queuectl worker start` starts one'),
         data.count > data.workers.length ? h('p.dim', null, `and ${number(data.count - data.workers.length)} more`) : null),
       h('section.card', null, h('h2', null, 'Next schedules'), table('Next schedules', ['Schedule', 'Next', 'Last job'],
         data.schedules.map(row => h('tr', null, h('td.grow', null, h('span.cut', null, row.name)),
           h('td', null, row.error ? h('span.dead', null, row.error) : when(row.next_at)),
           h('td', null, row.last_job ? jobLink(row.last_job) : '–'))), 'No schedules')),
-      h('section.card.wide', null, h('h2', null, 'Latest failures'), table('Latest failures', ['Job', 'State', 'Command', '~Last line',
-        'Why', '~When'],
-        data.failures.map(job => h('tr', {'data-key': 'f' + job.id}, h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))),
-          h('td.half', null, command(job)), h('td.half.wider', null, h('code.cut.dim', null, oneLine(job.last_line || ''))),
-          h('td.nowrap', null, whyOf(job)), h('td.wider', null, when(job.finished_at)))), 'No attempt has failed lately')))];
+      h('section.card.wide', null, h('h2', null, 'Latest failures'), table('Latest failures', ['Job', 'State', 'Command',
+        'Last line', 'Why', 'When'],
+        data.failures.map(job => h('tr.flow', {'data-key': 'f' + job.id}, h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))),
+          h('td.half', null, command(job)), h('td.half', null, job.last_line && h('code.cut.dim', null, oneLine(job.last_line))),
+          h('td.nowrap', null, whyOf(job)), h('td.end', null, when(job.finished_at)))), 'No attempt has failed lately')))];
 }
 
 function queueRow(row) {
@@ -14326,9 +14350,9 @@ function drawJobs(data, query) {
         h('option', {value: key, selected: key === order}, words))),
       ['batch', 'schedule', 'label', 'like'].filter(key => filter[key]).map(key =>
         button(`${key === 'like' ? 'like job' : key} ${filter[key]} ✕`, () => go({[key]: ''})))),
-    h('section.card', {'aria-label': 'Jobs'}, table('Jobs', READ_ONLY ? ['Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'] :
-      ['', 'Job', 'State', 'Command', '~Queue', '~Tries', 'When', '~Why'], data.jobs.map(jobRow), data.looking ? 'None found yet.' :
-      'No job matches.'),
+    h('section.card', {'aria-label': 'Jobs'}, table('Jobs', READ_ONLY ? ['Job', 'State', 'Command', '~Queue', '~Tries', 'When', 'Why'] :
+      ['', 'Job', 'State', 'Command', '~Queue', '~Tries', 'When', 'Why'], data.jobs.map(jobRow), data.looking ? 'None found yet' :
+      Object.keys(filter).length ? 'No job matches' : 'No jobs yet'),
     h('div.row.spread', {style: {'margin-top': '12px'}}, query.before ? button('First page', () => go({})) :
       h('span'), data.looking ? h('span.dim', {role: 'status'}, 'Looking' + (order === 'newest' || order === 'oldest' ?
         `, now at job ${number(data.next)} …` : ' …')) :
@@ -14340,7 +14364,7 @@ function drawJobs(data, query) {
 
 function jobRow(job) {
   const flip = () => { chosen.has(job.id) ? chosen.delete(job.id) : chosen.add(job.id); draw(); };
-  return h('tr', {'data-key': 'j' + job.id, tabindex: 0, 'data-id': job.id, onkeydown: event => {
+  return h('tr.flow', {'data-key': 'j' + job.id, tabindex: 0, 'data-id': job.id, onkeydown: event => {
     if (event.target !== event.currentTarget) return;
     if (event.key === 'Enter') location.hash = '#/job/' + job.id;
     if (event.key === 'x' && !READ_ONLY) flip();
@@ -14348,8 +14372,8 @@ function jobRow(job) {
     write(h('td', null, h('input', {type: 'checkbox', checked: chosen.has(job.id), 'aria-label': 'Choose job ' + job.id, onchange:
       flip}))),
     h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))), h('td.grow', null, command(job)), h('td.wider', null, job.queue),
-    h('td.wider', null, `${job.attempts}/${job.max_retries + 1}`), h('td', null, timeOf(job)),
-    h('td.wider', null, h('span.cut', {style: {'max-width': '16em'}, title: whyOf(job)}, whyOf(job))));
+    h('td.wider', null, `${job.attempts}/${job.max_retries + 1}`), h('td.end', null, timeOf(job)),
+    h('td.below', null, whyOf(job) && h('span.cut.why', {title: whyOf(job)}, whyOf(job))));
 }
 
 function drawJob(job) {
@@ -14370,7 +14394,7 @@ function drawJob(job) {
       write(h('a.button', {href: '#/new?like=' + job.id}, 'Enqueue again with changes')))),
     h('pre.command', {tabindex: 0, 'aria-label': 'Command'}, cut(job.command, 20000)),
     job.reasons.length ? h('section.card', {style: {'margin-bottom': '16px'}}, h('h2', null, 'Why it is not running'),
-      job.reasons.map(reason => h('div', null, 'It waits: ' + reason))) : null,
+      job.reasons.map(reason => h('div', null, 'It waits: ', withCode(reason)))) : null,
     job.attempt === 0 ? null : h('section.card', {'aria-label': 'Log'}, h('div.row.spread', null, h('h2', null, 'Output'),
       h('div.row', null,
       job.history.length > 1 ? h('select', {'aria-label': 'Attempt', onchange: event => log.open(job.id, +event.target.value)},
@@ -14471,22 +14495,22 @@ const log = {
 const drawDead = groups => [
   h('div.row.spread', null, h('h1', null, 'Dead letter queue'), link('jobs', {state: 'dead'}, 'All dead jobs')),
   h('section.card', {'aria-label': 'Groups'}, table('Dead jobs by command and error', ['#Jobs', 'Command', 'Why', '~First', 'Last', ''],
-    groups.map(({count, job, first_at, last_at}) => h('tr', {'data-key': 'd' + job.id}, h('td.number', null, link('jobs', {state:
-      'dead', like: job.id},
-      number(count))), h('td.grow', null, command(job)), h('td', null, h('span.cut', {style: {'max-width': '18em'}}, whyOf(job))),
-      h('td.wider', null, when(first_at)), h('td', null, when(last_at)), h('td.number.nowrap', null, write([['retry', ''], ['remove',
+    groups.map(({count, job, first_at, last_at}) => h('tr.flow', {'data-key': 'd' + job.id}, h('td.number', {'data-title': 'jobs'},
+      link('jobs', {state: 'dead', like: job.id}, number(count))), h('td.grow', null, command(job)),
+      h('td', null, h('span.cut.why', {title: whyOf(job)}, whyOf(job))), h('td.wider', null, when(first_at)),
+      h('td.end', {'data-title': 'last'}, when(last_at)), h('td.buttons.nowrap', null, write([['retry', ''], ['remove',
         '.danger']].map(
         ([verb, kind]) => h('button.slim' + kind, {type: 'button', 'aria-label':
           `${verb === 'retry' ? 'Retry' : 'Purge'} group of job ${job.id}`,
           style: {'margin-left': '6px'}, onclick: () => act(verb, {filter: {state: 'dead', like: job.id}}, 'this group')},
-        verb === 'retry' ? 'Retry' : 'Purge')))))), 'No job is dead.'))];
+        verb === 'retry' ? 'Retry' : 'Purge')))))), 'No job is dead'))];
 
 const drawBatches = rows => [
   h('h1', null, 'Batches'),
   h('section.card', {'aria-label': 'Batches'}, table('Batches', ['Batch', 'Progress', '#Ended', '~Age'], rows.map(row => {
     const sum = STATES.reduce((total, word) => total + row.jobs[word], 0), gone = Math.max(0, row.total - sum),
       ended = row.total - row.unfinished;
-    return h('tr', {'data-key': 'b' + row.id}, h('td.nowrap', null, link('jobs', {batch: row.id}, row.id + (row.label ?
+    return h('tr.flow', {'data-key': 'b' + row.id}, h('td.nowrap', null, link('jobs', {batch: row.id}, row.id + (row.label ?
       ' · ' + cut(row.label, 40) : ''))),
       h('td.grow', null, h('div.progress', {role: 'progressbar', 'aria-valuemin': 0, 'aria-valuemax': row.total, 'aria-valuenow': ended,
         'aria-label': 'Batch ' + row.id}, [['completed', row.jobs.completed + gone], ['processing', row.jobs.processing], ['failed',
@@ -14494,54 +14518,58 @@ const drawBatches = rows => [
         ['dead', row.jobs.dead], ['cancelled', row.jobs.cancelled]].map(([word, count]) => count ? h('div', {class: word, title:
           `${count} ${word}`,
           style: {width: 100 * count / Math.max(1, row.total) + '%'}}) : null))),
-      h('td.number.nowrap', null, `${number(ended)} of ${number(row.total)}`), h('td.wider', null, when(row.created_at)));
-  }), 'No batches: a file of jobs and each run is one.'))];
+      h('td.number.end.nowrap', null, `${number(ended)} of ${number(row.total)}`), h('td.wider', null, when(row.created_at)));
+  }), 'No batches: a file of jobs and each run is one'))];
 
 const drawSchedules = rows => [
   h('h1', null, 'Schedules'),
-  h('section.card', {'aria-label': 'Schedules'}, table('Schedules', ['Schedule', 'State', 'Times', 'Next', '~Last', '~Command', ''],
+  h('section.card', {'aria-label': 'Schedules'}, table('Schedules', ['Schedule', 'State', 'Times', 'Next', 'Last', 'Command', ''],
     rows.map(row => {
     const verb = (word, text, kind, done) => h('button.slim' + kind, {type: 'button', style: {'margin-left': '6px'}, 'aria-label':
       text + ' ' + row.name,
       onclick: () => change('schedule', {verb: word, name: row.name}, done || (() => `${row.name}: done`))}, text);
-    return h('tr', {'data-key': 's' + row.name}, h('td.nowrap', null, link('jobs', {schedule: row.name}, row.name)),
+    return h('tr.flow', {'data-key': 's' + row.name}, h('td.nowrap', null, link('jobs', {schedule: row.name}, row.name)),
       h('td', null, state(row.error ? 'broken' : row.paused ? 'paused' : 'open')),
-      h('td.nowrap', null, h('code', null, row.spec || 'every ' + span(row.every)), row.tz ? h('span.dim.small', null, ' ' + row.tz) :
-        null),
-      h('td', null, row.error ? h('span.dead', null, row.error) : when(row.next_at)),
-      h('td.wider', null, row.last_job ? [jobLink(row.last_job), ' ', when(row.last_at)] : '–'),
-      h('td.grow.wider', null, h('code.cut', null, oneLine([row.command].flat().join(' ')))),
-      h('td.number.nowrap', null, write(verb('run', 'Run now', '', result => `${row.name}: job ${result.id}`),
+      h('td.nowrap', null, h('code', null, row.spec || 'every ' + span(row.every)),
+        row.tz && row.spec !== '@reboot' ? h('span.dim.small', null, ' ' + row.tz) : null),
+      h('td', {'data-title': 'next'}, row.error ? h('span.dead', null, row.error) : when(row.next_at)),
+      h('td.nowrap', {'data-title': 'last'}, row.last_job ? ['job ', jobLink(row.last_job), row.last_at ? [', ', when(row.last_at)] : ''] :
+        h('span.dim', null, '–')),
+      h('td.grow', null, h('code.cut', null, oneLine([row.command].flat().join(' ')))),
+      h('td.buttons.nowrap', null, write(verb('run', 'Run now', '', result => `${row.name}: job ${result.id}`),
         verb(row.paused ? 'resume' : 'pause', row.paused ? 'Resume' : 'Pause', ''))));
-  }), 'No schedules: queuectl cron add makes one.'))];
+  }), 'No schedules: `queuectl cron add` makes one'))];
 
 const drawConfig = rows => [
   h('h1', null, 'Settings'),
-  h('section.card', {'aria-label': 'Settings'}, table('Settings', ['Setting', 'Value', '~Default', '~Meaning', ''], rows.map(row => {
+  h('section.card', {'aria-label': 'Settings'}, table('Settings', ['Setting', 'Value', '~Default', 'Meaning', ''], rows.map(row => {
     const input = field(row, 'value', row.key, value => change('config', {key: row.key, value}, row.key + ' is set'), row.meaning);
     input.style.setProperty('width', '150px');
-    return h('tr', {'data-key': row.key}, h('td', null, h('code', null, row.key)), h('td', null, input),
-      h('td.wider', null, h('code.dim', null, row.default)), h('td.grow.wider', null, h('span.small', null, row.meaning)),
-        h('td.number', null,
-        write(row.value !== row.default ? h('button.slim', {type: 'button', 'aria-label': 'Reset ' + row.key, onclick: () =>
+    return h('tr.flow', {'data-key': row.key}, h('td', null, h('code', null, row.key)), h('td.end', null, input),
+      h('td.wider', null, h('code.dim', null, row.default)), h('td.grow', null, h('span.small', null, withCode(row.meaning))),
+      h('td.buttons', null, write(row.value !== row.default ? h('button.slim', {type: 'button', 'aria-label': 'Reset ' + row.key, onclick: () =>
           change('config', {key: row.key, value: null}, row.key + ' is back at its default')}, 'Reset') : null)));
   }), ''))];
+
+const drawGone = () => [h('h1', null, 'There is no such job'), h('p.dim', null, 'It was removed, or it never existed. ',
+  link('jobs', null, 'All jobs'))];
 
 async function loadNew(query) {
   return {options: await get('options'), like: query.like ? await get('job', {id: query.like}) : null};
 }
+const EXAMPLES = {DURATION: '90s, 5m, 2h, 7d', TIME: '09:00, 2030-01-31 18:00', CODES: '1,75,128-159', 'K=V': 'NAME=value'};
 const COMMON = ['queue', 'name', 'priority', 'delay', 'max_retries', 'timeout', 'cwd'];
 function drawNew({options, like}) {
   const known = like ? {...like, name: '', delay: '', unique: '', key: like.key} : {};
   const line = option => {
     const value = known[option.name], shown = value === null || value === undefined || typeof value === 'object' || value === false ?
       '' : String(value);
-    const id = 'option-' + option.name, hint = h('p.dim.small', {id: id + '-hint'}, option.meaning);
+    const id = 'option-' + option.name, hint = h('p.dim.small', {id: id + '-hint'}, withCode(option.meaning));
     return [h('label', {for: id}, option.name.replace(/_/g, ' ')), h('div', null, option.metavar === null ?
       h('input', {type: 'checkbox', id, name: option.name, 'aria-describedby': id + '-hint'}) :
       h('input', {id, name: option.name, value: COMMON.includes(option.name) || like && ['backoff', 'slots', 'key',
         'shell'].includes(option.name) ?
-        shown : '', placeholder: option.metavar, 'aria-describedby': id + '-hint'}), hint)];
+        shown : '', placeholder: EXAMPLES[option.metavar], 'aria-describedby': id + '-hint'}), hint)];
   };
   const byName = Object.fromEntries(options.map(option => [option.name, option]));
   return [
@@ -14610,7 +14638,9 @@ async function refresh() {
     const data = await wanted.page.load(wanted.query, wanted.id, show);
     if (wanted === shown) { shown.data = data; draw(); trouble('load', null); }
   } catch (error) {
-    if (wanted === shown) { trouble('load', error.message); again = true; }
+    const gone = error.status === 404;
+    if (wanted === shown) { trouble('load', gone ? null : error.message); again = !gone; }
+    if (wanted === shown && gone) { shown.data = null; fill($('#main'), drawGone()); }
   }
   // at most so often, however much happens, and however long it takes
   if (wanted === shown) setTimeout(() => {
@@ -14623,7 +14653,9 @@ function navigate() {
   const {name, id, query} = place(), other = name !== shown.name;
   shown = {page: PAGES[name], name, id, query, fresh: true};
   document.title = (PAGES[name].title || 'Job ' + id) + ' · queuectl';
-  fill($('nav'), pages.map(([key, page]) => h('a', {href: '#/' + key, 'aria-current': key === name ? 'page' : null}, page.title)));
+  fill($('nav'), pages.map(([key, page]) => h('a', {href: '#/' + key, 'aria-current': key === name ? 'page' :
+    key === 'jobs' && name === 'job' ? 'true' : null}, page.title)));
+  $('nav [aria-current]')?.scrollIntoView({block: 'nearest', inline: 'center'});
   if (other) {
     chosen.clear();
     $('#main').replaceChildren();
@@ -14657,8 +14689,8 @@ addEventListener('keydown', event => {
   const rows = [...document.querySelectorAll('tr[tabindex]')], at = rows.indexOf(document.activeElement);
   if (last === 'g' && key in GO) location.hash = '#/' + GO[key];
   else if (key === 'g') before = 'g';
-  else if (key === '?') dialog('Keys', h('dl.facts', null, KEYS.map(([keys, meaning]) => [h('dt', null, keys.split(' ').map(one =>
-    [h('kbd', null, one), ' '])),
+  else if (key === '?') dialog('Keys', h('dl.facts', null, KEYS.map(([keys, meaning]) => [h('dt', null, keys.split(/( |, )/).map((one, i) =>
+    i % 2 ? one : h('kbd', null, one))),
     h('dd', null, meaning)])), []);
   else if (key === '/') {
     const box = document.querySelector('[data-filter=text]');
@@ -14696,7 +14728,7 @@ WEB_ROWS = 50                # workers that the overview shows
 WEB_HEAD = 2**17             # bytes of a request's head
 WEB_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
                "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
-WEB_ERRORS = (UserError, QueueGone, sqlite3.Error, OSError)  # a UserError is answered by 400, the others by 503
+WEB_ERRORS = (UserError, QueueGone, sqlite3.Error, OSError)  # NotFound is answered by 404, any other UserError by 400, the rest by 503
 SECRET = "••••••"            # in place of the value of each variable
 
 
@@ -14763,7 +14795,7 @@ def web_log(store, query: dict) -> dict:
     """Return a part of an attempt's output: from `offset` on, else its end."""
     import codecs
     job = store.look.job(query.get("id", ""))
-    attempt = web_number(query, "attempt", 10**9, job.attempt)
+    attempt = web_number(query, "attempt", job.attempt, job.attempt)
     live = running(store, job, attempt)
     try:
         with open(output_of(store, job, attempt), "rb", opener=no_link) as file:
@@ -14872,7 +14904,7 @@ def web_queue(store, asked: dict) -> dict:
     refuse_unknown(asked, "name", "paused", "max_running", "rate")
     name, changes = parse_name(asked.get("name"), "a queue"), {}
     if name not in [row.name for row in store.queues.list()]:
-        raise UserError("no queue %s" % quoted(name))
+        raise NotFound("no queue %s: see `%s queue list`" % (quoted(name), PROGRAM))
     if "paused" in asked:
         changes["paused"] = int(parse_flag(asked["paused"], "paused"))
     if "max_running" in asked:
@@ -15035,7 +15067,7 @@ class Web:
             self.send(request, refusal.args[0], refusal.args[1] + "\n")
         except WEB_ERRORS as error:
             if not isinstance(error, (ConnectionError, TimeoutError)):
-                status = 400 if isinstance(error, UserError) else 503
+                status = 404 if isinstance(error, NotFound) else 400 if isinstance(error, UserError) else 503
                 self.send(request, status, explain_error(error, self.database) + "\n")
         except Exception as error:
             self.send(request, 500, internal_error(error) + "\n")
@@ -15113,17 +15145,18 @@ class Web:
         if path not in reads:
             raise Refusal(404, "there is no such page")
         with self._changed:
-            if len(self._answers) > 50:
+            if len(self._making) > 50:  # an answer that failed is among these alone
                 self._answers, self._making = {}, {}
             lock = self._making.setdefault(url, threading.Lock())
         with lock:
             version, known = self._version, self._answers.get(url)
-            if known and known[0] == version and time.monotonic() - known[1] < 1 and path != "api/log":
+            if known and known[0] == version and time.monotonic() - known[1] < 1:
                 return known[2], kind
             with Store.existing(self.database, WEB_PATIENCE_S) as store:
                 data = reads[path](store, query)
             text = data if path == "metrics" else json.dumps(as_json(data))
-            self._answers[url] = (version, time.monotonic(), text) if len(text) < 2**20 else None
+            if path != "api/log" and len(text) < 2**20:
+                self._answers[url] = version, time.monotonic(), text
         return text, kind
 
     def _body(self, request) -> dict:
@@ -15131,7 +15164,7 @@ class Web:
         length = request.headers.get("Content-Length", "")
         if not request.headers.get("Content-Type", "").startswith("application/json"):
             raise Refusal(415, "JSON is needed")
-        if not length.isdigit() or "Transfer-Encoding" in request.headers:
+        if not length.isdecimal() or "Transfer-Encoding" in request.headers:
             raise Refusal(411, "a body is read by its Content-Length: send that alone")
         if int(length) > WEB_BODY:
             raise Refusal(413, "at most %d bytes may be sent" % WEB_BODY)
@@ -15162,7 +15195,7 @@ class Web:
     def _download(self, request, query: dict) -> None:
         with Store.existing(self.database, WEB_PATIENCE_S) as store:
             job = store.look.job(query.get("id", ""))
-            path = output_of(store, job, web_number(query, "attempt", 10**9, job.attempt))
+            path = output_of(store, job, web_number(query, "attempt", job.attempt, job.attempt))
         if not os.path.exists(path):
             raise Refusal(404, "job %d has written nothing" % job.id)
         with open(path, "rb", opener=no_link) as file:

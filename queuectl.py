@@ -14294,7 +14294,8 @@ function drawOverview(data) {
           h('td', null, row.last_job ? jobLink(row.last_job) : '–'))), 'No schedules')),
       h('section.card.wide', null, h('h2', null, 'Latest failures'), table('Latest failures', ['Job', 'State', 'Command',
         'Last line', 'Why', 'When'],
-        data.failures.map(job => h('tr.flow', {'data-key': 'f' + job.id}, h('td', null, jobLink(job.id)), h('td', null, state(stateOf(job))),
+        data.failures.map(job => h('tr.flow', {'data-key': 'f' + job.id}, h('td', null, jobLink(job.id)),
+          h('td', null, state(stateOf(job))),
           h('td.half', null, command(job)), h('td.half', null, job.last_line && h('code.cut.dim', null, oneLine(job.last_line))),
           h('td.nowrap', null, whyOf(job)), h('td.end', null, when(job.finished_at)))), 'No attempt has failed lately')))];
 }

@@ -14548,8 +14548,8 @@ const drawConfig = rows => [
     input.style.setProperty('width', '150px');
     return h('tr.flow', {'data-key': row.key}, h('td', null, h('code', null, row.key)), h('td.end', null, input),
       h('td.wider', null, h('code.dim', null, row.default)), h('td.grow', null, h('span.small', null, withCode(row.meaning))),
-      h('td.buttons', null, write(row.value !== row.default ? h('button.slim', {type: 'button', 'aria-label': 'Reset ' + row.key, onclick: () =>
-          change('config', {key: row.key, value: null}, row.key + ' is back at its default')}, 'Reset') : null)));
+      h('td.buttons', null, write(row.value !== row.default ? h('button.slim', {type: 'button', 'aria-label': 'Reset ' + row.key,
+        onclick: () => change('config', {key: row.key, value: null}, row.key + ' is back at its default')}, 'Reset') : null)));
   }), ''))];
 
 const drawGone = () => [h('h1', null, 'There is no such job'), h('p.dim', null, 'It was removed, or it never existed. ',

@@ -13,7 +13,7 @@ It needs only Python 3.8 or later and the standard library.  Three things always
 The file reads from top to bottom.  Each section calls only sections above it:
   Constants and schema   limits, states and events, the tables
   Errors                 what the user did wrong, what the machine refused
-  Small helpers          text, numbers, durations, exit codes, cron times, time zones
+  Small helpers          text, numbers, settings, options of jobs, templates, cron times, time zones
   Files                  the files beside a database, safe from other users
   Platform differences   locks, processes, wake-up and paths of each system
   Store                  all SQL: Database, and one class per subject
@@ -31,6 +31,17 @@ The file reads from top to bottom.  Each section calls only sections above it:
   Command table          the options and the commands, one per line
   Parser                 argparse for the given command only
   Main                   the one place that turns errors into a line and an exit status
+
+Where a new thing goes (design.md follows a job through the sections):
+  an option of jobs   a line of JOB_OPTIONS; if it has a column: SCHEMA, MIGRATIONS, JOB_COLUMNS; the code that obeys it
+  a setting           a line of SETTINGS; the code that obeys it
+  a state, an event   STATES and the groups below it, TRANSITIONS, STATE_COLOURS; then test_house.py names what still lacks it
+  a question          a method of Look that returns data; a report; a view that prints it; a reader of WEB_READS
+  a command           a line of COMMAND_GROUPS, its options in OPTIONS, its function in Commands
+  a web page          a function and a line of PAGES in PAGE_SCRIPT; what it asks in WEB_READS, what it changes in WEB_WRITES
+  a cluster           a class with the methods of Slurm, in ENGINES
+  a way to run a job  a class with the methods of PosixProcess, which OS.spawn returns
+  a system            a class with the methods of Posix, chosen where OS is assigned
 """
 import sys
 
@@ -3280,8 +3291,8 @@ class Windows(System):
 
     longest_wait = 0.2     # select waits for sockets only, not for the end of a process
     stream_options = {"encoding": "utf-8"}  # by default a pipe has the code page, which has no check mark
-
     SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@+:./\\-_"
+
     # -- places and words --
 
     def state_dir(self) -> str:
@@ -3894,7 +3905,7 @@ def lock_advice(database: str) -> str:
 
 
 # == Store =============================================================================
-# All SQL; each statement stands in the method that runs it.  Order: rows, Transaction, Plan, Database, the parts of Store, the Python API.
+# All SQL; each statement stands in the method that runs it.  Order: rows, Transaction, Plan, Database, the parts of Store, Store.
 # This section calls Small helpers, Files and Platform differences (locks, paths).  It starts no process and prints nothing.
 
 # SQLite's TEXT may hold any bytes.  By default the sqlite3 module can't read a row that is not valid UTF-8, not even to repair it.
@@ -4926,6 +4937,7 @@ class Part:
     def __init__(self, store):
         self._store = store
         self._db = store.db
+
 
 class Settings(Part):
     """The settings: values in force, set and unset."""
@@ -6001,7 +6013,7 @@ class Workers(Part):
         """Return (how to stop: 0 not, GRACEFUL or IMMEDIATE; workers wanted; whether jobs may still be taken)."""
         rows = self._db.read("SELECT stop, slots, jobs_left IS NULL OR jobs_left>0 FROM supervisor WHERE id=?", (supervisor,))
         if not rows:
-            return 2, 0, False
+            return IMMEDIATE, 0, False
         stop, wanted, may_take = checked("supervisor", "stop, slots, jobs_left", rows[0])
         return stop, min(wanted, MOST_WORKERS), may_take
 
@@ -6039,8 +6051,7 @@ class Workers(Part):
             self._db.execute("DELETE FROM waiting WHERE NOT EXISTS("
                              "SELECT 1 FROM job WHERE id=waiting.job AND state='processing' AND attempt=waiting.attempt)")
             self._db.connection.executemany("INSERT OR REPLACE INTO waiting(target, job, attempt) "
-                                            "SELECT ?, id, attempt FROM job WHERE id=?",
-                                 [(target, job) for target in ids])
+                                            "SELECT ?, id, attempt FROM job WHERE id=?", [(target, job) for target in ids])
         # Only after the commit: if two jobs begin to wait for each other at once, at least one of them sees the other.
         later = self.later_than(job) | {job}
         self.end_wait(job, later.intersection(ids))
@@ -8242,7 +8253,8 @@ class Dispatcher:
             self._signals.look = False
         if self._signals.stopping == IMMEDIATE:
             self._try(self._give_back)
-        self._try(self._scan, True)
+        self._scan_at = 0.0  # now
+        self._try(self._scan)
         self.close()
 
     def close(self) -> None:
@@ -8332,10 +8344,10 @@ class Dispatcher:
 
     # -- what the nodes write --
 
-    def _scan(self, now: bool = False):
+    def _scan(self):
         """Read the events of all packs; the pause grows with what that costs."""
         begun = time.monotonic()
-        if begun < self._scan_at and not now:
+        if begun < self._scan_at:
             return False
         try:
             self._read(self._packs())
@@ -8654,7 +8666,7 @@ def work(spec, signals, log) -> None:
 
 
 # A process that acquires a worker's lock knows that the worker is dead, and one that finds the lock of its attempt's output
-# free knows that nothing of the attempt lives.  Supervisors, `worker stop` and `doctor` release the dead by the next four functions.
+# free knows that nothing of the attempt lives.  Supervisors, `worker stop` and `doctor` release the dead by the next five functions.
 
 def dead_supervisors(store) -> set:
     """Return the ids of the supervisors that are listed, but dead.  Ask this before for workers: a worker registers with a listed one."""
@@ -10333,7 +10345,7 @@ def last_lines(path: str, count: int) -> list:
                 lines = file.read().rstrip(b"\n").split(b"\n")[-count:]
                 if len(lines) == count or size <= part:
                     break
-            return [safe_for_terminal(as_shown(line.decode("utf-8", "surrogateescape")), False).rstrip().expandtabs()
+            return [safe_for_terminal(as_shown(line.decode("utf-8", "surrogateescape")), colour=False).rstrip().expandtabs()
                     for line in lines if size]
     except OSError:
         return []
@@ -11715,7 +11727,7 @@ class Results:
                 self._readers[job.id] = self._reader(store, job)
         for reader in self._readers.values():
             reader.store = store
-            reader.read(self._write, True)
+            reader.read(self._write, follow=True)
 
     def take(self, store, ends: list) -> None:
         """Take jobs that have ended (JobEnd)."""
@@ -11757,7 +11769,7 @@ class Results:
                 reader = self._reader(store, job)
             if reader is not None:
                 reader.store = store
-            while reader is not None and reader.read(self._write, False):
+            while reader is not None and reader.read(self._write, follow=False):
                 pass
         elif self._how == "grouped" and (end.attempt or self._group):
             self._begin_group(end)
@@ -12572,7 +12584,7 @@ class TerminalWriter:
         """Return the escapes that erase the unfinished line, which may have taken several rows."""
         if not can_draw(sys.stdout):
             return "\n"
-        rows = (cell_width(safe_for_terminal(self._printed, False)) - 1) // (terminal_width(sys.stdout) or 2**16)
+        rows = (cell_width(safe_for_terminal(self._printed, colour=False)) - 1) // (terminal_width(sys.stdout) or 2**16)
         return "\r%s\033[J" % ("\033[%dA" % rows if rows > 0 else "")
 
 

@@ -158,6 +158,55 @@ def test_functions_are_short():
     assert lengths[int(len(lengths) * 0.9)] <= 35
 
 
+def test_functions_have_at_most_six_parameters():
+    """Queue.enqueue has a keyword per option of jobs: test_python.py compares them with the table."""
+    many = {}
+    for f in FUNCTIONS:
+        names = [argument.arg for argument in f.args.posonlyargs + f.args.args + f.args.kwonlyargs if argument.arg not in ("self", "cls")]
+        if len(names) + bool(f.args.vararg) + bool(f.args.kwarg) > 6:
+            many[f.name] = names
+    assert set(many) == {"enqueue"}, many
+
+
+def test_a_call_gives_no_bare_true_or_false():
+    """By its name a reader knows what it selects; see style.md for what is better."""
+    ours = {f.name for f in FUNCTIONS} - {"call"}  # of kernel32
+    for node in ast.walk(TREE):
+        name = getattr(node.func, "attr", getattr(node.func, "id", None)) if isinstance(node, ast.Call) else None
+        if name in ours:
+            assert not [a for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, bool)], "line %d: %s" % (node.lineno, name)
+
+
+def test_statements_of_sql_list_states_as_the_constants_do():
+    """A new state must be put into each list: a partial index is found by its text alone, so SQL can't take it from a constant."""
+    import queuectl
+    known = {frozenset(group) for group in (queuectl.WAITING, queuectl.UNFINISHED, queuectl.FINAL, (*queuectl.FINAL, "failed"))}
+    known |= {frozenset(group) for group in (("dead", "cancelled"), ("failed", "dead"), ("completed", "failed", "dead"))}  # bad, failed, ended
+    listed = [frozenset(re.findall(r"'(\w+)'", words)) for words in re.findall(r"\bstate (?:NOT )?IN \(('[^)]*)\)", SOURCE)]
+    assert len(listed) > 20 and not [group for group in listed if group not in known]
+    assert set(queuectl.FINAL) | set(queuectl.UNFINISHED) == set(queuectl.STATES) == set(queuectl.STATE_COLOURS) - {"held"}
+    assert {state for moves in queuectl.TRANSITIONS.values() for pair in moves.items() for state in pair} == set(queuectl.STATES)
+    script = re.search(r"const STATES = \[(.*?)\], WAITING = \[(.*?)\]", queuectl.PAGE_SCRIPT)
+    assert [tuple(re.findall(r"\w+", words)) for words in script.groups()] == [queuectl.STATES, queuectl.WAITING]
+
+
+def test_statements_of_sql_number_the_gates_as_the_constants_do():
+    import queuectl
+    gates = {"job_ready": queuectl.READY, "job_due": queuectl.DUE, "job_keyed": queuectl.KEYED, "job_own": queuectl.RESERVED}
+    uses = re.findall(r"INDEX(?:ED BY)? (job_ready|job_due|job_keyed|job_own)\b[^;]*?\bgate=(\d)", re.sub(r'"\s*\n\s*"', "", SOURCE))
+    assert {name for name, _ in uses} == set(gates) and len(uses) > 10
+    assert [(name, gate) for name, gate in uses if gates[name] != int(gate)] == []
+
+
+def test_the_head_says_where_a_new_thing_goes_by_names_that_are_there():
+    import queuectl
+    places = ast.get_docstring(TREE).split("Where a new thing goes")[1].split("\n", 1)[1]
+    assert len(places.splitlines()) == 9
+    names = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b|\bOS\b|\bPosix\w*|\bSlurm\b|\bLook\b", places)) - {"PAGES"}
+    assert len(names) > 12 and [name for name in names if not hasattr(queuectl, name)] == []
+    assert "const PAGES = {" in queuectl.PAGE_SCRIPT
+
+
 def test_main_is_short_and_comes_last():
     main = [node for node in TREE.body if isinstance(node, ast.FunctionDef)][-1]
     assert main.name == "main"

@@ -772,6 +772,7 @@ def parse_env(raw, what: str = "env") -> dict:
     for key, value in pairs:
         if not isinstance(value, str) or not key or "=" in key or "\0" in key + value:
             raise UserError("%s must be KEY=VALUE, not %s" % (what, quoted(key)))
+        encodable(key + value, what)
     return dict(pairs)
 
 
@@ -1034,7 +1035,9 @@ def parse_job(raw: dict, common=(), taker="") -> ParsedJob:
     return job
 
 
-BLANK = "\ufeff \t\r\n\f\v"  # a byte order mark starts a file, and each part of one that was joined from several
+# A byte order mark starts a file, and each part of one that was joined from several; "\x1e" each JSON text of a sequence (RFC 7464).
+BLANK = "\ufeff \t\r\n\f\v\x1e\x85\xa0\u200b\u2028\u2029\u3000"
+QUOTES = "\"'\u201c\u201d\u201e\u2018\u2019"  # JSON has only the first; word processors and Python write the others
 
 
 def begins_json(text: str) -> bool:
@@ -1044,10 +1047,11 @@ def begins_json(text: str) -> bool:
     """
     rest = text[1:].lstrip(BLANK)
     if text[:1] == "{":
-        return not rest or rest.startswith(('"', "}", "command:", "'command'"))  # the last two: missing or wrong quotes
+        key, colon, _ = rest.partition(":")
+        return rest[:1] in ("", '"', "}") or colon == ":" and key.strip(BLANK + QUOTES).isidentifier()  # missing or wrong quotes
     gap = text[1:len(text) - len(rest)]  # sh needs a blank after `[` and `[[`
     return text[:1] == "[" and (rest[:1] in ("", "{", "]") or (not gap or "\n" in gap) and (
-        rest[0] in '"-0123456789' or rest[0] == "[" and not rest[1:2].isspace()))
+        rest[0] in QUOTES + "-0123456789" or rest.startswith(("null", "true", "false")) or rest[0] == "[" and not rest[1:2].isspace()))
 
 
 def line_end(text: str, pos: int) -> int:
@@ -4735,10 +4739,10 @@ class Database:
 
     def _refuse_second_name(self) -> None:
         """Refuse a file with a second name (hard link, mount): SQLite would keep a -wal, and we the locks, per name."""
-        names = os.stat(self.path).st_nlink
-        if names > 1:
+        info = os.stat(self.path)
+        if info.st_nlink > 1 and S_ISREG(info.st_mode):
             raise UserError("%s has %d names (hard links), and SQLite would keep a -wal for each: remove the names that were "
-                            "added, and keep the one that has files beside it" % (plain(self.path), names))
+                            "added, and keep the one that has files beside it" % (plain(self.path), info.st_nlink))
         if OS.is_mount(self.path):
             raise UserError("%s is mounted as a single file, and what is written beside it would be lost: mount its directory" %
                             plain(self.path))

@@ -296,6 +296,7 @@ JOBS = [{"id": "job1", "command": "echo 1", "max_retries": 1}, {"id": "job2", "c
     "\n".join(map(json.dumps, JOBS)), "\r\n".join("\ufeff" + json.dumps(job) for job in JOBS) + "\r\n",
     "\n".join(json.dumps(job, indent=2) for job in JOBS), "# a comment\n" + json.dumps(JOBS, indent="\t").replace("\n", "\r\n"),
     "\ufeff\n%s\n\n%s\n" % tuple(json.dumps(job, indent=2) for job in JOBS),
+    "".join("\x1e%s\n" % json.dumps(job) for job in JOBS), "\xa0%s\n\u200b%s" % tuple(map(json.dumps, JOBS)),
     "[\n" + ",\n".join(map(json.dumps, JOBS)) + "\n]", "{\n\n" + json.dumps(JOBS[0])[1:] + "\n" + json.dumps(JOBS[1])])
 def test_a_file_of_json_is_json_however_it_is_laid_out(queue, text):
     assert len(queue.cli("enqueue", "--file", "-", stdin=text).stdout.split()) == 2
@@ -348,7 +349,9 @@ BAD_JSON = {  # -> what the message must name
     "[-1]": "line 1, item 1", "[[\n]]": "line 1, item 1", "[\n]": "no job", "[]": "no job", "{}": "line 1",
     '{"command":': "line 1", '{"command": "a"} {"command": "b"}': "line 1", '{"command": "a"},\n{"command": "b"}': "line 1",
     '\ufeff\n{ "command": "a" ': "line 2", "{'command': 'a'}": "line 1", "{command: a}": "line 1", "{\necho a\n}": "line 1",
-    "true\n{\n": "line 2", "[\n" * 20000: "line 1", '{"a":' * 20000: "line 1"}
+    "true\n[null]": "line 2, item 1", "['make', 'test']": "line 1", "{'id': 'x', 'command': 'a'}": "line 1", "{ id: x, command: a }": "line 1",
+    "{\u201ccommand\u201d: \u201ca\u201d}": "line 1", '{"command": "a", "env": {"\\ud800": ""}}': "line 1: env",
+    '{"command": "a", "env": {"A": "\\ud800"}}': "line 1: env", "true\n{\n": "line 2", "[\n" * 20000: "line 1", '{"a":' * 20000: "line 1"}
 
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))

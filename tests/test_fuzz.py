@@ -290,7 +290,7 @@ def test_deep_json_and_endless_numbers_are_refused_in_one_line(here, text):
 
 PARSERS = [queuectl.parse_duration, queuectl.parse_optional_duration, queuectl.parse_size, queuectl.parse_when, queuectl.parse_codes,
            queuectl.parse_name, queuectl.parse_text, queuectl.parse_refs, queuectl.parse_env, queuectl.parse_rate, queuectl.parse_flag,
-           lambda raw, what: queuectl.parse_number(raw, what, -5, 10**6), lambda raw, what: queuectl.parse_number(raw, what, 0, 9, whole=True),
+           lambda raw, what: queuectl.parse_number(raw, what, -5, 10**6), lambda raw, what: queuectl.parse_number(raw, what, 0, 9, int),
            lambda raw, what: queuectl.parse_choice(raw, what, ("a", "b")), *[option.parse for option in queuectl.JOB_OPTIONS.values()],
            *[setting.parse for setting in queuectl.SETTINGS.values()]]
 

@@ -333,7 +333,7 @@ def test_doctor_names_and_removes_links_among_the_files(queue):
 
 
 @pytest.mark.parametrize("words", [["status"], ["enqueue", "true"], ["worker", "start"], ["doctor"], ["doctor", "--fix"]], ids=" ".join)
-@pytest.mark.parametrize("kind", ["text", "database", "fifo", "null"])
+@pytest.mark.parametrize("kind", ["text", "database", "fifo", "null", "directory"])
 def test_what_is_no_queue_is_left_as_it_is(queue, kind, words):
     queue.dir.chmod(0o755)
     folder = Path(str(queue.db) + ".d")
@@ -347,6 +347,8 @@ def test_what_is_no_queue_is_left_as_it_is(queue, kind, words):
             db.execute("CREATE TABLE theirs(x)")
     elif kind == "fifo":
         os.mkfifo(str(queue.db))
+    elif kind == "directory":
+        (queue.db / "folder").mkdir(parents=True)
     else:
         queue.db.symlink_to("/dev/null" if os.geteuid() else queue.dir / "null")
         if os.geteuid() == 0:
@@ -358,7 +360,8 @@ def test_what_is_no_queue_is_left_as_it_is(queue, kind, words):
         return {path: (path.lstat().st_mode, path.lstat().st_nlink) for path in queue.dir.rglob("*") if queue.home not in path.parents}
     before = state()
     done = queue.cli(*words, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done
+    what = {"text": "not a database" if words[0] != "doctor" else "damaged", "database": "not one of queuectl"}.get(kind, "not a plain file")
+    assert done.returncode == 2 and what in done.stdout + done.stderr, done
     assert state() == before
 
 

@@ -9709,12 +9709,17 @@ def examine_jobs(store, queues=(), max_wait=None, max_dead: int = 0):
     yield from found or [finding("ok", "jobs", "jobs", count=sum(row.jobs[state] for row in rows for state in WAITING))]
 
 
+def ready_since(job) -> float:
+    """Return when a waiting job could have run first, if nothing but its time kept it back."""
+    return max(job.created_at, job.run_at)
+
+
 def oldest_stuck(store, row, max_wait):
     """Return the finding that the jobs of an open queue wait for workers, or that one has waited for too long; or None."""
     job = None if row.paused else store.look.oldest_waiting(row.name)
     if job is None:
         return None
-    since = max(job.created_at, job.run_at)
+    since = ready_since(job)
     if not serving(store, job):
         return finding("bad", "jobs", "unserved", queue=row.name, job=job.id, since=since)
     if max_wait is not None and store.db.clock() - since > max_wait:
@@ -9891,6 +9896,8 @@ def prepare_streams() -> Output:
         stream.reconfigure(errors="backslashreplace", **OS.stream_options)
     output.needed = True
     return output
+
+
 def complain(text: str, status: int = 2) -> int:
     try:
         sys.stdout.flush()
@@ -10652,7 +10659,7 @@ def metrics_of_system(store, now: float) -> dict:
     schedules = store.schedules.list()
     states = ["paused" if row.paused else "broken" if row.trouble(now) else "open" for row in schedules]
     lag = max([now - row.next_at for row, state in zip(schedules, states) if state == "open"], default=0)
-    return {"workers": by_state(worker_report(store), ("busy", "idle", "stopping", "dead")),
+    return {"workers": by_state(worker_report(store), ("busy", "idle", "stopping", "away", "dead")),
             "supervisors": by_state(supervisor_report(store), ("working", "stopping", "silent", "dead")),
             "schedules": [({"state": state}, states.count(state)) for state in ("open", "paused", "broken")],
             "schedule_lag_seconds": [({}, max(0, lag))],
@@ -11631,7 +11638,8 @@ def cmd_run(args) -> int:
 def nothing_to_run(args) -> None:
     talk("nothing to run")
     if args.json:
-        out_json({"batch": None, "total": 0, "completed": 0, "ok": True})
+        none = dict.fromkeys(("total", "completed", "dead", "cancelled", "left", "removed", "duration", "status"), 0)
+        out_json(dict(none, batch=None, duplicates={}, flaky=[], ok=True))
 
 
 def refuse_run_options(args) -> None:
@@ -12136,7 +12144,7 @@ def start_in_background(args, database: str, asked: str) -> None:
     with Store(database) as store:
         tell_others(store)
     pid, log = launch(database, args.count, asked)
-    where = ("" if args.db is None else " --db %s" % plain(args.db)) + (" --as-root" if acts_as_root() else "")
+    where = ("" if args.db is None else " --db %s" % OS.quote([plain(args.db)])) + (" --as-root" if acts_as_root() else "")
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
     out("  stop:  %s worker stop%s" % (invoked(), where))
     out("  log:   %s" % plain(log))
@@ -12147,7 +12155,7 @@ def launch(database: str, count: int, asked: str) -> tuple:
 
     `asked` is the JSON of cmd_worker_start, or the words that 1.0 wrote, one per line.
     """
-    words = [asked] if asked[:1] == "{" else ["", *asked.splitlines()]
+    words = [asked] if asked[:1] == "{" else ["{}", *asked.splitlines()]
     with Store(database) as store:
         store.db.files.make()
         log = store.db.files.journal
@@ -12156,7 +12164,7 @@ def launch(database: str, count: int, asked: str) -> tuple:
     with answer:
         word, _, text = answer.readline().decode("utf-8", "replace").strip().partition(" ")
     if word != "ready":
-        raise UserError(text or "the workers did not start: see %s" % plain(log))
+        raise UserError(text or "the workers did not start (%s): see %s" % ("".join(last_lines(log, 1)), plain(log)))
     return pid, log
 
 
@@ -12376,7 +12384,7 @@ def cmd__node(args) -> None:
 def cmd__worker(args) -> None:
     """Run a worker as a separate program, for systems without fork; its arguments are a WorkerSpec and its wake-up."""
     spec = WorkerSpec(find_database(args.db), int(args.supervisor), None if args.queues == "-" else args.queues,
-                args.reserved == "1", None if args.load == "-" else float(args.load))
+                      args.reserved == "1", None if args.load == "-" else float(args.load))
     work(spec, OS.worker_signals(args.where), print_trouble if spec.reserved else Log(Files(spec.database).journal))
 
 
@@ -12458,7 +12466,7 @@ def cmd_status(store, args) -> None:
     for fact in waiting(facts["supervisors"] + workers)[:20]:
         out("waits       %s %s" % (who_text(fact), note_text(fact)))
     if oldest:
-        line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - oldest.created_at), plain(oldest.command))
+        line = "oldest      job %d has waited %s: %s" % (oldest.id, span(time.time() - ready_since(oldest)), plain(oldest.command))
         out(fit(line, terminal_width(sys.stdout) or 100))
     for found in facts["warnings"][:5]:
         talk("%s: %s" % (PROGRAM, finding_text(found)))
@@ -12477,7 +12485,7 @@ def cmd_show(store, args) -> None:
     facts.update((key, local(getattr(job, key))) for key in facts if key.endswith("_at") and facts[key])
     facts["labels"] = ", ".join(facts["labels"]) or None
     for key, value in facts.items():
-        if value not in (None, False) and key not in ("attempt",):
+        if value not in (None, False) and key != "attempt":
             out("%-13s %s" % (key, plain(str(value))))
     for key in ("parents", "after_batches", "children"):
         if report[key]:
@@ -12598,8 +12606,8 @@ class LogReader:
     With a prefix, or `whole_lines`, it passes on whole lines, so that lines of several jobs don't mix.
     """
 
-    def __init__(self, queue, job: int, attempt: int, prefix: str = "", onward: bool = False, whole_lines: bool = False):
-        self.store = queue       # a run opens its database again after each fork
+    def __init__(self, store, job: int, attempt: int, prefix: str = "", onward: bool = False, whole_lines: bool = False):
+        self.store = store       # a run opens its database again after each fork
         self._job = job
         self.attempt = attempt
         self._prefix = prefix.encode()
@@ -12813,8 +12821,8 @@ def cmd_events(store, args) -> None:
 
 # -- top --
 
-def cmd_top(queue, args) -> None:
-    screen = Top(queue)
+def cmd_top(store, args) -> None:
+    screen = Top(store)
     if args.once or not can_draw(sys.stdout) or not is_terminal(sys.stdin):
         for line in screen.page(terminal_width(sys.stdout) or 80, 24):
             out(line)
@@ -12838,9 +12846,9 @@ class Top:
     MOVES = {"k": -1, "up": -1, "j": 1, "down": 1, "page up": -1, "page down": 1}
     FILTERS = ((), ("processing",), ("pending", "failed"), ("dead",), ("completed",))
 
-    def __init__(self, queue):
+    def __init__(self, store):
         self.alive = True
-        self._store = queue
+        self._store = store
         self._filter = 0
         self._marked = None      # the id of the job that the keys act on
         self._place = 0          # the row of that job
@@ -13483,7 +13491,11 @@ def cmd_config_list(store, args) -> None:
 
 
 def cmd_config_get(store, args) -> None:
-    out(SETTINGS[args.key].text(store.settings.value(args.key)))
+    value = store.settings.value(args.key)
+    if args.json:
+        out_json(value)
+    else:
+        out(SETTINGS[args.key].text(value))
 
 
 def check_setting(args) -> None:
@@ -14291,7 +14303,8 @@ function drawOverview(data) {
       h('dl.numbers', null, fact('completed', number(drawn.good)), fact('failed', number(drawn.bad)),
         fact('duration, median', recent ? span(recent.p50) : '–'), fact('duration, 95 %', recent ? span(recent.p95) : '–'),
         fact('waited, median', recent && recent.waited_p50 !== null ? span(recent.waited_p50) : '–'),
-        fact('oldest ready job', data.oldest_waiting ? when(data.oldest_waiting.run_at, true) : 'none'))),
+        fact('oldest ready job', data.oldest_waiting ? when([data.oldest_waiting.created_at,
+          data.oldest_waiting.run_at].sort()[1], true) : 'none'))),
     h('div.grid', null,
       h('section.card.wide', null, h('h2', null, 'Queues'), table('Queues',
         ['Queue', '~State', '#Pending', '~#Running', '~#Failed', '#Dead', '~At once', '~Rate', ''],
@@ -15631,7 +15644,7 @@ COMMAND_GROUPS = (
     )),
     ("settings and keeping", (
         command("config list", cmd_config_list, "json", "show all settings", "config list", shows=True),
-        command("config get", cmd_config_get, "setting", "print one setting", "config get max_retries", shows=True),
+        command("config get", cmd_config_get, "setting json", "print one setting", "config get max_retries", shows=True),
         command("config set", cmd_config_set, "setting", "change a setting",
                 "config set max_retries 5", check=check_setting),
         command("config unset", cmd_config_unset, "setting", "reset a setting to its default", "config unset max_retries"),
@@ -15890,7 +15903,7 @@ def place_of(found, actions, typed: list):
 def value_choices(args, found, place, typed: list, word: str) -> dict:
     """Return what may be given for an argument, with descriptions; nothing if the shell's own file names are better."""
     fixed = {"S": LISTED_STATES, "SHELL": COMPLETIONS, "SERVICE": SERVICES, "SORT": SORTS, "LIST": COLUMNS, "RULE": MISFIRES,
-             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "WHEN": ("now", "soon"), "KIND": BACKOFFS}
+             "OVERLAP": OVERLAPS, "HOW": OUTPUTS, "CI": GROUPS, "ENGINE": ENGINES, "WHEN": ("now", "soon"), "KIND": BACKOFFS}
     if place.metavar == "KEY" and found.words[0] == "config":
         return {key: setting.meaning for key, setting in SETTINGS.items()}
     if place.metavar == "VALUE" and typed and typed[-1] in SETTINGS:
@@ -16061,8 +16074,8 @@ def perform(args):
         return None
     if args.run.__code__.co_argcount == 1:
         return args.run(args)
-    with open_queue(args) as queue:
-        return args.run(queue, args)
+    with open_queue(args) as store:
+        return args.run(store, args)
 
 
 def leave(status: int) -> None:

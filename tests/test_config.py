@@ -99,3 +99,9 @@ def test_config_list_as_json_tells_every_key_and_value(queue):
     values = listed if isinstance(listed, dict) else {row["key"]: row["value"] for row in listed}
     assert set(DEFAULTS) <= set(values)
     assert str(values["max_retries"]) == "9"
+
+
+def test_one_setting_as_json_is_as_in_the_list(queue):
+    queue.cli("config", "set", "timeout", "2m")
+    for key in ("timeout", "max_retries", "shell"):
+        assert queue.json("config", "get", key) == queue.json("config", "list")[key]

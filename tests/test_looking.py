@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 
 from conftest import posix_only, wait_until
 
@@ -104,3 +105,11 @@ def test_a_page_of_top_goes_to_a_pipe_as_text(queue):
     queue.enqueue("exit 0")
     assert "\x1b" not in queue.cli("top").stdout and "q quit" not in queue.cli("top").stdout
     assert os.linesep == "\n"
+
+
+def test_status_counts_a_wait_from_the_moment_when_the_job_could_run(queue):
+    queue.enqueue("true")
+    with sqlite3.connect(str(queue.db)) as connection:  # as after `enqueue --delay 1h`
+        connection.execute("UPDATE job SET created_at=created_at-3600")
+    connection.close()
+    assert re.search(r"job 1 has waited [\d.]+m?s:", queue.out("status"))

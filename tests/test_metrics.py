@@ -198,3 +198,9 @@ def test_dashboard_and_alerts_use_only_metrics_that_exist(queue):
     assert {re.sub("_bucket$", "", name) for name in used} <= known
     assert not queue.db.exists()
     assert queue.cli("metrics", "--alerts", "--grafana", check=False).returncode == 2
+
+
+def test_workers_are_counted_in_each_of_their_states(queue):
+    queue.enqueue("--hold", "x")
+    states = {dict(labels)["state"] for name, labels in scrape(queue) if name == "queuectl_workers"}
+    assert states == {"busy", "idle", "stopping", "away", "dead"}

@@ -383,3 +383,8 @@ def test_a_real_load_while_workers_are_killed(queue):
     crashed = queue.sql("SELECT count(*) FROM history WHERE outcome='crashed'")[0][0]
     assert crashed <= 10
     assert queue.sql("SELECT count(*) FROM job WHERE crashes>0")[0][0] <= crashed
+
+
+def test_the_summary_of_no_job_has_the_fields_of_any_other(queue):
+    some, none = (json.loads(queue.cli("run", "--json", *words, stdin="").stdout) for words in (["true"], ["--file", "-"]))
+    assert set(none) == set(some) and none["total"] == none["dead"] == none["status"] == 0 and none["ok"]

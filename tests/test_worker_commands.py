@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sqlite3
 import sys
 import time
 
@@ -172,3 +174,32 @@ def test_restart_understands_the_words_that_1_0_wrote_into_the_row_of_its_superv
         queue.sql("UPDATE supervisor SET arguments=?", damaged)
         done = queue.cli("worker", "restart", check=False)
         assert done.returncode == (0 if damaged == "{}" else 2) and "Traceback" not in done.stderr
+
+
+def told_by(queue, arguments):
+    """What `worker restart` says of workers whose supervisor's row holds these arguments."""
+    queue.cli("worker", "start")
+    connection = sqlite3.connect(str(queue.db))
+    connection.execute("UPDATE supervisor SET arguments=?", (arguments,))
+    connection.commit()
+    connection.close()
+    done = queue.cli("worker", "restart", check=False)
+    queue.cli("worker", "stop")
+    return done
+
+
+@pytest.mark.parametrize("words", ["", "--queue\nmail"])
+def test_workers_that_an_earlier_version_started_are_restarted(queue, words):
+    assert told_by(queue, words).stdout == "✔ Restarted 1 worker\n"
+
+
+def test_workers_that_do_not_start_are_told_with_the_reason(queue):
+    done = told_by(queue, "--queue\nmail\n--max-jobs\nmany")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "many" in done.stderr
+
+
+def test_the_advice_after_a_start_can_be_pasted(queue):
+    path = queue.dir / "a b.db"
+    line = next(line for line in queue.run([*queue.program, "--db", str(path), "worker", "start"]).stdout.splitlines() if "stop:" in line)
+    assert shlex.split(line)[-2:] == ["--db", str(path)]
+    queue.run([*queue.program, "--db", str(path), "worker", "stop"])

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import shutil
@@ -22,14 +23,22 @@ SECTIONS = ["Constants and schema", "Errors", "Small helpers", "Files", "Platfor
          "Supervisor", "Reports", "Views", "Metrics", "Python API", "Commands", "Page", "Web", "Command table", "Parser", "Main"]
 BANNER = re.compile(r"^# == (.+?) =+$", re.M)
 SOURCE = SCRIPT.read_text("utf-8") if SCRIPT.exists() else ""
-TREE = ast.parse(SOURCE)
 LINES = SOURCE.splitlines()
-FUNCTIONS = [node for node in ast.walk(TREE) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 # All that is imported must be in every Python's own library: sys.stdlib_module_names is from 3.10.
 STDLIB = set(getattr(sys, "stdlib_module_names", ())) or None
 
 
 BANNERS = [(SOURCE.count("\n", 0, banner.start()) + 1, banner.group(1)) for banner in BANNER.finditer(SOURCE)]
+
+
+@functools.lru_cache(maxsize=None)
+def tree():
+    """The syntax of the file.  Parsing takes half a second, and each process that runs tests imports this module."""
+    return ast.parse(SOURCE)
+
+
+def functions():
+    return [node for node in ast.walk(tree()) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
 
 def section_of(line):
@@ -43,7 +52,7 @@ def length(function):
 
 def test_the_sections_stand_in_order_and_are_listed_in_the_head():
     assert BANNER.findall(SOURCE) == SECTIONS
-    head = ast.get_docstring(TREE)
+    head = ast.get_docstring(tree())
     listed = re.findall(r"^  (%s) {2,}\S" % "|".join(SECTIONS), head, re.M)
     assert listed == SECTIONS
 
@@ -55,7 +64,7 @@ def test_there_is_no_section_for_odds_and_ends():
 @pytest.mark.skipif(symtable is None, reason="not on PyPy: it has no symtable")
 def test_each_section_calls_only_upwards():
     sections = {}  # name of a top-level definition -> the index of its section
-    for node in TREE.body:
+    for node in tree().body:
         names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
             target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
         for name in names:
@@ -78,7 +87,7 @@ def test_each_section_calls_only_upwards():
 
 def test_only_the_standard_library_is_imported():
     allowed_on_windows = {"_winapi", "msvcrt", "winreg"}
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -110,7 +119,7 @@ def test_what_an_error_of_sqlite_means_is_asked_in_one_place_alone():
 def test_sql_stands_in_the_store_and_the_schema_alone():
     statement = re.compile(r"^\s*(SELECT .*\bFROM|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|CREATE (TABLE|INDEX|"
                            r"UNIQUE|TRIGGER)|ALTER TABLE|DROP |PRAGMA \w|BEGIN( IMMEDIATE)?$|COMMIT$|ROLLBACK$|VACUUM)", re.S)
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and statement.match(node.value):
             assert section_of(node.lineno) in ("Store", "Constants and schema"), "line %d: %.60s" % (node.lineno, node.value)
         if isinstance(node, ast.Attribute) and node.attr in ("execute", "executemany", "executescript"):
@@ -151,9 +160,9 @@ def test_sql_is_put_together_from_column_lists_only():
 
 
 def test_functions_are_short():
-    too_long = ["%s: %d lines" % (f.name, length(f)) for f in FUNCTIONS if length(f) > 60]
+    too_long = ["%s: %d lines" % (f.name, length(f)) for f in functions() if length(f) > 60]
     assert too_long == []
-    lengths = sorted(map(length, FUNCTIONS))
+    lengths = sorted(map(length, functions()))
     assert statistics.median(lengths) <= 15
     assert lengths[int(len(lengths) * 0.9)] <= 35
 
@@ -161,7 +170,7 @@ def test_functions_are_short():
 def test_functions_have_at_most_six_parameters():
     """Queue.enqueue has a keyword per option of jobs: test_python.py compares them with the table."""
     many = {}
-    for f in FUNCTIONS:
+    for f in functions():
         names = [argument.arg for argument in f.args.posonlyargs + f.args.args + f.args.kwonlyargs if argument.arg not in ("self", "cls")]
         if len(names) + bool(f.args.vararg) + bool(f.args.kwarg) > 6:
             many[f.name] = names
@@ -170,8 +179,8 @@ def test_functions_have_at_most_six_parameters():
 
 def test_a_call_gives_no_bare_true_or_false():
     """By its name a reader knows what it selects; see style.md for what is better."""
-    ours = {f.name for f in FUNCTIONS} - {"call"}  # of kernel32
-    for node in ast.walk(TREE):
+    ours = {f.name for f in functions()} - {"call"}  # of kernel32
+    for node in ast.walk(tree()):
         name = getattr(node.func, "attr", getattr(node.func, "id", None)) if isinstance(node, ast.Call) else None
         if name in ours:
             assert not [a for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, bool)], "line %d: %s" % (node.lineno, name)
@@ -200,7 +209,7 @@ def test_statements_of_sql_number_the_gates_as_the_constants_do():
 
 def test_the_head_says_where_a_new_thing_goes_by_names_that_are_there():
     import queuectl
-    places = ast.get_docstring(TREE).split("Where a new thing goes")[1].split("\n", 1)[1]
+    places = ast.get_docstring(tree()).split("Where a new thing goes")[1].split("\n", 1)[1]
     assert len(places.splitlines()) == 9
     names = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b|\bOS\b|\bPosix\w*|\bSlurm\b|\bLook\b", places)) - {"PAGES"}
     assert len(names) > 12 and [name for name in names if not hasattr(queuectl, name)] == []
@@ -208,20 +217,20 @@ def test_the_head_says_where_a_new_thing_goes_by_names_that_are_there():
 
 
 def test_main_is_short_and_comes_last():
-    main = [node for node in TREE.body if isinstance(node, ast.FunctionDef)][-1]
+    main = [node for node in tree().body if isinstance(node, ast.FunctionDef)][-1]
     assert main.name == "main"
     assert length(main) <= 20
     assert section_of(main.lineno) == "Main"
 
 
 def test_classes_are_short():
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         if isinstance(node, ast.ClassDef):
             assert length(node) <= 400, node.name
 
 
 def test_the_parts_of_the_store_use_no_private_name_of_each_other():
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         if (isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
                 and node.attr not in ("_replace", "_asdict", "_fields", "_make")):  # a namedtuple's
             owner = node.value
@@ -230,14 +239,14 @@ def test_the_parts_of_the_store_use_no_private_name_of_each_other():
 
 def test_no_name_is_defined_twice():
     """The second definition would replace the first in silence."""
-    for scope in ast.walk(TREE):
+    for scope in ast.walk(tree()):
         if isinstance(scope, (ast.Module, ast.ClassDef)):
             names = [node.name for node in scope.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
             assert sorted(set(names)) == sorted(names), getattr(scope, "name", "the module")
 
 
 def test_no_exception_is_swallowed_unseen():
-    for node in ast.walk(TREE):
+    for node in ast.walk(tree()):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, "line %d: a bare except" % node.lineno
             if len(node.body) == 1 and isinstance(node.body[0], ast.Pass):
@@ -271,6 +280,7 @@ def words_of_commands():
     return [command.words for command in queuectl.COMMANDS if not command.words[0].startswith("_")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words", words_of_commands(), ids=" ".join)
 def test_the_help_of_a_command_has_purpose_options_and_an_example(queue, words):
     text = queue.look([*words, "--help"]).stdout

@@ -8,15 +8,18 @@ VENV   := .venv
 STAMP  := $(VENV)/requirements.stamp
 PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest tests
+CACHED := tests/__pycache__/stamp
+# The bytecode of the tests is kept, whatever the shell says: without it each of the processes that run them spends 7 s on making it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: test test-slow test-all bench storm clean
 
-test: $(STAMP)
-	$(PYTEST) -m "not slow" -n $(JOBS) $(ARGS)
+test: $(STAMP) $(CACHED)
+	$(PYTEST) -m "not slow and not broad" -n $(JOBS) $(ARGS)
 	PYTHON=$(PY) sh test.sh
 
-test-slow: $(STAMP)
-	$(PYTEST) -m slow --timeout 600 -n $(if $(filter 1,$(JOBS)),1,4) $(ARGS)
+test-slow: $(STAMP) $(CACHED)
+	$(PYTEST) -m "slow or broad" --timeout 600 -n $(if $(filter 1,$(JOBS)),1,4) $(ARGS)
 
 test-all: test test-slow
 	$(PY) tests/matrix/matrix.py
@@ -26,6 +29,11 @@ bench:
 
 storm: $(STAMP)
 	$(PY) tests/storm.py $(ARGS)
+
+# One process makes the bytecode for all. An error in a test file is told by the run that follows.
+$(CACHED): $(STAMP) queuectl.py $(wildcard tests/*.py)
+	@$(PYTEST) --collect-only -q >/dev/null || true
+	@mkdir -p $(@D) && touch $@
 
 # The stamp is written last: a venv whose making was interrupted is made again.
 # `sys.executable` looks through pyenv's shims, which depend on the directory.

@@ -50,6 +50,17 @@ def pytest_sessionfinish(session, exitstatus):
         session.exitstatus = 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items):
+    """A test with the marker sampled(n) is quick with one in n of its cases; the others are broad."""
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled:
+            doubles = {name for mark in item.iter_markers("parametrize") for name in re.split(r"[ ,]+", mark.args[0])[1:]}
+            if sum(index for name, index in item.callspec.indices.items() if name not in doubles) % sampled.args[0]:
+                item.add_marker("broad")
+
+
 def posix_only(reason):
     """Marks a test that has no meaning on Windows; the reason is shown in the report."""
     return pytest.mark.skipif(WINDOWS, reason="POSIX only: " + reason)

@@ -67,6 +67,7 @@ def program(queue):
     return Program(queue, folder)
 
 
+@pytest.mark.broad
 @pytest.mark.core
 @cpython_only
 def test_a_background_supervisor_leaves_bytecode_beside_the_program_and_runs_from_it(program):
@@ -97,6 +98,7 @@ def test_bytecode_of_an_earlier_version_is_not_run(program):
     assert set(program.said_at_start()) == {"new"}
 
 
+@pytest.mark.broad
 @linux_only("the process table")
 def test_the_process_table_names_the_program_and_then_its_words(program):
     program.call("worker", "start")
@@ -147,6 +149,7 @@ def program_of_another_user(program):
 needs_root = pytest.mark.skipif(not ROOT_USER, reason="only root can give files away")
 
 
+@pytest.mark.sampled(4)
 @posix_only("modes and owners")
 @pytest.mark.parametrize("spoil", [directory_that_all_may_write_to, bytecode_that_all_may_write_to, directory_by_a_link,
                                    program_in_a_shared_directory, *(pytest.param(spoil, marks=needs_root) for spoil in (
@@ -159,6 +162,7 @@ def test_bytecode_that_another_user_may_have_written_is_not_run(program, spoil):
     assert program.is_started_as_a_script()
 
 
+@pytest.mark.broad
 @posix_only("modes")
 def test_neither_workers_nor_the_installed_command_run_bytecode_from_a_directory_that_others_may_write_to(program):
     program.plant("planted")
@@ -170,12 +174,14 @@ def test_neither_workers_nor_the_installed_command_run_bytecode_from_a_directory
     assert program.witness.read_text() == ""
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("env", [{"PYTHONDONTWRITEBYTECODE": "1"}, {"PYTHONPYCACHEPREFIX": "elsewhere"}], ids=lambda env: list(env)[0])
 def test_whoever_wants_no_bytecode_there_gets_none(program, env):
     assert program.is_started_as_a_script(**env)
     assert not program.bytecode.parent.exists()
 
 
+@pytest.mark.broad
 @linux_only("setpriv")
 def test_from_a_directory_that_one_may_only_read_the_program_starts_all_the_same(program):
     prefix = unprivileged()

@@ -133,6 +133,7 @@ def named_in(text):
     return {int(number) for number in re.findall(r"job (\d+):", text)}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("command", BULK)
 def test_a_dry_run_shows_which_jobs_a_selection_takes_and_changes_nothing(mixed, command):
     before = contents(mixed.db)
@@ -162,6 +163,7 @@ def test_what_a_dry_run_showed_is_what_is_changed(mixed, command):
     assert changed == (chosen if command != "release" else set()) and len(chosen) == 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("command", [*BULK, "wait"])
 def test_a_selection_that_names_no_jobs_or_contradicts_itself_is_refused(mixed, command):
     before = contents(mixed.db)

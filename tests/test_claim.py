@@ -205,6 +205,7 @@ def cost_behind(tmp_path, block, n):
     return costs
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("block", [block if n == 0 else pytest.param(block, marks=pytest.mark.slow)
                                    for n, block in enumerate(BLOCKS)], ids=lambda block: block.__name__)
 def test_a_claim_costs_the_same_behind_many_blocked_jobs(tmp_path, block):
@@ -227,6 +228,7 @@ def test_all_kinds_of_block_together_cost_no_more_than_their_queues(tmp_path):
     assert cost(2000) <= cost(20) * 1.05 + 20
 
 
+@pytest.mark.broad
 def test_the_end_of_a_keys_holder_moves_one_job_however_many_wait(tmp_path):
     def cost(n):
         store = open_store(tmp_path, Clock(), "key-%d.db" % n)
@@ -329,6 +331,7 @@ def work_all(store, clock):
         count += 1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("options", [
     {"key": "k"}, {"delay": 5}, {"delay": 5, "key": "k"}, {"after": "first"}, {"after": "first", "key": "k", "delay": 5},
     {"after_batch": "1"}], ids=str)

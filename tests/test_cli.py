@@ -104,6 +104,7 @@ def test_a_mistyped_word_suggests_the_nearest(queue, words, meant):
     assert meant in one_error_line(queue.cli(*words, check=False))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words, meant", [
     (["run", "-P", "4", "echo"], "-j"), (["run", "-P4", "echo"], "-j"), (["run", "--jobs=4", "echo"], "-j"), (["run", "-L1", "echo"], "-n"),
     (["run", "--retries", "3", "echo"], "--max-retries"), (["run", "--halt=now,fail=1", "echo"], "--fail-fast"),
@@ -180,6 +181,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("words", WRONG.values(), ids=WRONG.keys())
 def test_wrong_input_is_one_line_and_status_2_and_writes_nothing(queue, words):
     import queuectl
@@ -450,6 +452,7 @@ def test_a_closed_pipe_is_no_error(queue):
     assert done.stderr == "" and done.stdout
 
 
+@pytest.mark.broad
 @posix_only("the locale of a POSIX system")
 def test_everything_works_with_a_c_locale_and_no_home(queue):
     bare = {"LANG": None, "LC_ALL": "C", "HOME": None, "TERM": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -529,6 +532,7 @@ def test_the_installed_command_runs_isolated_from_cached_bytecode(queue):
     assert not witness.exists()
 
 
+@pytest.mark.broad
 def test_install_says_when_the_directory_is_not_on_the_path(queue):
     bin_dir = queue.home / ".local" / "bin"
     path = os.environ["PATH"]
@@ -537,6 +541,7 @@ def test_install_says_when_the_directory_is_not_on_the_path(queue):
     assert "PATH" in off.stdout + off.stderr and "PATH" not in on.stdout + on.stderr
 
 
+@pytest.mark.broad
 def test_install_does_not_overwrite_a_command_of_somebody_else(queue):
     command = installed(queue.home)
     command.parent.mkdir(parents=True)
@@ -581,6 +586,7 @@ def test_options_that_a_command_can_honour_together_are(queue):
 
 # ---- help ---------------------------------------------------------------------------------------------
 
+@pytest.mark.sampled(4)
 @posix_only("a terminal")
 @pytest.mark.parametrize("columns", [44, 60, 80, 200])
 def test_help_is_as_wide_as_the_terminal_and_breaks_between_words(queue, columns):

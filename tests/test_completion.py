@@ -99,6 +99,7 @@ def prompt(filled, screens):  # noqa: F811
     return open_shell
 
 
+@pytest.mark.broad
 @each_shell
 def test_commands_and_their_second_words_are_completed(prompt, shell):
     here = prompt(shell)
@@ -118,6 +119,7 @@ def test_options_are_completed(prompt, shell):
     here.offers("queuectl list --s", "--schedule", "--since", "--sort", "--state")
 
 
+@pytest.mark.broad
 @each_shell
 def test_states_settings_and_other_fixed_words_are_completed(prompt, shell):
     here = prompt(shell)
@@ -142,6 +144,7 @@ def test_ids_and_names_are_those_of_the_live_queue(prompt, filled, shell):
     here.becomes("queuectl enqueue --after zeb", "queuectl enqueue --after zebra")
 
 
+@pytest.mark.broad
 @each_shell
 def test_queues_batches_and_schedules_are_completed(prompt, shell):
     here = prompt(shell)
@@ -151,6 +154,7 @@ def test_queues_batches_and_schedules_are_completed(prompt, shell):
     here.becomes("queuectl batch show ", "queuectl batch show 1")
 
 
+@pytest.mark.broad
 @each_shell
 def test_values_of_settings_and_parts_of_lists_are_completed(prompt, shell):
     here = prompt(shell)
@@ -160,6 +164,7 @@ def test_values_of_settings_and_parts_of_lists_are_completed(prompt, shell):
     here.becomes("queuectl worker start --queue default,ma", "queuectl worker start --queue default,mail")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_what_is_offered_is_described_where_the_shell_shows_it(prompt, shell):
     here = prompt(shell)
@@ -167,6 +172,7 @@ def test_what_is_offered_is_described_where_the_shell_shows_it(prompt, shell):
     assert "completed" in here.after("queuectl show ", r"1 .*completed")
 
 
+@pytest.mark.broad
 def test_every_name_is_completed_by_its_prefix_however_many_there_are(filled):
     lines = [json.dumps({"command": "exit 0", "name": "n%05d" % number}) for number in range(3000)]
     filled.cli("enqueue", "--file", "-", stdin="\n".join(lines))
@@ -184,6 +190,7 @@ def test_an_argument_is_completed_by_its_place(filled):
     assert filled.out("_complete", "show", "1", "") == ""
 
 
+@pytest.mark.broad
 @each_shell
 def test_files_are_completed_where_a_file_is_meant(prompt, shell):
     here = prompt(shell)
@@ -234,6 +241,7 @@ def test_a_name_that_cannot_be_typed_is_not_offered(filled):
     assert filled.out("_complete", "show", "odd") == "" and filled.out("_complete", "show", "mail") == "mailer"
 
 
+@pytest.mark.broad
 def test_the_zsh_file_works_from_fpath_at_the_first_tab(prompt, filled):
     folder = filled.home / "functions"
     folder.mkdir()

@@ -77,6 +77,7 @@ def copied(request, queue, tmp_path):
     (queue.dir / "notes.go").touch()
 
 
+@pytest.mark.sampled(4)
 def test_a_copy_is_worked_from_its_own_workers_and_the_original_goes_on_untouched(queue, copied):
     copy, job = copied
     before = queue.processes()
@@ -96,6 +97,7 @@ def test_a_copy_is_worked_from_its_own_workers_and_the_original_goes_on_untouche
     queue.wait_for(queue.enqueue("true"), "completed")  # the original's workers are at work as before
 
 
+@pytest.mark.sampled(4)
 def test_a_copy_tells_the_truth_about_jobs_that_run_elsewhere(queue, copied):
     copy, job = copied
     if not (copy.files / "workers").exists():  # with the lock files, the next start or stop releases them
@@ -113,6 +115,7 @@ def test_a_copy_tells_the_truth_about_jobs_that_run_elsewhere(queue, copied):
     assert queue.job(job).state == "processing" and queue.json("worker", "list")[0]["state"] == "busy"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", ["the same place", "a copy with the directory"])
 def test_a_job_of_a_dead_worker_is_cancelled_at_once_and_explain_says_that_it_does_not_run(queue, tmp_path, way):
     job = left_by_a_crash(queue)
@@ -203,6 +206,7 @@ def another_boot(queue):
     connection.close()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("boot", ["this boot", pytest.param("another boot", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", ["without its directory", "moved away from its directory", "moved to another disk", "put back into the same file"])
 def test_whatever_way_the_file_came_its_jobs_run_again_and_no_command_waits(queue, tmp_path, way, boot):
@@ -236,6 +240,7 @@ def test_whatever_way_the_file_came_its_jobs_run_again_and_no_command_waits(queu
     there.stop()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("verb", ["start", "stop --now", "doctor --fix"])
 def test_a_stranger_with_the_pid_of_a_dead_worker_keeps_nobody_waiting(queue, verb):
     job = left_by_a_crash(queue)
@@ -256,6 +261,7 @@ def test_a_stranger_with_the_pid_of_a_dead_worker_keeps_nobody_waiting(queue, ve
     queue.stop()
 
 
+@pytest.mark.broad
 def test_a_database_that_is_renamed_under_a_worker_waits_for_its_last_attempt(queue, tmp_path):
     queue.start(1)
     job = runs_until(queue, "notes")
@@ -275,6 +281,7 @@ def test_a_database_that_is_renamed_under_a_worker_waits_for_its_last_attempt(qu
     there.stop()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("directory", [False, True], ids=["alone", "with its directory"])
 def test_a_database_that_is_moved_to_another_disk_under_a_worker_waits_for_its_last_attempt(queue, tmp_path, directory):
     queue.start(1)
@@ -296,6 +303,7 @@ def test_a_database_that_is_moved_to_another_disk_under_a_worker_waits_for_its_l
     there.stop()
 
 
+@pytest.mark.broad
 def test_what_a_dead_worker_left_at_the_old_place_of_a_moved_database_must_end_first(queue, tmp_path):
     queue.start(1)
     job = runs_until(queue, "notes")
@@ -314,6 +322,7 @@ def test_what_a_dead_worker_left_at_the_old_place_of_a_moved_database_must_end_f
     there.stop()
 
 
+@pytest.mark.broad
 def test_what_a_dead_worker_left_is_ended_though_database_and_directory_were_moved_to_another_disk(queue, tmp_path):
     queue.start(1)
     job = runs_until(queue, "notes")
@@ -447,6 +456,7 @@ def test_a_backup_that_is_put_back_beside_the_log_of_the_original_is_refused_and
     assert [row["about"] for row in there.json("doctor", check=False) if row["level"] != "ok"] in ([], ["jobs"])  # which no worker serves
 
 
+@pytest.mark.broad
 def test_a_copy_that_an_earlier_release_made_signals_no_worker_of_the_original(queue, tmp_path):
     """Its rows do not say where their worker saw the database: that may be the living one with this pid, in the original."""
     queue.start(1)

@@ -124,6 +124,7 @@ def meant(first, last, low, high, step):
     return tuple(sorted({0 if last == 6 and n == 7 else n for n in range(low, high + 1, step)}))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("index", range(5), ids=["minute", "hour", "day", "month", "weekday"])
 def test_every_range_of_a_field_holds_both_its_ends_with_names_and_steps_too(index):
     first, last, names = FIELDS[index]
@@ -213,6 +214,7 @@ def random_spec(rng):
     return " ".join(random_field(rng, *field) for field in FIELDS)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="needs croniter 7, and that Python 3.9: "
                     "croniter 6 forgets the 1st of a month after a month without the 30th")
 @pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 10))])
@@ -301,6 +303,7 @@ def matches(cron, wall):
             and cron.runs_on(time.gmtime(wall)) and time.gmtime(wall).tm_mon in cron.months)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("zone, jump", [
     (BERLIN, "2026-03-29 01:00"), (BERLIN, "2026-10-25 01:00"),
     (NEW_YORK, "2026-03-08 07:00"), (NEW_YORK, "2026-11-01 06:00"),
@@ -330,6 +333,7 @@ def local_date(moment, zone):
     return time.struct_time(time.gmtime(moment)[:9] + (zone, int(offset)))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("zone", [BERLIN, LORD_HOWE, "UTC"])
 def test_random_schedules_run_only_later_and_never_forget_a_run(in_zone, zone):
     """Asked from any time between two runs, the answer is the second of them."""

@@ -291,6 +291,7 @@ def test_a_shell_group_is_no_json_object(queue):
 JOBS = [{"id": "job1", "command": "echo 1", "max_retries": 1}, {"id": "job2", "command": ["echo", "a  b"], "env": {"A": "{\n[\""}}]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", [
     json.dumps(JOBS, indent=2), json.dumps(JOBS), "\ufeff" + json.dumps(JOBS, indent=4), "\n\n \t\n" + json.dumps(JOBS, indent=1),
     "\n".join(map(json.dumps, JOBS)), "\r\n".join("\ufeff" + json.dumps(job) for job in JOBS) + "\r\n",
@@ -305,6 +306,7 @@ def test_a_file_of_json_is_json_however_it_is_laid_out(queue, text):
     assert two["name"] == "job2" and two["command"].startswith("echo ") and "a  b" in two["command"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("piped", [False, True])
 def test_a_large_file_is_one_batch_whose_lines_may_refer_to_later_ones(queue, piped):
     lines = ["true # %d" % n for n in range(1, 12001)]
@@ -354,6 +356,7 @@ BAD_JSON = {  # -> what the message must name
     '{"command": "a", "env": {"A": "\\ud800"}}': "line 1: env", "true\n{\n": "line 2", "[\n" * 20000: "line 1", '{"a":' * 20000: "line 1"}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("text", BAD_JSON, ids=range(len(BAD_JSON)))
 def test_what_begins_as_json_and_is_none_is_refused_whole_with_its_place(queue, text):
     for command in ("enqueue", "run") if BAD_JSON[text] != "no job" else ("enqueue",):  # `run` may have nothing to do
@@ -362,6 +365,7 @@ def test_what_begins_as_json_and_is_none_is_refused_whole_with_its_place(queue, 
     assert not queue.db.exists() or queue.json("list") == []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("text", [
     '{"command":', '{"command": "true"', '{"command": "true"} extra', ' {\n"command":\n', '["true"]', '[{"command": "true"}]', "[]", "{}",
     '\ufeff{"command": 1', "{command:true}", "{'command': 'true'}", '{"command": "true"}\n{"command": "true"}'])
@@ -379,11 +383,13 @@ def test_json_whose_quotes_the_shell_took_apart_is_refused(queue):
         assert "quotes" in one_error_line(queue.cli("enqueue", *words, check=False))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("text", ["[ -f x ]", '[ "$x" = y ] && true', "[[ -f x ]]", "{ echo x; }", "{\necho x\n}", "[a-z]*.sh", '"{}"', "#{"])
 def test_shell_that_looks_a_little_like_json_stays_shell(queue, text):
     assert queue.json("show", queue.enqueue(text))["command"] == text
 
 
+@pytest.mark.broad
 def test_a_hundred_thousand_lines_are_loaded_in_seconds(queue):
     done = queue.cli("enqueue", "--file", "-", stdin="true\n" * 100000, timeout=30)
     assert "100" in done.stdout + done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
 from conftest import wait_until
 from jobs import api, states, work_off
 
@@ -32,6 +33,7 @@ def test_events_are_the_changes_of_state_in_order_without_a_row_more_per_job(que
     assert events(queue.cli("events", "--after", middle).stdout) == found[3:]
 
 
+@pytest.mark.broad
 def test_events_f_is_prompt_and_goes_on_where_a_reader_was_cut_off(queue):
     queue.start(2)
     queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 150)

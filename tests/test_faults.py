@@ -138,6 +138,7 @@ def test_a_cancel_whose_hint_was_lost_is_heard_all_the_same(bench):
     check(bench, {job: "cancelled"})
 
 
+@pytest.mark.broad
 def test_another_supervisor_releases_the_jobs_of_one_that_was_killed_with_its_workers(bench):
     bench.queue.start(2)
     jobs = [bench.enqueue("deaf", "child", "hang=2", options=["--max-retries", 0]) for _ in range(2)]
@@ -201,6 +202,7 @@ def test_worker_stop_releases_what_killed_processes_left(bench):
     check(bench, "pending", stop=False)
 
 
+@pytest.mark.broad
 def test_the_jobs_of_a_killed_run_are_released_by_the_next_start(bench):
     lines = "".join(bench.line("hang=2") + "\n" for _ in range(3))
     (bench.folder / "jobs.txt").write_text(lines)
@@ -233,6 +235,7 @@ def test_a_setsid_child_of_a_killed_workers_job_is_found_by_its_lock_and_ended(b
     check(bench)
 
 
+@pytest.mark.broad
 def test_a_setsid_child_that_cannot_be_found_is_waited_for_and_show_says_so(bench):
     bench.queue.env["QUEUECTL_FALLBACKS"] = "1"  # as on a system that does not tell who holds a lock, nor has lsof
     (bench.folder / "bin").mkdir()
@@ -284,6 +287,7 @@ def test_a_job_sees_the_end_of_its_input_and_may_close_its_output(bench):
     check(bench)
 
 
+@pytest.mark.broad
 def test_a_job_that_closed_its_output_is_still_known_to_live_when_its_worker_dies(bench):
     bench.queue.start(1)
     job = bench.queue.enqueue("--max-retries", 0, "exec >/dev/null 2>&1; exec " + bench.line("deaf", "hang=2"))
@@ -334,6 +338,7 @@ queuectl.Workers.release_dead = lambda *args, **more: die() if once("died too") 
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("point", CRASH_POINTS)
 def test_a_worker_killed_at_a_crash_point(bench, point):
     jobs = [bench.enqueue("print=out", "sleep=0.1", "exit=0", options=["--max-retries", 0]) for _ in range(2)]
@@ -380,6 +385,7 @@ def test_an_enqueue_killed_at_any_crash_point_stores_all_or_nothing(bench):
     check(bench)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("point", ["queuectl.Progress.show = lambda self, done, *more, **k: die() if done >= 20000 else None",
                                    "queuectl.Plan._finish = lambda *args, **more: die()"])
 def test_a_bulk_load_killed_in_the_middle_stores_nothing(bench, point):
@@ -469,6 +475,7 @@ def follow(part, *args):
 queuectl.Followups.follow = follow"""
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("step", [2, 4])
 @pytest.mark.parametrize("event, verb, steps, end", [
     ("completes", None, ["exit=0"], "completed"), ("dies", None, ["exit=1"], "cancelled"),
@@ -490,6 +497,7 @@ def test_the_children_of_a_parent_hear_of_it_though_who_tells_them_is_killed_bet
     check(bench, {parent: "dead" if event == "dies" else end, **dict.fromkeys(children, end)}, revived=[parent, *children])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("point", ["queuectl.Files.remove_logs = lambda *args, **more: die()", """
 real = queuectl.Files.remove_logs
 def remove_logs(*args, **more):
@@ -535,6 +543,7 @@ def test_nobody_takes_the_job_of_a_worker_that_is_stopped_and_it_is_recorded_onc
     check(bench)
 
 
+@pytest.mark.broad
 def test_workers_go_on_while_their_supervisor_is_stopped(bench):
     bench.queue.start(1)
     jobs = [bench.enqueue("until=go")]
@@ -563,6 +572,7 @@ def test_a_worker_that_is_stopped_and_then_killed_loses_its_claim_and_nothing_el
     check(bench)
 
 
+@pytest.mark.broad
 # ---- jobs that do harm -----------------------------------------------------------------------------
 
 def test_a_job_that_kills_its_worker_is_dead_after_max_crashes_though_all_is_restarted_between(bench):
@@ -589,6 +599,7 @@ def test_a_job_that_kills_its_worker_once_is_completed_without_retries(bench):
     check(bench)
 
 
+@pytest.mark.broad
 def test_workers_that_die_at_once_are_not_replaced_in_a_hot_loop(bench):
     bench.queue.cli("config", "set", "max_crashes", 1000)
     job = bench.enqueue("kill-worker", options=["--backoff-base", 0])
@@ -613,6 +624,7 @@ def test_a_job_that_kills_its_own_group_fails_and_harms_nobody(bench):
     check(bench, "dead")
 
 
+@pytest.mark.broad
 def test_a_job_that_ignores_term_past_its_timeout_is_gone_after_the_grace(bench):
     bench.queue.start(1)
     job = bench.enqueue("deaf", "child", "child", "hang=9", options=["--max-retries", 0, "--timeout", 1])
@@ -651,6 +663,7 @@ def nobody(bench):
     return Nobody()
 
 
+@pytest.mark.broad
 def test_no_process_to_be_had_is_waited_out_told_once_and_not_charged(bench, nobody):
     bench.queue.start(1)
     [worker] = bench.workers().values()
@@ -703,6 +716,7 @@ def test_a_supervisor_that_can_start_no_worker_can_be_stopped(bench, no_forks):
     check(bench, stop=False)
 
 
+@pytest.mark.broad
 def test_no_descriptor_to_be_had_is_waited_out_told_once_and_not_charged(bench):
     bench.queue.start(1)
     [worker] = bench.workers().values()
@@ -720,6 +734,7 @@ def test_no_descriptor_to_be_had_is_waited_out_told_once_and_not_charged(bench):
     check(bench)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("limit", [4, 6, 9])
 def test_a_command_that_may_open_next_to_no_files_fails_in_one_line(bench, limit):
     done = bench.queue.run(["sh", "-c", 'ulimit -n %d; exec "$@"' % limit, "sh", *bench.queue.command("enqueue", "exit 0")], check=False)
@@ -742,6 +757,7 @@ queuectl.OS.spawn = no_memory
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("error", ['OSError(errno.ENOMEM, "Cannot allocate memory")', "MemoryError()"])
 def test_no_memory_to_start_a_process_is_waited_out_told_once_and_not_charged(bench, error):
     job = bench.enqueue("exit=0", options=["--max-retries", 0])
@@ -808,6 +824,7 @@ def test_a_full_disk_loses_nothing_and_kills_no_worker(bench, tmpfs, which):
     check(bench)
 
 
+@pytest.mark.broad
 def test_where_no_file_can_be_made_a_workers_job_waits_and_no_output_gets_into_anothers_log(bench, tmpfs):
     queue = bench.queue
     queue.files.mkdir(exist_ok=True)
@@ -908,6 +925,7 @@ def all_end(bench, seconds=8):
     wait_until(lambda: not bench.queue.leftovers(), within(seconds), "all workers end by themselves", 0.05)
 
 
+@pytest.mark.broad
 def test_files_that_a_killed_rescuer_left_go_when_workers_start_and_those_in_use_stay(bench):
     bench.queue.start(1)
     job = bench.enqueue("until=go", "exit=0")
@@ -940,6 +958,7 @@ def test_workers_of_a_deleted_database_end_with_a_message_and_make_no_new_one(be
     check(bench)
 
 
+@pytest.mark.broad
 def test_workers_of_a_replaced_database_end_with_a_message_and_write_nothing_into_the_new_one(bench, tmp_path):
     queue = bench.queue
     other = tmp_path / "other.db"
@@ -982,6 +1001,7 @@ def test_workers_make_a_deleted_log_directory_again(bench):
     check(bench)
 
 
+@pytest.mark.broad
 def test_workers_make_their_whole_directory_again_and_are_not_taken_for_dead(bench):
     bench.queue.start(2)
     running = bench.enqueue("until=go", "print=lost", "exit=0", options=["--max-retries", 0])
@@ -1023,6 +1043,7 @@ def damaged(bench, name):
     return path.read_bytes()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["header", "all pages but the first", "truncated to half", *[
     pytest.param(name, marks=pytest.mark.slow) for name in ("first page", "truncated within the first page", "truncated within a page")]])
 def test_a_damaged_database_is_one_clear_line_and_is_made_no_worse(bench, name):
@@ -1168,6 +1189,7 @@ def test_a_clock_that_jumps_a_day_touches_no_timeout_and_no_running_job(bench, c
     check_with_jumps(bench, {survives: "completed", ends: "dead"})
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("first, then", [(0, -DAY), pytest.param(0, DAY, marks=pytest.mark.slow), pytest.param(DAY, 0, marks=pytest.mark.slow),
                                          pytest.param(DAY, -DAY, marks=pytest.mark.slow)])
 def test_retries_and_delays_in_progress_are_not_stuck_when_the_clock_jumps(bench, clock, first, then):
@@ -1184,6 +1206,7 @@ def test_retries_and_delays_in_progress_are_not_stuck_when_the_clock_jumps(bench
     check_with_jumps(bench, "completed")
 
 
+@pytest.mark.broad
 def test_a_rescue_finds_the_children_of_a_killed_worker_though_the_clock_has_jumped(bench, clock):
     clock.start(1)
     job = bench.enqueue("deaf", "child", "stray=never", "hang=2", options=["--max-retries", 0])
@@ -1220,6 +1243,7 @@ def kill_all_and_wait(bench):
     wait_until(lambda: not bench.queue.processes(), message="all are gone")
 
 
+@pytest.mark.broad
 def test_after_a_reboot_the_next_start_releases_the_jobs_and_signals_no_stranger(bench):
     bench.queue.start(2)
     jobs = [bench.enqueue("hang=2", options=["--max-retries", 0]) for _ in range(2)]
@@ -1253,6 +1277,7 @@ def write(bench, sql, *values):
     connection.close()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("verb", ["start", "stop --now"])
 def test_a_stranger_that_got_the_number_of_a_dead_attempts_group_is_not_signalled(bench, verb):
     bench.queue.start(1)
@@ -1343,6 +1368,7 @@ def end_namespace(bench, inside):
     wait_until(lambda: inside.poll() is not None, message="the namespace ends")
 
 
+@pytest.mark.broad
 def test_a_pid_namespace_that_ends_as_a_whole_leaves_its_job_to_the_others(bench):
     inside = in_namespace(bench, "worker", "start", "--foreground")
     wait_until(lambda: len(bench.workers()) == 1, message="a worker in the namespace")
@@ -1358,6 +1384,7 @@ def test_a_pid_namespace_that_ends_as_a_whole_leaves_its_job_to_the_others(bench
     kill(*strays)
 
 
+@pytest.mark.broad
 # ---- starting and stopping in a hurry ---------------------------------------------------------------------
 
 def test_the_first_commands_on_a_fresh_queue_may_come_all_at_once(queue):
@@ -1371,6 +1398,7 @@ def test_the_first_commands_on_a_fresh_queue_may_come_all_at_once(queue):
         assert len(json.loads(queue.run([*program, "list", "--json"]).stdout)) == 3
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("many", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_many_starts_at_once_and_then_many_stops_at_once(bench, many):
     jobs = bench.enqueue_many([bench.line("sleep=0.05", "exit=0")] * many)
@@ -1484,6 +1512,7 @@ def test_the_terminal_of_a_run_is_closed_and_its_jobs_stay_in_the_queue(bench):
     check(bench, "pending", stop=False)
 
 
+@pytest.mark.broad
 # ---- races of people ----------------------------------------------------------------------------------
 
 def test_of_ten_that_retry_one_dead_job_one_wins_and_the_others_say_so(bench):
@@ -1565,6 +1594,7 @@ def syscalls(queue, *args):
     return done.stdout, calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("first", [True, False])
 def test_the_wal_is_synced_before_the_id_is_written_to_stdout(bench, first):
     if first:
@@ -1612,6 +1642,7 @@ while not os.path.exists(%(stop)r):
 """
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("moments", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_at_random_moments_the_files_on_disk_are_a_sound_queue(bench, tmp_path, moments):
     import random
@@ -1706,6 +1737,7 @@ def test_a_backup_of_a_queue_in_use_is_sound_and_works(bench, tmp_path):
     assert {s for s, in sqlite3.connect(str(copy)).execute("SELECT state FROM job")} == {"completed"}
 
 
+@pytest.mark.broad
 def test_doctor_finds_dead_workers_stale_locks_and_orphaned_logs_and_mends_them(bench):
     queue = bench.queue
     queue.start(1)

@@ -934,6 +934,7 @@ def test_a_chain_of_5000_goes_in_backwards_dies_comes_back_and_ends(store):
     assert states(store, last) == ["cancelled"] and store.queues.counts()["completed"] == 40
 
 
+@pytest.mark.broad
 def test_a_chain_of_5000_that_would_be_a_ring_is_refused(store):
     lines = [{"command": "x", "name": "n%d" % n, "after": "n%d" % ((n - 1) % 5000)} for n in range(5000)]
     with pytest.raises(queuectl.UserError, match="itself"):
@@ -1302,6 +1303,7 @@ def test_a_queue_is_paused_and_resumed_while_workers_run(queue):
     queue.wait_for(second, "completed", timeout=5)
 
 
+@pytest.mark.broad
 def test_a_limit_holds_over_two_supervisors_and_is_lifted_live(queue):
     queue.cli("queue", "limit", "default", 1)
     queue.start(2)
@@ -1506,6 +1508,7 @@ def test_cron_from_the_command_line(queue):
     assert [row["name"] for row in queue.json("cron", "list")] == ["hourly", "nightly"]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words", [
     ["add"], ["add", "x"], ["add", "x", "* * * *", "true"], ["add", "x", "61 * * * *", "true"], ["add", "x", "* * * * *"],
     ["add", "x", "--every", "0s", "true"], ["add", "x", "--every", "soon", "true"], ["add", "x", "* * * * *", "--tz", "Mars/North", "true"],

@@ -157,6 +157,7 @@ def everything_shows(here, job):
 
 # ---- commands ----------------------------------------------------------------------------------------
 
+@pytest.mark.broad
 @tries(50)
 @given(words=st.lists(arguments, min_size=1, max_size=4))
 @example(words=["{"])
@@ -253,6 +254,7 @@ def test_any_values_of_a_json_job_are_taken_or_refused_as_a_whole(here, job):
     assert shown["max_retries"] >= 0
 
 
+@pytest.mark.broad
 @tries(80)
 @given(data=st.one_of(st.binary(max_size=200), anything.map(lambda text: text.encode("utf-8", "surrogatepass")),
                       st.lists(anything, max_size=5).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))))
@@ -384,6 +386,7 @@ def two_jobs():
     made.close()
 
 
+@pytest.mark.broad
 @tries(150)
 @given(column=st.sampled_from([c for c in queuectl.JOB_COLUMNS if c != "id"]), value=stored)
 def test_any_value_in_any_column_of_a_job_is_shown_or_refused_but_never_a_traceback(two_jobs, column, value):
@@ -408,6 +411,7 @@ def test_any_value_in_any_column_of_a_job_is_shown_or_refused_but_never_a_traceb
         connection.close()
 
 
+@pytest.mark.broad
 @tries(60)
 @given(key=st.one_of(st.sampled_from(sorted(queuectl.SETTINGS)), anything.map(lambda t: t.encode("utf-8", "replace").decode())), value=stored)
 def test_any_value_in_the_table_of_settings_is_taken_or_refused(value, key):
@@ -505,6 +509,7 @@ def test_arguments_reach_a_real_program_unchanged_whatever_bytes_they_are(queue)
     assert queue.cli("logs", job, binary=True).stdout.split(b"\0") == [os.fsencode(word) for word in words]
 
 
+@pytest.mark.broad
 @pytest.mark.skipif(not POSIX, reason="POSIX only: a shell that takes them")
 def test_a_command_of_a_mebibyte_and_one_of_ten_thousand_arguments_run(queue):
     big = "exit 3 # " + "x" * 2**20
@@ -520,6 +525,7 @@ def test_a_command_of_a_mebibyte_and_one_of_ten_thousand_arguments_run(queue):
         queue.cli(*args)
 
 
+@pytest.mark.broad
 @pytest.mark.skipif(not POSIX, reason="POSIX only: names that are bytes")
 def test_environments_directories_and_databases_of_any_bytes_work(queue):
     folder = os.path.join(os.fsencode(str(queue.dir)), b"d\xff\n\x1b[31m?#%20'")

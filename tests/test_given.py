@@ -75,6 +75,7 @@ def test_run_schedules_and_edit_take_a_shell_too(queue):
     assert queue.out("logs", edited) == "edited"
 
 
+@pytest.mark.sampled(4)
 @posix_only("where programs are found")
 @pytest.mark.parametrize("shell", ["no-such-shell", "./sh", "bin/sh", "/nowhere/sh", "", "a\nb", "/etc/passwd", "/"])
 def test_a_shell_that_is_not_there_is_refused_where_it_is_named(queue, shell):

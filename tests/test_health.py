@@ -162,6 +162,7 @@ LOOKS = [[], ["status"], ["list"], ["logs", "1"], ["show", "1"], ["explain", "la
          ["export"], ["metrics"]]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("words", LOOKS, ids=" ".join)
 def test_a_command_that_stores_nothing_makes_no_database(queue, words):
     done = queue.cli(*words, check=False)
@@ -256,6 +257,7 @@ def test_a_wrong_row_does_not_hide_the_others_of_a_list(queue):
         assert queue.cli(*words).returncode == 0
 
 
+@pytest.mark.broad
 def test_doctor_tells_of_free_pages_and_gives_them_back_while_no_worker_runs(queue):
     queue.enqueue("--queue", "mail", "exit 0")
     with sqlite3.connect(str(queue.db)) as database:

@@ -153,6 +153,7 @@ def raw_in(text):
     return sorted({c for c in text if not c.isprintable() and c not in "\n\u3000\xa0"})
 
 
+@pytest.mark.sampled(2)
 @posix_only("names of files that hold control characters, and a pty")
 @pytest.mark.parametrize("on_terminal", (False, True), ids=("pipe", "terminal"))
 def test_no_command_prints_a_hostile_value_raw(queue, on_terminal):
@@ -166,6 +167,7 @@ def test_no_command_prints_a_hostile_value_raw(queue, on_terminal):
         assert status in (0, 1, 2, 5, 124, 130), (words, status, text)
 
 
+@pytest.mark.broad
 @posix_only("a pty")
 def test_colours_on_a_terminal_are_ours_alone(queue):
     seen = set()
@@ -342,6 +344,7 @@ def test_many_wrong_values_in_every_column_are_told_in_one_line(sound, tmp_path,
     assert try_columns(sound, tmp_path, monkeypatch, capsys, 8, lambda *_: True) > 3000
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("value", [value if value in ("text", "huge") else pytest.param(value, marks=pytest.mark.slow) for value in sorted(WRONG)])
 def test_doctor_names_and_mends_a_wrong_value_in_any_column(sound, tmp_path, monkeypatch, capsys, value):
     monkeypatch.chdir(tmp_path)
@@ -404,6 +407,7 @@ HOSTILE_ROWS = [
 ]
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("statement", [pytest.param(row, marks=pytest.mark.slow if n % 3 else ()) for n, row in enumerate(HOSTILE_ROWS)],
                          ids=lambda statement: re.sub(r"\W+", " ", statement)[:60])
 def test_workers_go_on_with_the_other_jobs_whatever_a_row_holds(queue, statement):
@@ -511,6 +515,7 @@ def export(tmp_path_factory):
     return exported(live)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("table,column,value", REFUSED, ids=lambda value: str(value)[:30].encode("unicode_escape").decode())
 def test_import_refuses_what_enqueue_refuses(export, tmp_path, capsys, table, column, value):
     rows = json.loads(json.dumps(export))
@@ -627,6 +632,7 @@ def test_a_schema_is_not_trusted(store):
     assert store.db.connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("change", ["every=9e999", "every=9e999, next_at=1", "next_at=-9e999", "next_at=-9e999, misfire='skip'", "last_at=9e999",
                                     "next_at=9e999", "last_at='x', last_job=9e999"])
 def test_a_number_without_end_in_one_schedule_is_told_and_the_others_fire(queue, change):
@@ -668,6 +674,7 @@ def test_a_crontab_that_is_printed_runs_nothing_but_the_commands_of_its_schedule
     assert not [line for line in lines if "evil" in line or not line.startswith("* * * * * ")], lines
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("statement", ["UPDATE queue SET max_running='x'", "UPDATE queue SET paused=x'00'", "UPDATE queue SET next_at='x', every=1",
                                        "UPDATE queue SET every=x'ff'", "UPDATE keylock SET job=x'ff'", "UPDATE keylock SET job='x'",
                                        "UPDATE dep SET parent='x' WHERE child=3"])

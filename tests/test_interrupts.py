@@ -159,6 +159,7 @@ ACTIONS = {
 }
 
 
+@pytest.mark.sampled(3)
 @posix_only("Windows has no gate, and its probe would need another")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what is raised while a generator is closed
 @pytest.mark.parametrize("name", ["enqueue", "enqueue what is refused", "export"] + [
@@ -178,6 +179,7 @@ def test_an_interrupt_at_any_line_of_a_transaction_leaves_no_lock(name, store, p
     store.enqueue("true")
 
 
+@pytest.mark.sampled(2)
 @posix_only("Windows has no gate, and its probe would need another")
 @pytest.mark.parametrize("in_the_way", ["the gate", "the database"])
 def test_an_interrupt_at_any_line_of_a_wait_leaves_no_lock(in_the_way, store, probe, tmp_path):

@@ -128,6 +128,7 @@ def finish_by_hand(path, count, state, when):
     db.close()
 
 
+@pytest.mark.broad
 def test_retention_catches_up_with_a_backlog(bench):
     queue = bench.queue
     queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 20000)
@@ -138,6 +139,7 @@ def test_retention_catches_up_with_a_backlog(bench):
     check(bench)
 
 
+@pytest.mark.broad
 def test_an_interrupted_change_of_many_says_how_far_it_came_and_leaves_the_rest(bench):
     queue = bench.queue
     queue.cli("enqueue", "--file", "-", stdin="exit 0\n" * 60000)

@@ -104,6 +104,7 @@ def test_a_long_log_keeps_head_and_tail_and_says_exactly_how_much_was_dropped(qu
     assert call(queue, "logs", 1, "-n", 1)[1] == line % 29999
 
 
+@pytest.mark.broad
 @posix_only("a stop that waits for the end of a write")
 def test_what_is_dropped_is_counted_though_the_job_is_stopped_in_the_middle_of_a_write(queue):
     queue.cli("config", "set", "log_limit", "64KiB")

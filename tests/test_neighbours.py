@@ -64,6 +64,7 @@ def before_ours(queue, folder):
     return set(queue.run([sys.executable, "-S", "-m", "bare"], cwd=str(folder), env={"PYTHONPATH": None}).stdout.split())
 
 
+@pytest.mark.broad
 @pytest.mark.core
 @pytest.mark.parametrize("options", [[], pytest.param(["-S"], marks=pytest.mark.slow), pytest.param(["-E"], marks=pytest.mark.slow), pytest.param(["-IS"], marks=pytest.mark.slow)],
                          ids=["plain", "-S", "-E", "-IS"])
@@ -88,6 +89,7 @@ def test_neighbours_of_the_module_are_not_imported(queue, crowded):
     try_all(queue, [sys.executable, "-m", "queuectl"], crowded)
 
 
+@pytest.mark.broad
 @posix_only("the launcher of Windows is a batch file, tried in test_windows.py")
 def test_neighbours_of_the_file_that_was_installed_are_not_imported(queue, crowded):
     env = {"HOME": str(queue.home), "BAIT": str(queue.dir / "bait")}
@@ -126,6 +128,7 @@ def test_a_program_that_imports_us_keeps_its_path_and_its_own_modules(queue, cro
     assert queue.run([sys.executable, "-m", "package"], cwd=str(crowded)).stdout == "mine\n"
 
 
+@pytest.mark.broad
 def test_pythonpath_stays_the_users_own_for_the_program_and_for_jobs(queue, crowded):
     mine = queue.dir / "mine"
     mine.mkdir()
@@ -140,6 +143,7 @@ def test_pythonpath_stays_the_users_own_for_the_program_and_for_jobs(queue, crow
     assert caught(queue) == []
 
 
+@pytest.mark.broad
 @posix_only("PYTHONSAFEPATH and links")
 @pytest.mark.parametrize("env", [{"PYTHONSAFEPATH": "1"}, {"PYTHONSAFEPATH": None}], ids=["safe", "not safe"])
 def test_without_a_folder_of_the_script_on_the_path_nothing_else_is_taken_off_it(queue, crowded, env):

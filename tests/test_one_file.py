@@ -80,6 +80,7 @@ def by_name(request, queue, tmp_path):
     return call
 
 
+@pytest.mark.sampled(2)
 def test_a_queue_by_another_name_is_the_same_queue_with_the_same_files(queue, by_name):
     assert by_name("enqueue", "echo hello").stdout == "1\n"
     queue.start(1)
@@ -94,6 +95,7 @@ def test_a_queue_by_another_name_is_the_same_queue_with_the_same_files(queue, by
     assert places == [], "files of a second queue"
 
 
+@pytest.mark.sampled(2)
 def test_workers_by_two_names_never_run_one_job_twice_at_once(queue, by_name):
     notes = queue.dir / "notes"
     job = queue.enqueue("--", *queue.script(ALONE, queue.dir / "alone", notes, 1.5))
@@ -110,6 +112,7 @@ def test_workers_by_two_names_never_run_one_job_twice_at_once(queue, by_name):
     assert "two at once" not in notes.read_text(), notes.read_text()
 
 
+@pytest.mark.sampled(2)
 @linux_only("strace")
 @pytest.mark.parametrize("name", [link_to_the_file, link_to_the_folder], ids=lambda name: name.__name__)
 def test_an_enqueue_by_a_link_is_synced_before_the_id_is_printed(queue, tmp_path, name):
@@ -143,6 +146,7 @@ def test_links_in_a_circle_are_one_line(queue, tmp_path):
         one_error_line(queue.run([*queue.program, "--db", str(tmp_path / "a.db"), *words], check=False))
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("words", [["enqueue", "true"], ["list"], ["run", "true"], ["worker", "start"], ["doctor"], ["backup", "copy.db"]],
                          ids=" ".join)
 def test_a_database_with_a_hard_link_is_refused_by_either_name(queue, tmp_path, words):

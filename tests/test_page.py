@@ -50,6 +50,7 @@ def go(browser, place):
     browser.run("location.hash = arguments[0]", place)
 
 
+@pytest.mark.slow
 def test_the_token_leaves_the_address_bar_and_a_link_shows_the_same(queue, browser):
     queue.enqueue("--hold", "--queue", "mail", "one")
     queue.enqueue("--hold", "two")
@@ -61,6 +62,7 @@ def test_the_token_leaves_the_address_bar_and_a_link_shows_the_same(queue, brows
     assert browser.run("return document.cookie") == ""
 
 
+@pytest.mark.slow
 def test_a_running_job_finishes_before_ones_eyes(queue, browser):
     gate = queue.dir / "gate"
     job = queue.enqueue(*queue.script("import os, sys, time\nprint('begun', flush=True)\n"
@@ -105,6 +107,7 @@ def dead(queue, commands):
     return ids
 
 
+@pytest.mark.slow
 def test_a_group_of_the_dead_is_purged(queue, browser):
     dead(queue, ["send mail"] * 3 + ["other"])
     opened(queue, browser, at="#/dead")
@@ -116,6 +119,7 @@ def test_a_group_of_the_dead_is_purged(queue, browser):
     assert [job["command"] for job in queue.json("list")] == ["other"]
 
 
+@pytest.mark.slow
 def test_queues_schedules_and_settings_are_changed_in_place(queue, browser):
     queue.cli("cron", "add", "night", "0 3 * * *", "true")
     opened(queue, browser)
@@ -138,6 +142,7 @@ def test_queues_schedules_and_settings_are_changed_in_place(queue, browser):
     wait_until(lambda: queue.out("config", "get", "max_retries") == "3", 20, "the setting is at its default")
 
 
+@pytest.mark.slow
 def test_a_job_is_enqueued_by_the_form_and_again_with_changes(queue, browser):
     opened(queue, browser, at="#/new")
     browser.shows("Enqueue")
@@ -160,6 +165,7 @@ def test_a_job_is_enqueued_by_the_form_and_again_with_changes(queue, browser):
     browser.console()  # the browser itself names the request that was refused
 
 
+@pytest.mark.slow
 def test_all_of_it_goes_by_the_keyboard_alone(queue, browser):
     dead(queue, ["first command", "second command"])
     queue.enqueue("--hold", "third command")
@@ -196,6 +202,7 @@ def test_all_of_it_goes_by_the_keyboard_alone(queue, browser):
     assert queue.job(1) is None
 
 
+@pytest.mark.slow
 def test_chosen_jobs_and_all_that_match_are_changed(queue, browser):
     for name in ("alpha", "beta", "gamma"):
         queue.enqueue("--hold", name)
@@ -230,6 +237,7 @@ def test_text_of_jobs_is_text(queue, browser):
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), place
 
 
+@pytest.mark.slow
 def test_output_is_harmless_and_a_line_of_a_mebibyte_too(queue, browser):
     text = "\n".join(NASTY) + "\n" + "y" * 2**20 + "\n50%\r100%\n"
     (queue.dir / "output.txt").write_text(text, encoding="utf-8")
@@ -248,6 +256,7 @@ def test_output_is_harmless_and_a_line_of_a_mebibyte_too(queue, browser):
     assert "owned" not in browser.run("return document.title")
 
 
+@pytest.mark.slow
 def test_every_page_has_names_for_screen_readers_and_fits_a_phone(queue, browser):
     queue.cli("cron", "add", "night", "0 3 * * *", "true")
     (queue.dir / "jobs.txt").write_text("one\ntwo\n")
@@ -285,6 +294,7 @@ return faint;
 """
 
 
+@pytest.mark.slow
 def test_the_contrast_is_enough_by_day_and_by_night(queue, browser):
     queue.cli("cron", "add", "night", "0 3 * * *", "true")
     queue.enqueue("--hold", "held")
@@ -299,6 +309,7 @@ def test_the_contrast_is_enough_by_day_and_by_night(queue, browser):
             assert browser.run(CONTRAST) == [], (night, place)
 
 
+@pytest.mark.slow
 def test_read_only_shows_no_button_that_changes(queue, browser):
     dead(queue, ["x"])
     opened(queue, browser, "--read-only")
@@ -309,6 +320,7 @@ def test_read_only_shows_no_button_that_changes(queue, browser):
         assert browser.count("main input:not([disabled]):not([data-filter])") == 0
 
 
+@pytest.mark.slow
 def test_the_page_says_that_the_server_is_gone_and_goes_on_when_it_is_back(queue, browser):
     queue.enqueue("--hold", "one")
     server = opened(queue, browser, at="#/jobs")
@@ -324,6 +336,7 @@ def test_the_page_says_that_the_server_is_gone_and_goes_on_when_it_is_back(queue
     browser.console()  # the browser itself complains of the refused connections
 
 
+@pytest.mark.slow
 def test_a_page_that_was_asleep_catches_up(queue, browser):
     queue.enqueue("--hold", "one")
     opened(queue, browser, at="#/jobs")
@@ -348,6 +361,7 @@ return new Promise(done => {
 })"""
 
 
+@pytest.mark.slow
 def test_a_page_is_painted_at_once_and_nothing_moves_when_data_arrives(queue, browser):
     dead(queue, ["send mail"] * 3)
     queue.cli("cron", "add", "night", "0 3 * * *", "true")
@@ -424,6 +438,7 @@ def test_a_queue_that_is_locked_for_a_minute_is_shown_meanwhile(queue, browser):
     browser.console()  # the browser itself names what was answered by 503
 
 
+@pytest.mark.slow
 def test_behind_a_reverse_proxy_below_a_path(queue, browser):
     job = queue.enqueue("--hold", "echo behind")
     server = Server(queue, "--base-path", "/ops/queue")
@@ -440,6 +455,7 @@ def test_behind_a_reverse_proxy_below_a_path(queue, browser):
     proxy.shutdown()
 
 
+@pytest.mark.slow
 def test_a_page_is_loaded_again_when_the_server_is_another_version(queue, browser):
     queue.enqueue("--hold", "one")
     server = opened(queue, browser, at="#/jobs")
@@ -450,6 +466,7 @@ def test_a_page_is_loaded_again_when_the_server_is_another_version(queue, browse
     assert browser.address == "http://%s/#/jobs" % server.host
 
 
+@pytest.mark.slow
 def test_jobs_are_sorted_and_the_order_is_in_the_address(queue, browser):
     for name in ("first", "second"):
         queue.enqueue("--hold", "job " + name)
@@ -465,6 +482,7 @@ def test_jobs_are_sorted_and_the_order_is_in_the_address(queue, browser):
     assert browser.address.endswith("#/jobs?text=job&order=oldest")
 
 
+@pytest.mark.slow
 def test_places_that_are_none_lead_to_the_overview(queue, browser):
     queue.enqueue("--hold", "one")
     opened(queue, browser)

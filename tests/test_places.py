@@ -49,6 +49,7 @@ def read_only_by_mount(queue):
     return ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none "$HOME" && exec "$@"', "sh"]
 
 
+@pytest.mark.sampled(2)
 @linux_only("mounts and capabilities")
 @pytest.mark.parametrize("kind", [read_only_by_mode, read_only_by_mount])
 def test_a_read_only_home_is_one_line_of_advice_and_no_obstacle_with_a_database_elsewhere(queue, kind):
@@ -66,6 +67,7 @@ def test_a_read_only_home_is_one_line_of_advice_and_no_obstacle_with_a_database_
         queue.home.chmod(0o755)
 
 
+@pytest.mark.broad
 @linux_only("setpriv")
 @pytest.mark.parametrize("home", [None] + [pytest.param(home, marks=pytest.mark.slow) for home in ("/nonexistent/home", "", "relative")])
 def test_without_a_home_the_line_says_what_to_give_and_with_it_all_works(public, home):
@@ -105,6 +107,7 @@ def test_a_home_with_spaces_serves_the_queue_the_command_and_the_service(queue):
 BARE = {"LANG": "C", "LC_ALL": None, "LC_CTYPE": None, "TERM": None, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("words", [["list"], ["status"], ["show", "1"], ["explain", "1"], ["stats"], ["logs", "1"], ["run", "true"],
                                    ["--help"], ["worker", "list"], ["top"], ["list", "--watch"]], ids=" ".join)
 def test_a_terminal_without_a_name_and_with_lang_c_gets_plain_lines(queue, words):
@@ -223,6 +226,7 @@ def zombies(parent):
     return found
 
 
+@pytest.mark.broad
 @linux_only("namespaces")
 def test_as_process_1_of_a_container_workers_run_jobs_leave_no_zombies_and_end_at_a_term(queue):
     inside = beside(queue, container(queue, *queue.command("worker", "start", "--foreground", "--count", 2)))
@@ -323,6 +327,7 @@ def parent(pid):
     return int(Path("/proc/%d/stat" % pid).read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.broad
 @linux_only("mounts")
 def test_without_proc_all_works(queue):
     needs("unshare", "mount")
@@ -373,6 +378,7 @@ def test_64_descriptors_are_enough_for_workers_in_the_background_and_every_view(
 
 # ---- clocks ------------------------------------------------------------------------------------
 
+@pytest.mark.broad
 @linux_only("faketime")
 def test_after_the_clock_was_set_back_a_year_new_commands_work_on_the_old_queue(queue):
     if not shutil.which("faketime"):
@@ -406,6 +412,7 @@ def without_locks(queue, call, error):
             *(word for path in paths for word in ("-P", path))]
 
 
+@pytest.mark.sampled(2)
 @linux_only("strace")
 @pytest.mark.parametrize("there", [False, True], ids=["a new queue", "a queue moved there"])
 @pytest.mark.parametrize("call, error", [("fcntl", "ENOLCK")] + [
@@ -451,6 +458,7 @@ def drained(queue, env, status=0):
     assert done.returncode == status, done
 
 
+@pytest.mark.sampled(2)
 @linux_only("locales that localedef makes")
 @pytest.mark.parametrize("word", [E_LATIN, E_UTF8], ids=["ISO-8859-1", "UTF-8"])
 @pytest.mark.parametrize("turned", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -485,6 +493,7 @@ def test_a_name_is_found_in_each_locale_by_its_bytes_and_by_its_characters(queue
     assert queue.run([*queue.command("queue", "pause"), E_LATIN], env=latin, binary=True).stdout.startswith(b"queue caf\xe9 ")
 
 
+@pytest.mark.broad
 @linux_only("locales that localedef makes")
 def test_a_queue_whose_path_is_not_ascii_is_one_queue_in_each_locale_and_known_to_its_jobs(queue, latin):
     (queue.dir / "caf\u00e9").mkdir()

@@ -130,6 +130,7 @@ def of_ours(queue):
     return {"PATH": "%s:/usr/bin:/bin" % bin_}
 
 
+@pytest.mark.sampled(6)
 @posix_only("recipes for sh")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("jobs, status", [
@@ -201,6 +202,7 @@ def test_the_line_of_the_cron_recipe_works_off_what_has_gathered_without_a_mail(
     wait_until(lambda: workers(queue, ours, env) == [], message="the workers end")
 
 
+@pytest.mark.broad
 @linux_only("sshd")
 def test_the_ssh_recipe_waits_for_a_machine_that_is_down_and_then_runs_the_job_there(queue, tmp_path):
     """A real sshd of this user on a port of its own; `ssh` gets the configuration that finds it by the name in the recipe."""
@@ -240,6 +242,7 @@ def test_the_ssh_recipe_waits_for_a_machine_that_is_down_and_then_runs_the_job_t
     queue.stop()
 
 
+@pytest.mark.sampled(2)
 @posix_only("recipes for sh")
 @pytest.mark.parametrize("place", ["docker", "systemd-run"])
 def test_the_docker_and_systemd_run_recipes_hand_on_their_arguments_and_exit_status(queue, place):
@@ -285,6 +288,7 @@ def in_folder(queue, folder, line):
     return sorted(done.stdout.splitlines()), sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.sampled(7)
 @posix_only("GNU parallel and xargs")
 @pytest.mark.parametrize("there, here", beside("parallel") + beside("xargs"))
 def test_a_line_does_what_its_original_does(queue, there, here):
@@ -332,6 +336,7 @@ def prepared(tmp_path_factory):
     queue.close()
 
 
+@pytest.mark.sampled(8)
 @posix_only("written for sh")
 @pytest.mark.parametrize("section, lines", lines_of_page(), ids=lambda value: value if isinstance(value, str) else " ; ".join(value))
 def test_each_line_of_the_page_for_users_of_other_tools_does_what_it_says(prepared, queue, section, lines):

@@ -97,6 +97,7 @@ def run_in(screens, queue, *args, **options):
     return screens(" ".join(map(shlex.quote, queue.command("run", *args))) + "; exec sleep 60", **options)
 
 
+@pytest.mark.broad
 @posix_only("tmux")
 def test_a_run_in_tmux_keeps_its_bar_below_the_output(queue, screens):  # noqa: F811
     screen = run_in(screens, queue, "-j", 2, *gates(queue, "a", "b", "wide" * 20), columns=60, lines=12)
@@ -115,6 +116,7 @@ def test_a_run_in_tmux_keeps_its_bar_below_the_output(queue, screens):  # noqa: 
     assert re.sub(r"completed in .*", "", shown.replace("\n", "")).strip() == "out a" + "out " + "wide" * 20 + "out b✔ 3 of 3"
 
 
+@pytest.mark.broad
 @posix_only("tmux")
 def test_ctrl_c_in_tmux_says_what_it_does_and_how_to_go_on(queue, screens):  # noqa: F811
     screen = run_in(screens, queue, "-j", 2, *gates(queue, "a", "b", "c", "d"), columns=110)
@@ -160,6 +162,7 @@ def test_a_summary_in_json_is_all_of_stdout(queue):
     assert json.loads(queue.cli("run", "--json", "echo", ":::").stdout)["total"] == 0
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("args", [["--json", "--output", "live"], ["--json", "-k"], ["-k", "--output", "live"], ["--tag", "--output", "none"],
                                   ["--group", "github", "--output", "live"], ["--group", "travis"], ["--output", "loud"],
                                   ["--fail-fast=later"], ["--results", "a file/x"], ["--joblog", "missing/x"], ["--resume", "--retry-failed"],
@@ -194,6 +197,7 @@ def test_fail_fast_soon_lets_running_jobs_end(queue):
     assert queue.job(1).state == "completed" and queue.job(4).state == "cancelled"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("args, started", [(["--fail-fast"], 1), (["--fail-fast=soon"], 1), (["--max-failures", 3], 3)])
 def test_no_job_starts_after_the_failure_that_ends_a_run(queue, args, started):
     """They take a millisecond each: whoever looks only now and then is too late."""
@@ -216,6 +220,7 @@ def test_a_run_ends_when_its_time_is_up(queue):
     assert done.returncode == 124 and "the time of 500ms is up" in done.stderr and queue.job(1).state == "cancelled"
 
 
+@pytest.mark.sampled(2)
 @posix_only("signals")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_says_what_it_does_and_how_to_go_on(queue, number, status):

@@ -41,6 +41,7 @@ def test_a_schedule_keeps_the_zone_it_was_added_in_whoever_fires_pauses_and_look
     assert "Asia/Tokyo" not in queue.out("cron", "list", env={"TZ": "Asia/Tokyo", "COLUMNS": "200"})
 
 
+@pytest.mark.sampled(4)
 @posix_only("TZ, as the C library reads it")
 @needs_zones
 @pytest.mark.parametrize("value, zone, utc", [
@@ -53,6 +54,7 @@ def test_whatever_tz_holds_is_resolved_when_the_schedule_is_added(queue, value, 
     assert (found["tz"], found["next_at"][11:16]) == (zone, utc)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("zone", ["Mars/North", "Europe/Berln", "CET-1CEST,M3.5.0"])
 def test_a_tz_that_is_no_zone_is_refused_and_nothing_is_stored(queue, zone):
     done = queue.cli("cron", "add", "s", "30 0 * * *", "exit 0", env={"TZ": zone}, check=False)
@@ -136,6 +138,7 @@ def test_what_replaces_a_schedule_keeps_its_zone_unless_it_is_told_another(queue
 
 # ---- names and the command line -------------------------------------------------------------------------------------
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words", [
     ["--no-overlap", "n", "*/5 * * * *", "ls", "-l"], ["n", "--no-overlap", "*/5 * * * *", "ls", "-l"],
     ["n", "*/5 * * * *", "--no-overlap", "ls", "-l"], ["--no-overlap", "--", "n", "*/5 * * * *", "ls", "-l"],
@@ -483,6 +486,7 @@ def test_a_crontab_is_loaded_as_it_stands(queue):
     assert (home / "backup.log").read_text() == "%s\nhello  there, --all\n" % home
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("line, words", [
     ("61 * * * * x", "minute '61'"), ("* * * * *", "no command"), ("* * * x", "five fields"), ("@often x", "@often"), ("@daily", "no command"),
     ("hello world", "five fields"), ("CRON_TZ=Mars/North", "Mars/North"), ("# name: 7\n* * * * * x", "would read as an id"),
@@ -560,6 +564,7 @@ def test_percent_signs_mean_what_vixie_cron_takes_them_for():
         assert (found["command"], found.get("stdin", "")) == (command, given), text
 
 
+@pytest.mark.broad
 @posix_only("a shell, and the commands of POSIX")
 @needs_zones
 def test_what_is_printed_as_a_crontab_can_be_loaded_and_runs_the_same(queue, tmp_path):

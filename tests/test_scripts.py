@@ -118,6 +118,7 @@ class Ps1:
             assert {"ne": told == text, "notmatch": text in told, "match": text not in told}[how], (line, told)
 
 
+@pytest.mark.broad
 @pytest.mark.core
 def test_every_command_of_test_ps1_does_what_it_expects_and_ends_with_status_0(queue):
     script = Ps1(queue)
@@ -139,6 +140,26 @@ def test_make_names_every_target_and_uses_one_stamp():
         pytest.skip("no make here")
     for target in ("test", "test-slow", "test-all", "bench", "storm", "clean"):
         subprocess.run(["make", "-n", target], cwd=str(ROOT), check=True, stdout=subprocess.DEVNULL)
+
+
+def collected(expression):
+    """The tests that pytest -m would run."""
+    command = [sys.executable, "-m", "pytest", "tests", "-q", "--collect-only", "-p", "no:cacheprovider", "-m", expression]
+    listed = subprocess.run(command, cwd=str(ROOT), stdout=subprocess.PIPE, check=True).stdout.decode()
+    return {line for line in listed.splitlines() if "::" in line}
+
+
+@pytest.mark.slow
+@posix_only("the Makefile is for GNU make")
+def test_each_test_is_run_by_make_test_or_by_make_test_slow_and_a_sampled_one_by_both():
+    everything = collected("slow or not slow")
+    quick, long = (collected(re.search(r'(?m)^%s:.*\n.* -m "?([^"]+?)"? -' % target, (ROOT / "Makefile").read_text()).group(1))
+                   for target in ("test", "test-slow"))
+    assert quick | long == everything and not quick & long
+    assert len(everything) > len(quick) > 1000
+    sampled = {name.split("[")[0] for name in collected("sampled")}
+    for part in (quick, long):
+        assert sampled <= {name.split("[")[0] for name in part}
 
 
 def test_the_top_level_holds_only_what_a_user_is_told_of():

@@ -122,6 +122,7 @@ def test_cron_edit_changes_what_it_is_told_and_nothing_else(queue):
     assert queue.json("show", job)["command"] == "echo two" and queue.json("show", job)["timeout"] == 3600.0
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words", [["n"], ["n", "--timeout", "soon"], ["x", "--timeout", "1h"], ["n", "--cron", "0 0 31 2 *"], ["n", "--name", "y"],
                                    ["n", "--cron", "0 0 * * *", "--every", "1h"], ["n", "--command", ""], ["n", "--after", "77"]])
 def test_a_cron_edit_that_makes_no_sense_changes_nothing(queue, words):

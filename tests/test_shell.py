@@ -50,6 +50,7 @@ def test_variables_whose_names_are_no_identifiers_arrive_as_they_were(queue):
     assert {k: v for k, v in arrived.items() if k not in mine} == {k: v for k, v in had.items() if k not in mine}
 
 
+@pytest.mark.broad
 @pytest.mark.skipif(not shutil.which("bash"), reason="POSIX only: bash")
 def test_odd_names_arrive_where_a_shell_must_run_too_and_the_shell_stays_what_it_is(queue):
     odd = dict(odd_variables(), **{"BASH_FUNC_greet%%": "() {  echo hello $1\n}"})
@@ -66,6 +67,7 @@ def test_odd_names_arrive_where_a_shell_must_run_too_and_the_shell_stays_what_it
     assert queue.job(jobs[5]).error == queue.job(plain[5]).error
 
 
+@pytest.mark.broad
 @pytest.mark.skipif(not shutil.which("bash"), reason="POSIX only: bash")
 def test_odd_names_pass_through_the_installed_command_of_a_python_that_the_kernel_cannot_name(queue):
     odd = dict(odd_variables(), **{"BASH_FUNC_greet%%": "() {  echo hello $1\n}"})

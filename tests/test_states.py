@@ -79,6 +79,7 @@ def expire_anyway(store, clock, number):
         return store.life.end(store.look.job(number), "expire", now, error="expired")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("state, event", EVERY_PAIR)
 def test_an_event_does_what_the_table_says_or_nothing(store, clock, state, event):
     number, claimed = bring(store, clock, state)
@@ -105,6 +106,7 @@ def test_an_event_does_what_the_table_says_or_nothing(store, clock, state, event
     invariants(store)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("state, event", EVERY_PAIR)
 def test_an_event_from_a_stale_record_changes_nothing(store, clock, state, event):
     """Whoever read the job before it moved on writes in vain: state, worker and attempt are the fence."""

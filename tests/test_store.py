@@ -392,6 +392,7 @@ def test_processes_side_by_side_take_each_job_once(tmp_path):
     assert [worker.returncode for worker in workers] == [0] * 4
 
 
+@pytest.mark.broad
 def test_sixteen_processes_may_create_one_database_at_once(tmp_path):
     path = str(tmp_path / "q.db")
     code = "import sys; sys.path.insert(0, sys.argv[1]); import queuectl; q = queuectl.Store(sys.argv[2]); q.enqueue('true')"

@@ -151,6 +151,7 @@ def test_the_id_that_could_not_be_printed_is_told_on_stderr(queue, tmp_path):
         assert [job["id"] for job in queue.json("list")] == list(range(count, 0, -1))
 
 
+@pytest.mark.broad
 def test_help_that_cannot_be_printed_is_a_failure_in_one_line(queue, tmp_path):
     for words in (["--help"], ["--version"], ["enqueue", "--help"], ["cancel", "--all", "--dry-run"]):
         queue.enqueue("true")
@@ -160,6 +161,7 @@ def test_help_that_cannot_be_printed_is_a_failure_in_one_line(queue, tmp_path):
         assert call(queue, words, 2, "closed", str(tmp_path))[0] == 0
 
 
+@pytest.mark.broad
 def test_a_mistake_is_exit_status_2_whatever_the_streams(queue, tmp_path):
     for number in (0, 1, 2):
         for how in BREAKS:
@@ -169,6 +171,7 @@ def test_a_mistake_is_exit_status_2_whatever_the_streams(queue, tmp_path):
     assert not queue.db.exists()
 
 
+@pytest.mark.broad
 def test_input_that_cannot_be_read_stores_nothing(queue, tmp_path):
     for words in (["enqueue", "--file", "-"], ["run", "--file", "-"], ["enqueue", "--stdin", "-", "cat"], ["import", "-"]):
         for how in ("closed",) + READER_LEFT:  # /dev/full gives zeros without end

@@ -45,6 +45,7 @@ def held_job(queue, *options):
 
 # ---- signals ---------------------------------------------------------------------------------------
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("names, number", [("HUP", "SIGHUP"), ("HUP INT", "SIGINT"), ("TERM", "SIGTERM"), ("INT QUIT", "SIGQUIT")])
 def test_a_signal_that_was_ignored_when_we_were_started_stays_ignored(queue, names, number):
     go = queue.dir / "go"
@@ -107,6 +108,7 @@ def test_quit_gives_the_jobs_back(queue):
     assert (queue.job(job).state, queue.job(job).attempts) == ("pending", 0)
 
 
+@pytest.mark.sampled(4)
 @linux_only("strace")
 @pytest.mark.parametrize("name", ["SIGQUIT", "SIGINT", "SIGHUP", "SIGTERM"])
 def test_a_signal_to_the_whole_group_is_no_fault_of_a_job_that_is_just_starting(queue, name):
@@ -283,6 +285,7 @@ queuectl.Transaction.__enter__, queuectl.Transaction.__exit__, queuectl.Database
 """
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("fault", ["begin"] + [pytest.param(fault, marks=pytest.mark.slow) for fault in ("commit", "read")])
 def test_no_failure_at_any_database_call_of_the_supervisor_makes_it_forget(queue, fault):
     bench = Bench(queue)
@@ -565,6 +568,7 @@ def test_a_job_may_stop_its_own_workers_and_ends_once(queue, options):
     assert queue.job(job).attempt == 1
 
 
+@pytest.mark.broad
 def test_a_job_that_stops_its_own_workers_now_and_goes_on_is_given_back_and_not_charged(queue):
     queue.cli("config", "set", "kill_grace", "0.2s")
     queue.start(1)

@@ -31,6 +31,7 @@ def printed(queue, jobs):
 
 # ---- values reach the program unchanged -----------------------------------------------------------------
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("command", ["run", "enqueue"])
 def test_values_reach_the_program_unchanged_whatever_they_hold(queue, command):
     values = [value for value in ODD if value not in ("é✓",)]
@@ -47,6 +48,7 @@ def test_a_line_for_a_shell_gets_its_values_unchanged(queue):
     assert printed(queue, range(1, len(ODD) + 1)) == [[value] for value in ODD]
 
 
+@pytest.mark.sampled(3)
 @posix_only("the quotes of sh")
 @pytest.mark.parametrize("line, expected", [('printf %s "<{}>"', "<%s>"), ("printf %s '<{}>'", "<%s>"), ('printf %s "$(printf %s {})"', "%s"),
                                             ('printf %s "\\"{}$(printf "%s" "{}")"', '"%s%s'), ("(printf %s {})", "%s")])
@@ -178,6 +180,7 @@ def check_against_parallel(queue, seed, templates=20):
 needs_parallel = pytest.mark.skipif(not WINDOWS and not shutil.which("parallel"), reason="needs GNU parallel")
 
 
+@pytest.mark.sampled(4)
 @posix_only("GNU parallel")
 @needs_parallel
 @pytest.mark.parametrize("seed", range(4))
@@ -219,6 +222,7 @@ def test_two_thousand_lists_of_values_give_the_command_lines_of_gnu_parallel(que
 
 # ---- input that is not used -------------------------------------------------------------------------------
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("args, stdin, told", [
     (["exit 0"], "x\n", "nothing reads the data on standard input"),
     (["echo {}", ":::", "a"], "x\n", "nothing reads the data on standard input"),
@@ -259,6 +263,7 @@ PIPED = [  # a line for sh, its exit status and what it prints; Q is `queuectl r
     ("ls *.log | while read -r f; do Q printf '<%s>' \"$f\" < /dev/null; done", 0, "<a b.log><c.log>")]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("line, status, printed", PIPED)
 @linux_only("only /proc says who else reads a pipe")
 def test_a_pipeline_is_a_list_for_a_program_and_its_arguments(queue, line, status, printed):
@@ -271,6 +276,7 @@ def test_a_pipeline_is_a_list_for_a_program_and_its_arguments(queue, line, statu
     assert not status or "write {} where its lines belong" in done.stderr
 
 
+@pytest.mark.broad
 @posix_only("sh")
 def test_run_without_a_command_reads_commands_as_parallel_does(queue):
     (queue.dir / "commands.txt").write_text("# two\necho one\n{\"command\": \"echo two\"}\n")

@@ -74,6 +74,7 @@ def test_top_shows_queues_workers_with_their_jobs_counts_and_the_latest_failures
     screen.until(r"completed 2")
 
 
+@pytest.mark.broad
 def test_the_throughput_is_a_chart_that_moves(queue, top):
     queue.start(1)
     screen = top()
@@ -103,6 +104,7 @@ def test_keys_do_not_hurry_the_chart(queue, top):
     assert 1 <= len(bars) <= 2, text
 
 
+@pytest.mark.broad
 def test_removed_jobs_do_not_break_the_chart(queue, top):
     settle(queue, *["exit 0"] * 5)
     screen = top()
@@ -143,6 +145,7 @@ def test_arrows_and_letters_move_the_mark_and_a_held_key_loses_nothing(queue, to
     is_marked(screen, 12)
 
 
+@pytest.mark.broad
 def test_every_job_can_be_reached_however_many_rows_there_are(queue, top):
     change(queue, lambda store: store.enqueue_many(["exit 0"] * 80))
     screen = top(lines=20)
@@ -155,6 +158,7 @@ def test_every_job_can_be_reached_however_many_rows_there_are(queue, top):
     is_marked(screen, 80)
 
 
+@pytest.mark.broad
 def test_the_mark_stays_on_its_job_when_others_arrive_and_go(queue, top):
     change(queue, lambda store: store.enqueue_many(["exit 0"] * 5))
     screen = top()
@@ -171,6 +175,7 @@ def test_the_mark_stays_on_its_job_when_others_arrive_and_go(queue, top):
     is_marked(screen, 3)
 
 
+@pytest.mark.broad
 def test_f_filters_by_state(queue, top):
     settle(queue, "exit 0", "exit 7")
     queue.enqueue("echo waits")
@@ -187,6 +192,7 @@ def test_f_filters_by_state(queue, top):
     assert {"all", "dead", "processing"} <= seen
 
 
+@pytest.mark.broad
 def test_enter_shows_the_jobs_log_and_any_key_goes_back(queue, top):
     go = queue.dir / "go"
     job = queue.enqueue(*queue.script(WAIT_FOR + "\nprint('the last line \\x1b[2J \\x07')", go))
@@ -247,6 +253,7 @@ def test_what_runs_comes_first_however_many_jobs_came_after_it(queue):
     (queue.dir / "go").write_text("")
 
 
+@pytest.mark.broad
 def test_r_runs_a_finished_job_again(queue, top):
     settle(queue, "exit 7")
     screen = top()
@@ -314,6 +321,7 @@ def test_every_size_of_the_window_is_filled_and_nothing_wraps(queue, top):
         assert max(map(cells, rows)) > columns * 0.8, "the width is not used"
 
 
+@pytest.mark.broad
 def test_a_window_of_next_to_no_size_is_survived(queue, top):
     change(queue, lambda store: store.enqueue_many(["exit 0"] * 9))
     screen = top()
@@ -347,6 +355,7 @@ def quit_by_signal(name):
     return send
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("leave", [quit_by_key("q"), quit_by_key("Escape"), quit_by_key("C-c"), quit_by_signal("SIGTERM"),
                                    quit_by_signal("SIGHUP"), quit_by_signal("SIGINT")],
                          ids=["q", "Escape", "Ctrl-C", "TERM", "HUP", "INT"])

@@ -78,6 +78,7 @@ WORDS = (["enqueue", "true"], ["list"], ["run", "true"], ["worker", "start"], ["
 
 # ---- what another user has made -----------------------------------------------------------------
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("victim", [0, ANN], ids=["root", "ann"])
 @pytest.mark.parametrize("planted", [
     "mkdir -m 777 q.db.d", "mkdir -m 700 q.db.d", "mkdir -p -m 777 q.db.d/workers q.db.d/logs", "ln -s /etc q.db.d",
@@ -93,6 +94,7 @@ def test_what_another_user_has_put_where_a_queue_will_be_is_refused(town, victim
     assert snapshot(town.folder) == before
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("victim", [0, ANN], ids=["root", "ann"])
 def test_a_queue_of_ones_own_in_a_sticky_folder_works_and_nobody_else_can_use_it(town, victim):
     db = town.folder / "q.db"
@@ -106,6 +108,7 @@ def test_a_queue_of_ones_own_in_a_sticky_folder_works_and_nobody_else_can_use_it
         assert mode(path) & 0o077 == 0 and path.lstat().st_uid == victim, path
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("victim", [0, ANN], ids=["root", "ann"])
 @pytest.mark.parametrize("folder_mode, group", [(0o777, 0), (0o775, 4243), (0o2770, 4243)])
 def test_a_folder_in_which_others_may_replace_the_database_is_refused(town, victim, folder_mode, group):
@@ -150,6 +153,7 @@ def test_a_group_with_one_member_is_no_other_user(town):
     assert "others may write" in one_error_line(town.call(ANN, folder / "q.db", "list", prefix=names, check=False))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("loosen", ["chmod 666 q.db", "chmod 777 q.db.d", "chmod 777 q.db.d/workers", "chmod 757 q.db.d/logs"])
 def test_a_queue_that_others_may_write_to_is_refused_and_doctor_mends_it(town, loosen):
     home = town.home("ann", ANN, 0o755)
@@ -193,6 +197,7 @@ def put(kind, target, place):
 KINDS = ["link", "hard link", "fifo"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["1.out", "../gate"] + [pytest.param(name, marks=pytest.mark.slow) for name in (
     "1.lock", "s1.lock", "../workers.log", "1.out.tail", "1.out.cmd", "1.out.new")])
@@ -213,6 +218,7 @@ def test_what_lies_where_a_file_of_the_queue_is_to_be_is_neither_followed_nor_wa
     queue.stop()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["%d.out", "%d.lock"])
 def test_the_rescue_of_a_dead_worker_harms_no_program_whose_file_was_put_there(queue, daemon, kind, name):
@@ -376,6 +382,7 @@ def test_the_advice_for_a_damaged_database_makes_no_copy_that_others_can_read(qu
 
 # ---- root and another user's queue -----------------------------------------------------------------
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("words", WORDS + (["doctor"], ["logs", "1"], ["top"], ["backup", "/nonexistent/x"]), ids=" ".join)
 def test_root_is_told_that_a_queue_is_another_users_and_refused(town, words):
     home = town.home("ann", ANN)
@@ -396,6 +403,7 @@ def test_root_in_a_container_whose_volume_is_another_users_is_told_what_to_give(
     assert town.call(0, volume / "q.db", "enqueue", "true", QUEUECTL_AS_ROOT="1").stdout == "1\n"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", ["option", pytest.param("option behind the command", marks=pytest.mark.slow), "variable"])
 def test_with_as_root_all_that_is_made_is_the_users_who_goes_on_with_it(town, way):
     home = town.home("ann", ANN)
@@ -471,6 +479,7 @@ def spoil(home, what):
             os.chown(str(path), 0, 0)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("what", ["*/logs/0"] + [pytest.param(what, marks=pytest.mark.slow) for what in ("*/workers", "*/logs", "*/gate", "*.log")])
 def test_files_of_roots_in_a_users_queue_are_named_with_the_chown_that_mends_them(town, what):
     home = town.home("ann", ANN)
@@ -491,6 +500,7 @@ def test_files_of_roots_in_a_users_queue_are_named_with_the_chown_that_mends_the
     assert town.call(ANN, db, "doctor").returncode == 0
 
 
+@pytest.mark.broad
 def test_a_worker_that_meets_roots_files_says_so_in_explain_and_goes_on_when_they_are_given_back(town):
     home = town.home("ann", ANN)
     db = home / "q.db"
@@ -536,6 +546,7 @@ def test_another_user_can_neither_see_nor_change_nor_stop_a_users_queue(town):
         town.call(ANN, db, "worker", "stop", "--now")
 
 
+@pytest.mark.broad
 def test_a_limit_of_processes_is_waited_out(town):
     """RLIMIT_NPROC binds a plain user: bob's own other processes may use it up."""
     home = town.home("bob", BOB)

@@ -73,6 +73,7 @@ WIDE = ["echo \u65e5\u672c\u8a9e\u306e\u9577\u3044\u30b3\u30de\u30f3\u30c9", "ec
         "echo \ud55c\uad6d\uc5b4 " * 12]
 
 
+@pytest.mark.sampled(5)
 @posix_only("pseudo-terminals")
 @pytest.mark.parametrize("columns", [20, 40, 52, 80, 200])
 def test_no_row_of_a_table_is_wider_than_the_terminal(queue, columns):
@@ -105,6 +106,7 @@ def views(queue):
             ["list", "--tree"], ["events"], ["retry", 4, "--dry-run"])
 
 
+@pytest.mark.broad
 @posix_only("pseudo-terminals")
 def test_no_view_has_colour_with_no_color_or_in_a_pipe(mixed):
     for words in views(mixed):

@@ -90,6 +90,7 @@ def mark_of(server):
 
 # ---- who is let in -------------------------------------------------------------------------------
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("path", ["/", "/metrics", "/health", "/api/live", "/api/log?id=1&download=1"] + ["/api/" + page for page in PAGES])
 def test_without_the_token_nothing_is_told(server, path):
     for options in ({}, {"Cookie": "queuectl_%d=wrong" % server.port}, {"Authorization": "Bearer wrong"}, {"Cookie": "\xff=;;=\"", }):
@@ -125,12 +126,14 @@ def test_the_token_is_in_a_file_of_its_owner_alone_and_stays(queue):
     assert Server(queue).token == first.token
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8383", "127.0.0.1.evil.example", "localhost.evil.example", "[::1", ""])
 def test_a_name_that_is_not_ours_is_refused(server, host):
     status, _, body = server.ask("/api/status", Host=host)
     assert status == (400 if host == "[::1" else 403) and b"pending" not in body
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST:9000", "[::1]:9000", "127.0.0.1:9000"])
 def test_a_tunnel_may_have_another_port(server, host):
     assert server.ask("/api/status", Host=host)[0] == 200
@@ -276,6 +279,7 @@ def test_open_hands_the_browser_a_file_without_the_token_in_its_arguments(queue)
     assert server.url in file.read_text() and file.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("options", [["--base-path", "queue"], ["--base-path", "/a b"], ["--base-path", "//evil"], ["--base-path", "/a\nX: b"], ["--port", "70000"], ["--port", "x"],
                                      ["--tls", "missing", "missing"], ["--address", "no.such.host.invalid", "--allow-remote"],
                                      ["--db", "no-such-queue.db"]])
@@ -290,6 +294,7 @@ def test_a_port_that_is_taken_is_one_line(server, queue):
     assert done.returncode == 2 and "--port" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.broad
 @linux_only("openssl makes the certificate")
 def test_over_tls(queue):
     key, certificate = str(queue.dir / "key.pem"), str(queue.dir / "cert.pem")
@@ -326,6 +331,7 @@ def test_metrics_are_served(server):
     assert len(families) == len(queuectl.METRICS.splitlines())
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("path", ["job?id=99", "job", "jobs?state=odd", "jobs?batch=x", "jobs?limit=-1", "jobs?before=1e9", "jobs?order=odd",
                                   "jobs?order=next&before=1", "jobs?order=next&before=a,b", "jobs?limit=0", "jobs?status=dead", "jobs?" + "a&" * 60,
                                   "log?id=nobody", "log?id=1&attempt=../../x", "stats?since=never", "nothing", "log?id=99&download=1",
@@ -335,6 +341,7 @@ def test_a_wrong_question_is_one_line(server, path):
     assert status == (404 if path in ("nothing", "log?id=1&download=1") or "no job" in body.decode() else 400) and body.count(b"\n") == 1 and b"Traceback" not in body and b"internal" not in body, body
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name, body", [
     ("act", {}), ("act", {"verb": "explode", "ids": [1]}), ("act", {"verb": "retry"}), ("act", {"verb": "retry", "ids": {}}),
     ("act", {"verb": "retry", "filter": [1]}), ("act", {"verb": "retry", "filter": "state"}), ("act", {"verb": ["retry"], "ids": [1]}),
@@ -550,6 +557,7 @@ def test_a_request_that_never_ends_is_ended(server, line):
     ended_when_it_trickles(server, (line.replace("%s", server.token)).encode())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("data", [
     b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n" * 100,
     b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 300 + b"\r\n", b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n",

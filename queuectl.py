@@ -284,13 +284,6 @@ CREATE TRIGGER schedule_deleted AFTER DELETE ON schedule BEGIN
 END;
 """
 
-# The rows of a fresh database.
-FIRST_ROWS = (
-    "INSERT INTO queue(name) VALUES('default')",
-    "INSERT INTO tally(queue, state, n) VALUES('default', 'pending', 0), ('default', 'processing', 0), ('default', 'completed', 0), "
-    "('default', 'failed', 0), ('default', 'dead', 0), ('default', 'cancelled', 0)",
-)
-
 # Version 1 and its exports hold a signal in words, "signal 9 (SIGKILL)": CAST reads the number at their beginning.
 SIGNALS_FROM_WORDS = tuple(
     "UPDATE %s SET signal=CAST(substr(error, 8) AS INTEGER), error=NULL WHERE exit_code IS NULL AND error GLOB 'signal [1-9]*'" % table
@@ -689,18 +682,28 @@ def shell_status(exit_code, signal):
 
 
 def parse_name(raw, what: str = "a name") -> str:
-    """Return a name for a job, queue or schedule: one printable line that `Look.ids` does not read as an id or a range.
+    """Return a name for a job or schedule: one printable line that `Look.ids` does not read as an id or a range."""
+    name = listable(raw, what)
+    if name.isascii() and (name.isdigit() or name == "last" or all(map(str.isdigit, name.split("-", 1)))):
+        raise UserError("%s can't be %s, which would read as %s: choose another" % (
+            what, quoted(name), "the newest job" if name == "last" else "an id"))
+    return name
 
-    A queue's name may look like an id: no queue is looked up where an id could stand.
-    """
+
+def parse_queue(raw, what: str = "a queue") -> str:
+    """Return the name of a queue.  It may look like an id: no queue is looked up where an id could stand."""
+    name = listable(raw, what)
+    if "/" in name:  # see `slashed`
+        raise UserError("%s can't hold a slash: %s" % (what, quoted(name)))
+    return name
+
+
+def listable(raw, what: str) -> str:
+    """Return a name that may stand in a list of names: one printable line without commas."""
     if not isinstance(raw, str) or not raw or len(raw) > 200 or not raw.isprintable() or raw != raw.strip():
         raise UserError("%s must be 1 to 200 printable characters, not %s" % (what, quoted(raw)))
-    if "queue" not in what and raw.isascii() and (raw.isdigit() or raw == "last" or all(map(str.isdigit, raw.split("-", 1)))):
-        raise UserError("%s can't be %s, which would read as %s: choose another" % (
-            what, quoted(raw), "the newest job" if raw == "last" else "an id"))
-    if raw[0] == "-" or "," in raw or "/" in raw and "queue" in what:
-        raise UserError("%s can't start with - or hold a comma%s: %s" % (
-            what, " or a slash" if "queue" in what else "", quoted(raw)))
+    if raw[0] == "-" or "," in raw:
+        raise UserError("%s can't start with - or hold a comma: %s" % (what, quoted(raw)))
     return raw
 
 
@@ -943,10 +946,9 @@ def parse_directory(path, what: str) -> str:
 
 # The parsers of job options.  The kind `setting` is not here: it uses the parser of the setting of that name.
 OPTION_PARSERS = {
-    "name": parse_name, "text": parse_text, "duration": parse_duration, "when": parse_when, "codes": parse_codes, "refs": parse_refs,
-    "labels": parse_labels,
-    "dir": parse_directory, "env": parse_env, "stdin": parse_stdin, "umask": parse_umask, "flag": parse_flag,
-    "priority": within(-10**9, 10**9), "slots": within(1, 10**6), "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
+    "name": parse_name, "queue": parse_queue, "text": parse_text, "duration": parse_duration, "when": parse_when, "codes": parse_codes,
+    "refs": parse_refs, "labels": parse_labels, "dir": parse_directory, "env": parse_env, "stdin": parse_stdin, "umask": parse_umask,
+    "flag": parse_flag, "priority": within(-10**9, 10**9), "slots": within(1, 10**6), "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
 
 
 class Option(namedtuple("Option", "name flags parse metavar column takers meaning")):
@@ -965,7 +967,7 @@ class Option(namedtuple("Option", "name flags parse metavar column takers meanin
 JOB_OPTIONS = {option.name: option for option in map(Option.of, ("""\
 name         --id name     NAME     name         edit          a name, usable wherever an id is; it is free again when the job has ended
 label        .    labels   LABEL    labels       edit,cron     a label to find it by (may be repeated)
-queue        .    name     NAME     queue        edit,cron     the queue to put it in (default)
+queue        .    queue    NAME     queue        edit,cron     the queue to put it in (default)
 priority     -p   priority N        priority     edit,cron     higher goes first (0)
 delay        .    duration DURATION .            edit,cron     start no sooner than this from now
 at           .    when     TIME     .            edit,cron     start no sooner than this time, local unless it names a zone
@@ -4799,8 +4801,6 @@ class Database:
             if version == 0:
                 for statement in SCHEMA.split("\nCREATE ")[1:]:  # executescript would commit the transaction
                     self.execute("CREATE " + statement)
-                for statement in FIRST_ROWS:
-                    self.execute(statement)
             for step, statements in MIGRATIONS:
                 for statement in statements if 0 < version <= step else ():
                     self.execute(schema_texts().get(statement, statement))
@@ -5423,6 +5423,7 @@ class Life(Part):
             self._db.execute("DELETE FROM dep WHERE child=?", (job.id,))
             self.add_parents(job.id, parents)
         self.settle(self._store.look.row(job.id), now)
+        self._db.hint(1)  # another queue, priority or expiry makes no new gate
         return "edited"
 
     def _leads_to(self, job_id: int, parents: list) -> bool:
@@ -6987,7 +6988,8 @@ class Keep(Part):
                 self._store.queues.need(name)
                 self._store.queues.open_tally(name)  # also for a queue that came with the rows
             self._db.execute("UPDATE job SET pool=NULL, gate=CASE gate WHEN 5 THEN 0 ELSE gate END WHERE pool IS NOT NULL")
-            self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, attempts=max(0, attempts-1) WHERE state='processing'")
+            self._db.execute("UPDATE job SET state='pending', gate=0, worker=NULL, cancel=0, attempts=max(0, attempts-1) "
+                             "WHERE state='processing'")
             self._db.execute("UPDATE env SET data=? WHERE data=?", (kept(
                 OS.environment(), self._store.settings.value("env_keep")), NO_ENV))
             self._store.queues.recount()
@@ -7024,7 +7026,7 @@ class Keep(Part):
                         umask=within(0, 0o777), labels=lambda raw, what: parse_labels(str(raw).strip("/").split("/"), what),
                         cwd=lambda raw, what: isinstance(raw, bytes) or parse_directory(raw, what),
                         command=lambda raw, what: Plan([{"command": os.fsdecode(raw) if isinstance(raw, bytes) else raw}])),
-            "queue": {"name": parse_name, "max_running": within(0, 10**6), "rate": parse_rate, "every": within(1e-6, LARGEST, float)},
+            "queue": {"name": parse_queue, "max_running": within(0, 10**6), "rate": parse_rate, "every": within(1e-6, LARGEST, float)},
             "batch": {"total": number, "unfinished": within(-LARGEST, LARGEST)},
             "schedule": {"name": parse_name, "spec": lambda raw, what: parse_cron(raw), "every": parse_duration,
                          "options": lambda raw, what: Plan([stored_job(raw)])},
@@ -7241,11 +7243,16 @@ class Store:
         self.browse = Browse(self)
         self.keep = Keep(self)
         try:
-            open_file(self.db, self.schedules.settle_zones)
+            open_file(self.db, self._settle)
             self.workers.leave_behind()
         except BaseException:
             self.close()
             raise
+
+    def _settle(self) -> None:
+        """Add the rows that tables which were just made or migrated lack."""
+        self.queues.need("default")
+        self.schedules.settle_zones()
 
     @classmethod
     def existing(cls, path: str, patience: float = PATIENCE_S):
@@ -12043,7 +12050,7 @@ def queue_list(names):
     """Return `a,b` as `/a/b/`, the form in which Store compares queue names; None for all."""
     if names is None:
         return None
-    return slashed([parse_name(name.strip(), "a queue") for name in names.split(",")])
+    return slashed([parse_queue(name.strip()) for name in names.split(",")])
 
 
 def cmd_worker_start(args) -> int:
@@ -13147,7 +13154,7 @@ def show_list(args, rows: list, columns, none: str) -> None:
 def check_queue_names(args) -> None:
     if bool(args.all) == bool(args.names):
         raise UserError("which queue? Give a name or --all")
-    args.names = [parse_name(name, "a queue") for name in args.names]
+    args.names = [parse_queue(name) for name in args.names]
 
 
 def pause_queues(store, args, paused: int) -> None:
@@ -13165,7 +13172,7 @@ def cmd_queue_resume(store, args) -> None:
 
 
 def check_queue_limit(args) -> None:
-    args.name = parse_name(args.name, "a queue")
+    args.name = parse_queue(args.name)
     args.limit = None if args.limit == "none" else parse_number(args.limit, "the limit", 0, 10**6, int)
 
 
@@ -13175,7 +13182,7 @@ def cmd_queue_limit(store, args) -> None:
 
 
 def check_queue_rate(args) -> None:
-    args.name = parse_name(args.name, "a queue")
+    args.name = parse_queue(args.name)
     args.rate, args.every = parse_rate(args.rate)
 
 
@@ -13187,7 +13194,7 @@ def cmd_queue_rate(store, args) -> None:
 
 def check_queue_set(args) -> None:
     import shlex
-    args.name = parse_name(args.name, "a queue")
+    args.name = parse_queue(args.name)
     try:
         for engine in ENGINES:
             engine_options(engine, shlex.split(args.engine_options or ""))
@@ -13556,7 +13563,7 @@ def health_json(report: dict) -> dict:
 
 def cmd_health(args) -> int:
     """Print one line for a monitoring system: what is wrong, then figures; exit 0, 1 for a warning, 2 if it is critical."""
-    queues = [parse_name(name, "a queue") for name in args.queue or ()]
+    queues = [parse_queue(name) for name in args.queue or ()]
     report = health_report(find_database(args.db), queues, args.max_wait, args.max_dead)
     jobs = report["jobs"]
     waiting_now = jobs["pending"] + jobs["failed"]
@@ -14932,7 +14939,7 @@ def web_enqueue(store, asked: dict) -> dict:
 def web_queue(store, asked: dict) -> dict:
     """Pause or resume a queue, or set its limit or rate."""
     refuse_unknown(asked, "name", "paused", "max_running", "rate")
-    name, changes = parse_name(asked.get("name"), "a queue"), {}
+    name, changes = parse_queue(asked.get("name")), {}
     if name not in [row.name for row in store.queues.list()]:
         raise NotFound("no queue %s: see `%s queue list`" % (quoted(name), PROGRAM))
     if "paused" in asked:

@@ -95,3 +95,18 @@ def test_import_refuses_what_is_no_whole_export_and_leaves_the_queue_as_it_was(q
         assert json.loads(queue.run([*queue.program, "--db", other, "list", "--json"]).stdout) == []
     assert imported("".join(lines)).returncode == 0
     assert imported("".join(lines)).returncode == 2  # it holds jobs already
+
+
+def test_a_job_that_was_to_be_cancelled_when_it_was_exported_runs_as_any_other(queue):
+    """What was asked of the running attempt is not asked of the next one."""
+    queue.cli("config", "set", "max_retries", 0)
+    job = queue.enqueue("exit 3")
+    rows = [json.loads(line) for line in queue.cli("export").stdout.splitlines()]
+    for row in rows:
+        if row["table"] == "job":
+            row["row"].update(state="processing", gate=None, worker=1, cancel=1, attempt=1, attempts=1, started_at=1.0)
+    other = queue.dir / "other.db"
+    program = [*queue.program, "--db", str(other)]
+    queue.run([*program, "import", "-"], stdin="".join(json.dumps(row) + "\n" for row in rows))
+    queue.run([*program, "worker", "start", "--foreground", "--drain"], check=False)
+    assert json.loads(queue.run([*program, "show", str(job), "--json"]).stdout)["state"] == "dead"

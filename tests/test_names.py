@@ -194,3 +194,12 @@ def test_retry_of_a_job_that_waits_for_its_backoff_runs_it_now(queue):
     assert queue.wait_for(job, "dead").attempts == 2, "the retries count on"
     later = queue.enqueue("--delay", "1h", "exit 0")
     assert queue.cli("retry", later, check=False).returncode == 1, "it waits for no backoff"
+
+
+def test_a_job_that_edit_puts_into_a_queue_with_workers_starts_at_once(queue):
+    """The supervisor looks once an hour by itself, so only the hint of the edit can start the job."""
+    queue.cli("queue", "pause", "closed")
+    job = queue.enqueue("--queue", "closed", "exit 0")
+    queue.start_blind()
+    queue.cli("edit", job, "--queue", "open")
+    queue.wait_for(job, "completed")

@@ -948,7 +948,8 @@ def parse_directory(path, what: str) -> str:
 OPTION_PARSERS = {
     "name": parse_name, "queue": parse_queue, "text": parse_text, "duration": parse_duration, "when": parse_when, "codes": parse_codes,
     "refs": parse_refs, "labels": parse_labels, "dir": parse_directory, "env": parse_env, "stdin": parse_stdin, "umask": parse_umask,
-    "flag": parse_flag, "priority": within(-10**9, 10**9), "slots": within(1, 10**6), "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
+    "flag": parse_flag, "priority": within(-10**9, 10**9), "slots": within(1, 10**6),
+    "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
 
 
 class Option(namedtuple("Option", "name flags parse metavar column takers meaning")):

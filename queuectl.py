@@ -297,7 +297,7 @@ FIND_HEADS = ("UPDATE queue SET (top, head)=(SELECT priority, id FROM job INDEXE
 BUCKETS = (0.1, 0.5, 2, 10, 60, 600, 3600, 21600)
 
 # Steps from each version to the next, as (version, statements).  A fresh database gets SCHEMA directly.  A name alone
-# stands for the statement of SCHEMA that makes the table or trigger of that name.
+# stands for the statement of SCHEMA that makes the table, index or trigger of that name.
 # tests/data holds one database per release; the tests migrate each and compare it with a fresh one.
 MIGRATIONS = (
     (1, (
@@ -308,24 +308,18 @@ MIGRATIONS = (
         "ALTER TABLE job ADD COLUMN signal INTEGER",
         "ALTER TABLE history ADD COLUMN signal INTEGER",
         *SIGNALS_FROM_WORDS,
-        "CREATE TRIGGER job_stdin AFTER DELETE ON job WHEN old.stdin IS NOT NULL BEGIN "
-        "UPDATE env SET uses=uses-1 WHERE id=old.stdin; DELETE FROM env WHERE id=old.stdin AND uses<=0; END",
+        "job_stdin",
         "ALTER TABLE supervisor ADD COLUMN failures_left INTEGER",
         "ALTER TABLE worker ADD COLUMN born REAL",
         "ALTER TABLE worker ADD COLUMN place TEXT",
         "ALTER TABLE schedule ADD COLUMN rule TEXT",
         "ALTER TABLE schedule ADD COLUMN boot TEXT",
-        "DROP INDEX job_schedule",
-        "CREATE INDEX job_schedule ON job(schedule, state) WHERE schedule IS NOT NULL",
+        "DROP INDEX job_schedule", "job_schedule",
         "UPDATE job SET hook=schedule, schedule=NULL WHERE schedule IN ('on_dead', 'on_idle') "
         "AND NOT EXISTS(SELECT 1 FROM schedule WHERE name=job.schedule)",
-        "CREATE TABLE waiting(target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, "
-        "PRIMARY KEY(target, job)) WITHOUT ROWID",
-        "followup", "schedule_due",
-        "DROP INDEX job_own",
-        "CREATE INDEX job_own ON job(pool, queue, priority DESC, id) WHERE gate=5",
-        "DROP INDEX job_unique",
-        "CREATE INDEX job_unique ON job(unique_key, state, finished_at) WHERE unique_key IS NOT NULL",
+        "waiting", "followup", "schedule_due",
+        "DROP INDEX job_own", "job_own",
+        "DROP INDEX job_unique", "job_unique",
         "ALTER TABLE tally ADD COLUMN entered INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE tally ADD COLUMN seconds REAL NOT NULL DEFAULT 0",
         "ALTER TABLE tally ADD COLUMN le1 INTEGER NOT NULL DEFAULT 0",
@@ -339,10 +333,7 @@ MIGRATIONS = (
         "DROP TRIGGER job_moved", "job_moved", "mishap", "history_counted",
         "ALTER TABLE job ADD COLUMN labels TEXT",
         "ALTER TABLE history ADD COLUMN output INTEGER",
-        "DROP INDEX job_name",
-        "CREATE UNIQUE INDEX job_name ON job(name) WHERE name IS NOT NULL AND state IN ('pending','processing','failed')",
-        "CREATE INDEX job_named ON job(name) WHERE name IS NOT NULL",
-        "CREATE INDEX job_label ON job(labels) WHERE labels IS NOT NULL",
+        "DROP INDEX job_name", "job_name", "job_named", "job_label",
         "ALTER TABLE queue ADD COLUMN top INTEGER",
         "ALTER TABLE queue ADD COLUMN head INTEGER",
         "queue_order", "queue_served", "job_readied", FIND_HEADS,
@@ -7122,32 +7113,8 @@ class Keep(Part):
 
         In a job, queue, batch or schedule a neutral value replaces it, and a waiting job is held.  Any other row is deleted.
         """
-        names = {int: "integer", float: "real", str: "text", bytes: "blob", type(None): "null"}
-        found = []
-        for table, text in schema_texts().items():
-            if not text.startswith("CREATE TABLE"):
-                continue
-            types = column_types(table)
-            parts = [part.partition("PRIMARY KEY")[::2] for part in definitions(text) if "PRIMARY KEY" in part]
-            keys = [column for before, after in parts for column in before.split()[:1] or after.strip("()").split(", ")]
-            quoted_key = "||' '||".join("quote(%s)" % column for column in keys)
-            key = "CAST(%s AS BLOB)" % quoted_key if "WITHOUT ROWID" in text else "rowid"
-            label = "CAST(name AS BLOB)" if keys == ["name"] else key  # a schedule or queue is known by its name
-            for column, kinds in types.items():
-                wrong = "typeof(%s) NOT IN (%s)" % (column, ", ".join("'%s'" % names[kind] for kind in kinds))
-                if int in kinds:
-                    wrong += " OR %s NOT BETWEEN %d AND %d" % (column, -LARGEST, LARGEST)
-                words = WORDS.get("%s.%s" % (table, column))
-                if words:
-                    wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
-                rows = self._db.read("SELECT %s, %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, label, table, wrong))
-                if str in kinds:  # only texts with more than printable ASCII can be not valid
-                    rows += [row for row in self._db.read("SELECT %s, %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
-                        key, column, label, table, column, column)) if not is_valid(row[1])]
-                for where, value, name in rows:
-                    found.append(("%s %s has a wrong value in %s: %s" % (
-                        table, plain(name if isinstance(name, bytes) else str(name)), column, quoted(value)),
-                        *self._repairs(table, column, kinds, key, where)))
+        found = [fault for table, text in schema_texts().items() if text.startswith("CREATE TABLE")
+                 for fault in self._wrong_in(table, text)]
         found += [("setting %s can't be read: %s" % (plain(str(key)), quoted(value)), "DELETE FROM config WHERE key=?", (key,))
                   for key, value in self._db.read("SELECT key, value FROM config")
                   if key in SETTINGS and is_valid(str(value)) and not self._readable(key, value)]
@@ -7156,6 +7123,32 @@ class Keep(Part):
         found += [("job %d is %s but has a gate" % row, "UPDATE job SET gate=NULL WHERE id=?", row[:1]) for row in self._db.read(
             "SELECT id, state FROM job WHERE gate IS NOT NULL AND "
             "(state NOT IN ('pending','failed') OR gate NOT BETWEEN 0 AND 5) LIMIT 1000")]
+        return found
+
+    def _wrong_in(self, table: str, text: str) -> list:
+        """Return what wrong_values returns, for one table; `text` is its CREATE statement."""
+        names = {int: "integer", float: "real", str: "text", bytes: "blob", type(None): "null"}
+        found = []
+        parts = [part.partition("PRIMARY KEY")[::2] for part in definitions(text) if "PRIMARY KEY" in part]
+        keys = [column for before, after in parts for column in before.split()[:1] or after.strip("()").split(", ")]
+        quoted_key = "||' '||".join("quote(%s)" % column for column in keys)
+        key = "CAST(%s AS BLOB)" % quoted_key if "WITHOUT ROWID" in text else "rowid"
+        label = "CAST(name AS BLOB)" if keys == ["name"] else key  # a schedule or queue is known by its name
+        for column, kinds in column_types(table).items():
+            wrong = "typeof(%s) NOT IN (%s)" % (column, ", ".join("'%s'" % names[kind] for kind in kinds))
+            if int in kinds:
+                wrong += " OR %s NOT BETWEEN %d AND %d" % (column, -LARGEST, LARGEST)
+            words = WORDS.get("%s.%s" % (table, column))
+            if words:
+                wrong += " OR %s NOT IN ('%s')" % (column, "', '".join(words))
+            rows = self._db.read("SELECT %s, %s, %s FROM %s WHERE %s LIMIT 1000" % (key, column, label, table, wrong))
+            if str in kinds:  # only texts with more than printable ASCII can be not valid
+                rows += [row for row in self._db.read("SELECT %s, %s, %s FROM %s WHERE typeof(%s)='text' AND %s GLOB '*[^ -~]*'" % (
+                    key, column, label, table, column, column)) if not is_valid(row[1])]
+            for where, value, name in rows:
+                found.append(("%s %s has a wrong value in %s: %s" % (
+                    table, plain(name if isinstance(name, bytes) else str(name)), column, quoted(value)),
+                    *self._repairs(table, column, kinds, key, where)))
         return found
 
     def _counters(self) -> list:

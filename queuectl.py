@@ -11072,6 +11072,7 @@ class Queue:
 
 def jobs_of_run(store, text: str, count) -> list:
     """Return the jobs that a `run` of these lines has worked, in order."""
+    import json
     import subprocess
     import tempfile
     fd, path = tempfile.mkstemp(prefix="python-")
@@ -11079,14 +11080,13 @@ def jobs_of_run(store, text: str, count) -> list:
     try:
         with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
-        done = subprocess.run([*program_argv(), "--db", store.db.path, "run", *words, "--file", path],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        done = subprocess.run([*program_argv(), "--db", store.db.path, "run", "--json", *words, "--file", path],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     finally:
         remove(path)
     if done.returncode not in (0, 1):
         raise UserError(done.stderr.decode("utf-8", "replace").strip().rpartition("error: ")[2] or "`run` was interrupted")
-    batch = next(row.id for row in store.queues.batches(0) if row.label == os.path.basename(path))
-    return [store.look.job(job_id) for job_id in store.look.select(batch=batch)]
+    return [store.look.job(job_id) for job_id in store.look.select(batch=json.loads(done.stdout)["batch"])]
 
 
 # == Commands ==========================================================================
@@ -11721,6 +11721,7 @@ class Results:
         again = args.resume or args.retry_failed
         self._joblog = self._table(args.joblog, JOBLOG, again) if args.joblog else None
         self._table_file = self._table(os.path.join(args.results, "results.tsv"), RESULTS_HEAD, again) if args.results else None
+        self.unwritten = ""     # why the tables or files are not complete
 
     def _table(self, path: str, head: str, again):
         try:
@@ -11745,7 +11746,7 @@ class Results:
     def take(self, store, ends: list) -> None:
         """Take jobs that have ended (JobEnd)."""
         for end in ends:
-            self._keep(store, end)
+            self._save(partial(self._keep, store, end))
             if self._order is None:
                 self._print(store, end)
             else:
@@ -11753,17 +11754,23 @@ class Results:
         while self._next in self._ended:
             self._print(store, self._ended.pop(self._next))
             self._next = next(self._order, None)
-        for file in (self._joblog, self._table_file):
-            if file is not None:
-                file.flush()
+        for file in filter(None, (self._joblog, self._table_file)):
+            self._save(file.flush)
 
     def close(self, store) -> None:
         """Print what waits for jobs that have not ended, and close the tables."""
         for job in sorted(self._ended):
             self._print(store, self._ended[job])
-        for file in (self._joblog, self._table_file):
-            if file is not None:
-                file.close()
+        for file in filter(None, (self._joblog, self._table_file)):
+            self._save(file.close)
+
+    def _save(self, write) -> None:
+        """Write something of the outcome.  If that fails, as on a full disk, the run goes on and says so at its end."""
+        try:
+            write()
+        except OSError as error:
+            places = " or ".join(quoted(place) for place in (self._folder, self._joblog and self._joblog.name) if place)
+            self.unwritten = "%s can't be written: %s" % (places, error.strerror)
 
     def _prefix(self, name, job: int) -> str:
         return "%s | " % plain(name or str(job)) if self._tag else ""
@@ -11999,6 +12006,8 @@ class Run:
             jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
             duplicates = [store.look.find(job_id) for _, job_id in self._duplicates]
             self._write_junit(junit(jobs + [job for job in duplicates if job is not None], store, took))
+        if self._results.unwritten:
+            raise UserError("the jobs have ended, but " + self._results.unwritten)
         return status
 
     def _print_why_left(self, store) -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import signal
 
 import pytest
-from conftest import ROOT, posix_only, wait_until
+from conftest import ROOT, linux_only, posix_only, wait_until
 from screen import screens  # noqa: F401 (a fixture)
 
 pytestmark = pytest.mark.core
@@ -332,3 +333,18 @@ def test_resume_takes_the_job_that_another_worker_gives_back(queue):
     wait_until(lambda: queue.job(1).attempt == 2, message="the run has taken it")
     (queue.dir / "a").write_text("")
     assert process.ends() == 0 and "out a\n" in process.text()
+
+
+@linux_only("/dev/full")
+@pytest.mark.parametrize("option", ["--joblog", "--results"])
+def test_a_disk_that_is_full_takes_nothing_from_the_jobs_and_is_told_at_the_end(queue, option):
+    place = "/dev/full"
+    if option == "--results":
+        place = queue.dir / "results"
+        place.mkdir()
+        for name in ("results.tsv", "2.log"):
+            (place / name).symlink_to("/dev/full")
+    done = queue.cli("run", "-k", option, place, "echo {}", ":::", "one", "two", "three", check=False)
+    assert done.returncode == 2 and done.stdout.split() == ["one", "two", "three"]
+    assert "3 of 3 completed" in done.stderr and "trying again" not in done.stderr
+    assert re.search("(?m)^queuectl: error: the jobs have ended, but .*%s.* can't be written" % os.path.basename(str(place)), done.stderr)

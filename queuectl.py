@@ -648,7 +648,7 @@ def parse_when(raw, what: str = "a time") -> float:
 def parse_codes(raw, what: str = "exit codes") -> str:
     """Return a set of exit codes such as `1,75,128-159`, normalised; see code_in."""
     parts = []
-    for part in str(raw).split(","):
+    for part in map(str, raw) if isinstance(raw, (list, tuple)) and raw else str(raw).split(","):
         low, dash, high = part.strip().partition("-")
         low = parse_number(low, what, 0, 4294967295, int)
         high = parse_number(high, what, low, 4294967295, int) if dash else low
@@ -9794,8 +9794,8 @@ def can_draw(stream) -> bool:
 def invoked() -> str:
     """Return how the user called us, for advice that can be pasted: many machines have a python3, but no python."""
     script = sys.argv[0] or PROGRAM
-    if os.path.basename(script).split(".")[0] == PROGRAM and not script.endswith(".py"):
-        return PROGRAM
+    if os.path.basename(script).split(".")[0] == PROGRAM and not script.endswith(".py") or __name__ != "__main__":
+        return PROGRAM  # installed, or imported by a program of the user's
     name = os.path.basename(sys.executable or "python3")
     return OS.quote([name[:-4] if name.endswith(".exe") else name, script])
 
@@ -10803,6 +10803,8 @@ class Guard:
         self.path = path
 
     def open(self) -> None:
+        if not isinstance(self.path, (str, type(None))):
+            raise UserError("the path of a queue must be text or a Path, not %s" % quoted(self.path))
         try:
             refuse_foreign_wal(find_database(self.path))
             self._store = Store(self.path)
@@ -10844,12 +10846,26 @@ def from_python(value):
         return text_of(value) if isinstance(value, bytes) else value
     if isinstance(value, JobInfo):
         return value.id
-    if isinstance(value, dict):
-        return {key: from_python(item) for key, item in value.items()}
+    if hasattr(value, "keys"):  # os.environ is no dict
+        return {key: "%o" % item if key == "umask" and type(item) is int else from_python(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [from_python(item) for item in value]
     name = type(value).__name__
     return value.isoformat() if name == "datetime" else value.total_seconds() if name == "timedelta" else value
+
+
+def several(values, what: str):
+    """Return several values of a caller's; refuse a single one."""
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
+        raise UserError("%s must be a list, not %s" % (what, quoted(values)))
+    return values
+
+
+def json_text(value) -> str:
+    """Return what JSON has no form for: bytes as the text that a bulk file would have for them."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    raise UserError("a job can't have %s" % quoted(value))
 
 
 class JobInfo:
@@ -10947,27 +10963,26 @@ class Queue:
                 snooze: "float | str | timedelta | None" = None, slots: "int | None" = None, key: "str | None" = None,
                 unique: "str | None" = None, for_: "float | str | timedelta | None" = None, after: "int | str | list | None" = None,
                 after_any: "int | str | list | None" = None, after_batch: "int | str | list | None" = None,
-                cwd: "str | os.PathLike | None" = None, env: "dict[str, str] | None" = None,
+                cwd: "str | os.PathLike | None" = None, env: "Mapping[str, str] | None" = None,
                 clean_env: "bool | None" = None, shell: "str | None" = None,
-                stdin: "str | bytes | None" = None, umask: "str | None" = None, hold: "bool | None" = None) -> int:
+                stdin: "str | bytes | None" = None, umask: "int | str | None" = None, hold: "bool | None" = None) -> int:
         """Store one job and return its id, or with `unique` the id of the duplicate that is there already.
 
         `command` is a shell string or a list of arguments.  The options are those of `queuectl enqueue`, with _ for -; a
-        duration may be a timedelta, a time a datetime, a directory a Path.  `for` is a word of Python: use `for_`.
+        duration may be a timedelta, a time a datetime, a directory a Path, a umask a number such as 0o027.  `for` is a word of
+        Python: use `for_`.
         """
         given = {name.rstrip("_"): value for name, value in locals().items() if value is not None and name != "self"}
         with self._guard as store:
-            return store.enqueue(**from_python(given))
+            return store.enqueue(**from_python({"command": "", **given}))
 
     def enqueue_many(self, jobs) -> "list[int]":
         """Store many jobs, all or none; return their ids in order.
 
         `jobs` is any iterable.  A job is a command as `enqueue` takes it, or a dict with a `command` and options of `enqueue`.
         """
-        if isinstance(jobs, (str, bytes, dict)):
-            raise UserError("several jobs must be a list of commands, not %s: use `enqueue` for one" % quoted(jobs))
         with self._guard as store:
-            return store.enqueue_many([job if job.__class__ is str else from_python(job) for job in jobs])
+            return store.enqueue_many([job if job.__class__ is str else from_python(job) for job in several(jobs, "several jobs")])
 
     def run(self, commands, count: "int | None" = None) -> "list[JobInfo]":
         """Run jobs now, `count` at a time (default: the available cores), as `queuectl run` does; return them when all have ended.
@@ -10975,13 +10990,11 @@ class Queue:
         `commands` is what `enqueue_many` takes.  The jobs run in workers of their own, and their output is kept: see `output`.
         """
         import json
-        if isinstance(commands, (str, bytes, dict)):
-            raise UserError("several jobs must be a list of commands, not %s" % quoted(commands))
-        jobs = [job if isinstance(job, dict) else {"command": job} for job in map(from_python, commands)]
+        jobs = [job if isinstance(job, dict) else {"command": job} for job in map(from_python, several(commands, "several jobs"))]
         if not jobs:
             return []
         with self._guard as store:
-            return [JobInfo(job) for job in jobs_of_run(store, "\n".join(map(json.dumps, jobs)), count)]
+            return [JobInfo(job) for job in jobs_of_run(store, "\n".join(json.dumps(job, default=json_text) for job in jobs), count)]
 
     def job(self, ref) -> JobInfo:
         """Return the job with this id or name, or raise UserError."""
@@ -10990,9 +11003,7 @@ class Queue:
 
     def jobs(self, states=(), limit: int = 0) -> "list[JobInfo]":
         """Return jobs in these states (default: all), newest first, at most `limit` (0: 1,000)."""
-        if isinstance(states, (str, bytes)):
-            raise UserError('states must be a list such as ["pending"], not %s' % quoted(states))
-        states = [parse_choice(state, "a state", STATES) for state in states]
+        states = [parse_choice(state, "a state", STATES) for state in several(states, "states")]
         with self._guard as store:
             return [JobInfo(job) for job in store.look.jobs(states, parse_number(limit, "limit", 0, 10**12, int))]
 
@@ -11005,7 +11016,7 @@ class Queue:
     def counts(self, queue: "str | None" = None) -> "dict[str, int]":
         """Return how many jobs are in each state."""
         with self._guard as store:
-            return store.queues.counts(queue)
+            return store.queues.counts(None if queue is None else parse_name(queue, "a queue"))
 
     def output(self, ref, attempt: "int | None" = None) -> str:
         """Return what a job has printed so far in an attempt (default: the latest); "" if it printed nothing.
@@ -11065,7 +11076,7 @@ class Queue:
     def _ids(self, store, ids) -> list:
         """Return the ids of jobs that the caller named, one or several, by id or name; a number that no job has stays."""
         found = []
-        for ref in map(from_python, [ids] if self._is_one(ids) else ids):
+        for ref in map(from_python, [ids] if self._is_one(ids) else several(ids, "ids")):
             found.append(ref if isinstance(ref, int) and not isinstance(ref, bool) else store.look.job(ref).id)
         return found
 

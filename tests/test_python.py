@@ -64,11 +64,31 @@ def test_paths_times_and_jobs_are_values(python, tmp_path):
     lambda q: q.jobs("pending"), lambda q: q.jobs(["foo"]), lambda q: q.jobs(limit=-1), lambda q: q.enqueue(""), lambda q: q.job(77),
     lambda q: q.job("no such"), lambda q: q.enqueue("x", cwd=5), lambda q: q.enqueue_many("one"), lambda q: q.enqueue_many([]),
     lambda q: q.run(["exit 0"], count=0), lambda q: q.run("exit 0"), lambda q: q.output(1), lambda q: q.wait("no such"),
+    lambda q: q.enqueue(None), lambda q: q.enqueue_many(None), lambda q: q.enqueue_many(5), lambda q: q.run(None), lambda q: q.run([{"command": "x", "env": {"A": object()}}]),
+    lambda q: q.cancel(None), lambda q: q.retry(1.0), lambda q: q.wait(None, 0), lambda q: q.jobs(None), lambda q: q.jobs(5), lambda q: q.counts([]),
+    lambda q: queuectl.Queue(5), lambda q: queuectl.Queue([]), lambda q: queuectl.Queue(b"x"), lambda q: q.enqueue("x", after=""),
+    lambda q: q.enqueue("x", umask=-1), lambda q: q.enqueue("x", umask=0o1000), lambda q: q.enqueue("x", retry_on=["a"]), lambda q: q.enqueue("x", retry_on=[]),
     lambda q: q.history(7), lambda q: q.enqueue("x", after=[12]), lambda q: q.enqueue("x", timeout="soon")])
 def test_a_mistake_is_an_error_that_derives_from_queuectl_error(python, wrong):
     with pytest.raises(queuectl.Error):
         wrong(python)
     assert sum(python.counts().values()) == 0
+
+
+def test_what_the_standard_library_has_for_an_option_is_taken(python):
+    import os
+    job = python.job(python.enqueue("exit 0", env=os.environ, umask=0o027, retry_on=[1, 75], dead_on=(2, "5-9")))
+    assert (job.umask, job.retry_on, job.dead_on) == ("0027", "1,75", "2,5-9")
+    [job] = python.run([{"command": [sys.executable, "-IS", "-c", "import sys; print(ascii(sys.stdin.buffer.read()))"], "stdin": b"\xff\0x"}])
+    assert python.output(job).split() == ["b'\\xff\\x00x'"]
+
+
+def test_an_error_names_our_commands_and_not_the_program_that_imports_us(python, tmp_path):
+    with pytest.raises(queuectl.Error, match="see `queuectl batch list`"):
+        python.enqueue("x", after_batch=7)
+    assert queuectl.invoked() == "queuectl"
+    with pytest.raises(queuectl.Error, match="is a directory"):
+        queuectl.Queue(tmp_path)
 
 
 def test_ids_may_be_single(python):

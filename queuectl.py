@@ -553,6 +553,11 @@ def quoted(raw) -> str:
     return "'%s'" % (text if len(text) <= 80 else text[:37] + "..." + text[-40:])
 
 
+def unwritable(path: str, error) -> UserError:
+    """Return the error for a file of the user's that can't be written."""
+    return UserError("can't write %s: %s" % (quoted(path), error.strerror or error))
+
+
 def parse_duration(raw, what: str = "a duration", least: float = 0.0) -> float:
     """Return seconds from `90`, `90s`, `1.5m`, `2h`, `7d`, `250ms` or a JSON number."""
     text = raw.strip().lower() if isinstance(raw, str) else raw
@@ -1932,6 +1937,8 @@ class PosixOwners(System):
             except FileNotFoundError:
                 continue
             if path == files.database:
+                if S_ISDIR(info.st_mode):
+                    return "%s is not a plain file but a directory: give another --db" % plain(path)
                 if is_foreign(info.st_uid):
                     return self._foreign_text(path, info.st_uid)
                 if info.st_uid != os.geteuid() and not self._may_write(path):  # root made it
@@ -6537,6 +6544,8 @@ class Look(Part):
         job = self.find(ref)
         if job is None:
             job = self.latest_of(str(ref))
+        if job is None and self._db.read("SELECT 1 FROM schedule WHERE name=?", (str(ref),)):
+            raise NotFound("schedule %s has enqueued no job yet: see `%s cron list`" % (quoted(ref), PROGRAM))
         if job is None:
             raise NotFound("no job %s: see `%s list`" % (quoted(str(ref)), PROGRAM))
         return job
@@ -7037,6 +7046,8 @@ class Keep(Part):
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except FileExistsError:
             raise UserError("%s exists: another backup is under way, or was cut short; remove it" % plain(part)) from None
+        except OSError as error:
+            raise unwritable(path, error) from None
         try:
             if any(os.path.lexists(part + end) for end in ("-wal", "-journal")):  # SQLite would apply it to the copy
                 raise UserError("there is a file beside %s that SQLite would read: give another name" % plain(part))
@@ -9707,6 +9718,7 @@ def examine_jobs(store, queues=(), max_wait=None, max_dead: int = 0):
     dead = sum(row.jobs["dead"] for row in rows)
     if dead > max_dead:
         found.append(finding("warn", "jobs", "dead jobs", count=dead))
+    found += [finding("warn", "jobs", "unknown queue", queue=name) for name in queues if name not in [row.name for row in rows]]
     yield from found or [finding("ok", "jobs", "jobs", count=sum(row.jobs[state] for row in rows for state in WAITING))]
 
 
@@ -10465,6 +10477,7 @@ FINDINGS = {
     "no supervisor": "no supervisor runs, so no schedule fires: `%(me)s worker start`",
     "schedules": "%(count)d can run",
     "unserved": "job %(job)d has waited %(for)s, and no worker serves queue %(queue)s: `%(me)s worker start`",
+    "unknown queue": "there is no queue %(queue)s: no job was ever put into it",
     "overdue": "job %(job)d in queue %(queue)s has waited %(for)s, longer than %(limit)s",
     "dead jobs": "%(count)d dead: `%(me)s dlq list` shows why; then `dlq retry` or `dlq purge` them", "jobs": "%(count)d waiting",
     "free pages": "%(mib)d MiB of the file are free, for new jobs; `doctor --fix` gives them back while no worker runs",
@@ -11712,7 +11725,7 @@ def check_writable(path: str) -> None:
     try:
         open(path, "ab").close()
     except OSError as error:
-        raise UserError("can't write %s: %s" % (quoted(path), error.strerror)) from None
+        raise unwritable(path, error) from None
 
 
 class Results:
@@ -11738,7 +11751,7 @@ class Results:
         try:
             file = open(path, "a" if again else "w", encoding="utf-8", errors="surrogateescape", newline="\n")
         except OSError as error:
-            raise UserError("can't write %s: %s" % (quoted(path), error.strerror)) from None
+            raise unwritable(path, error) from None
         if not file.tell():
             file.write(head)
         return file
@@ -12805,20 +12818,21 @@ def replace_file(path: str, text: str, mode=None) -> None:
 
     What is not a file, such as /dev/null or /dev/stdout, is written to: a file must not take its place.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        return
-    path = os.path.realpath(path)
-    part = "%s.%d.part" % (path, os.getpid())
+    is_file = os.path.isfile(path) or not os.path.exists(path)
+    place = os.path.realpath(path) if is_file else path
+    part = "%s.%d.part" % (place, os.getpid()) if is_file else path
     try:
         with open(part, "w", encoding="utf-8", newline="") as file:
             file.write(text)
         if mode is not None:
             os.chmod(part, mode)
-        os.replace(part, path)
+        if is_file:
+            os.replace(part, place)
+    except OSError as error:
+        raise unwritable(path, error) from None
     finally:
-        remove(part)
+        if is_file:
+            remove(part)
 
 
 # -- events --
@@ -13246,6 +13260,8 @@ def plan_schedule(args) -> None:
     words = args.lead + args.rest
     if not words:
         raise UserError("a schedule needs a name: cron add NAME '*/5 * * * *' COMMAND")
+    if len(words[0].split()) > 4 or words[0][:1] == "@":
+        raise UserError("a schedule's name stands before its time: cron add NAME %s COMMAND" % OS.quote(words[:1]))
     args.name, args.spec = parse_name(words.pop(0), "a schedule"), None
     if args.every is not None:
         if len(args.lead) > 1:
@@ -13256,6 +13272,8 @@ def plan_schedule(args) -> None:
         raise UserError("a schedule needs a time: cron add NAME '*/5 * * * *' COMMAND, or --every 90s")
     else:
         args.spec = words.pop(0)
+        if len(words) > 4 and args.spec.strip("0123456789*,-/") == "":
+            raise UserError("put the five fields into quotes, as one word: cron add %s '*/5 * * * *' COMMAND" % plain(args.name))
         parse_cron(args.spec)
     if not words:
         raise UserError("a schedule needs a command: give it after the options")
@@ -13611,6 +13629,8 @@ def export_to(store, args) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise UserError("%s exists: give another name" % plain(path)) from None
+    except OSError as error:
+        raise unwritable(path, error) from None
     try:
         with open(fd, "w") as file:
             write_rows(store, file, not args.no_env)
@@ -13627,15 +13647,24 @@ def write_rows(store, file, env: bool) -> None:
         file.write(json.dumps({"table": table, "row": row}) + "\n")
 
 
+def read_export(args) -> None:
+    """Set args.rows; a file that can't be read, or is not an export, is refused before a database is made."""
+    rows = import_rows(args.file)
+    args.rows = chain([next(rows)], rows)
+
+
 def cmd_import(store, args) -> None:
-    count = store.keep.restore(import_rows(args.file))
+    count = store.keep.restore(args.rows)
     verdict("Imported %s" % plural(count, "job"))
 
 
 def import_rows(path: str):
     """Yield (line number, table, row) from an exported file."""
     import json
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    text = read_text(path)
+    if not text.strip(BLANK):
+        raise UserError("%s is empty: give the output of `%s export`" % (source_name(path), PROGRAM))
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip(BLANK):
             try:
                 value = json.loads(line.strip(BLANK))
@@ -15674,7 +15703,7 @@ COMMAND_GROUPS = (
         command("health", cmd_health, "json", "say in one line, and by the exit status, whether all is well", "health --max-wait 10m",
                 shows=True),
         command("export", cmd_export, "", "print the whole queue as JSON Lines", "export > queue.jsonl", shows=True),
-        command("import", cmd_import, "", "fill a new queue from an export", "--db new.db import queue.jsonl"),
+        command("import", cmd_import, "", "fill a new queue from an export", "--db new.db import queue.jsonl", check=read_export),
         command("install", cmd_install, "", "put a `queuectl` command on your PATH", "install"),
         command("completion", cmd_completion, "", "print completion for a shell",
                 "completion bash > ~/.queuectl-completion", shows=True),

@@ -193,6 +193,26 @@ def test_wrong_input_is_one_line_and_status_2_and_writes_nothing(queue, words):
     assert contents(queue) == before
 
 
+@pytest.mark.parametrize("words, told", [
+    (["metrics", "--output", "no/where"], "can't write 'no/where'"), (["metrics", "--output", "."], "can't write '.'"),
+    (["backup", "no/where"], "can't write"), (["export", "--output", "no/where"], "can't write 'no/where'"),
+    (["cron", "add", "0 9 * * *", "true"], "cron add NAME '0 9 * * *' COMMAND"), (["cron", "add", "@daily", "true"], "a schedule's name stands before"),
+    (["cron", "add", "n", "0", "9", "*", "*", "*", "true"], "put the five fields into quotes")])
+def test_a_mistake_is_answered_by_what_to_do(queue, words, told):
+    queue.enqueue("--hold", "true")
+    before = contents(queue)
+    assert told in one_error_line(queue.cli(*words, check=False))
+    assert contents(queue) == before
+
+
+@pytest.mark.parametrize("text", [None, "", "true\n"])
+def test_an_import_of_what_is_no_export_makes_no_database(queue, text):
+    if text is not None:
+        (queue.dir / "file").write_text(text)
+    one_error_line(queue.cli("import", "file", check=False))
+    assert not queue.db.exists() and not queue.files.exists()
+
+
 def test_an_option_that_a_variable_has_left_empty_is_refused():
     """It would count as no option: `cancel --state pending --batch "$B"` would cancel every job."""
     optional = {"edit": "CLEARED", "cron edit": "CLEARED"}

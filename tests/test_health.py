@@ -74,9 +74,18 @@ def test_a_job_that_has_waited_too_long_for_a_worker_is_a_warning(queue):
 def test_a_queue_may_be_looked_at_alone(queue):
     finish(queue, "exit 3")
     queue.enqueue("--queue", "mail", "exit 0")
+    queue.cli("queue", "limit", "other", "2")
     assert health(queue, "--queue", "other")[0] == 0
     assert health(queue, "--queue", "default")[0] == 1
     assert health(queue, "--queue", "other", "--queue", "mail")[0] == 2
+
+
+def test_a_queue_that_no_job_was_ever_put_into_is_a_warning(queue):
+    """A name with a slip would otherwise be healthy for ever."""
+    queue.enqueue("--hold", "true")
+    done = queue.cli("health", "--queue", "default", "--queue", "mial", check=False)
+    assert done.returncode == 1 and done.stdout.startswith("WARNING: there is no queue mial")
+    assert queue.cli("health", "--queue", "default").returncode == 0
 
 
 def test_a_schedule_that_is_due_without_a_supervisor_is_critical(queue):

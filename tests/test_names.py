@@ -110,6 +110,13 @@ def test_the_name_of_a_schedule_stands_for_its_latest_job_wherever_a_job_is_name
     assert queue.json("show", "nightly")["id"] == last - 1, "its jobs stay"
 
 
+def test_a_schedule_that_has_no_job_yet_is_told_where_a_job_is_named(queue):
+    queue.cli("cron", "add", "nightly", "@daily", "true")
+    for command in ("logs", "show", "wait", "explain"):
+        done = queue.cli(command, "nightly", check=False)
+        assert done.returncode == 2 and "schedule 'nightly' has enqueued no job yet" in done.stderr
+
+
 def test_an_old_job_of_a_schedule_that_does_not_overlap_is_not_retried_beside_an_unfinished_one(store):
     for name, overlap in (("alone", "skip"), ("many", "allow")):
         add_schedule(store, name, None, 3600.0, {"command": "x", "max_retries": 0}, overlap=overlap)

@@ -30,7 +30,7 @@ def commands():
     found, text = [], TEXT.replace(PAGE, "")  # each line of that page is run by a test of its own
     for span in re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)) + text.splitlines():
         for line in re.findall(r"(?:^|[$(;&] *|python3 |\s)queuectl(?:\.py)? +([a-z-][^`;#]*)", span):
-            line = re.split(r" [>|\\] ?| ;|\s{3,}|\)\"?$", line)[0]
+            line = re.split(r" [>|\\] ?| ;|\s{2,}|\)\"?$", line)[0]
             if re.match(r"--db|[a-z]+\b", line) and span.lstrip("$ `").startswith(("queuectl", "python3", "id=", "eval", "sh ", "0 *")):
                 found.append(line.rstrip("'") if line.count("'") % 2 else line.strip())
     return sorted(set(found))

@@ -1641,16 +1641,20 @@ def open_own(path: str, flags: int) -> int:
 
 def make_directory(path: str, like=None) -> None:
     """Create a directory and its missing parents, for this user only (os.makedirs leaves the parents to the umask)."""
-    if not os.path.isdir(path):
-        above = os.path.dirname(path)
-        make_directory(above)
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for path in reversed(missing):
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            return  # another process was first
+            if not os.path.isdir(path):
+                raise
+            continue  # another process was first
         if acts_as_root():
             fd = os.open(path, os.O_RDONLY | NO_LINK)
-            give_away(fd, like if like and os.path.exists(like) else above)
+            give_away(fd, like if like and path == missing[0] and os.path.exists(like) else os.path.dirname(path))
             os.close(fd)
 
 
@@ -7866,7 +7870,10 @@ class Worker:
         self._kept_at = now
         self._store.db.sync = self._setting("sync") == "full"
         try:
+            self._store.db.check_file()
             self._lock.keep()
+        except QueueGone:
+            pass  # moved with its lock, or deleted: a directory made here would be in the way
         except OSError as error:
             self._log_event("trouble", why="can't make its lock file again: %s" % refusal(error, self._store.db.files.root))
 
@@ -9816,6 +9823,7 @@ FAULT_TEXTS = {
     BUSY: "%s is locked by another program: try again when that is done",
     FULL: "no space is left on the disk of %s: nothing was written",
     READ_ONLY: "%s is read-only for you: get the right to write, or give another --db",
+    IO_FAILURE: "the system refuses to read or write %s (disk I/O error): look at its log, at the disk and at `ulimit -f`",
     NOT_OPENED: "can't open %s: check that its directory exists and that you may write there",
     FOREIGN_FILE: "%s is not a database: give another --db, or restore it from a backup"}
 
@@ -9828,12 +9836,13 @@ def explain_error(error, database=None) -> str:
     where = plain(database) if database else "the database"
     if isinstance(error, sqlite3.Error):
         fault = sqlite_fault(error)
-        if fault in FAULT_TEXTS:
+        if fault in FAULT_TEXTS and fault != IO_FAILURE:
             return FAULT_TEXTS[fault] % where
         if isinstance(error, WrongValue):
             return "%s was changed by another program (%s): `%s doctor --fix` repairs it" % (where, text, invoked())
-        advice = lock_advice(find_database(database)) if fault == IO_FAILURE else ""
-        return advice or "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
+        if fault == IO_FAILURE:
+            return lock_advice(find_database(database)) or FAULT_TEXTS[fault] % where
+        return "%s is damaged (%s): `%s doctor` says what can be done" % (where, text, invoked())
     if isinstance(error, OSError) and error.strerror:
         try:
             advice = OS.owner_of_refused(error, Files(find_database(database)).root)

@@ -281,6 +281,28 @@ def test_a_database_that_is_renamed_under_a_worker_waits_for_its_last_attempt(qu
     there.stop()
 
 
+@pytest.mark.broad
+def test_a_folder_that_is_renamed_under_a_worker_is_not_made_again_and_its_attempt_goes_on(queue):
+    here, moved = queue.dir / "here", queue.dir / "moved"
+    here.mkdir(0o700)
+    there = another(queue, here / "q.db")
+    there.dir = queue.dir
+    there.start(1)
+    job = runs_until(there, "notes")
+    here.rename(moved)
+    there.db, there.files = moved / "q.db", moved / "q.db.d"
+    there.start(1)
+    end = time.monotonic() + 2.5
+    wait_until(lambda: time.monotonic() > end, message="it has looked twice", interval=0.1)
+    assert (queue.dir / "notes").read_text().count("begin") == 1 and not here.exists()
+    (queue.dir / "notes.go").touch()
+    there.wait_for(job, "completed")
+    lines = [line.split()[0] for line in (queue.dir / "notes").read_text().splitlines()]
+    assert lines == ["begin", "end", "begin", "end"]
+    assert not here.exists()
+    there.stop()
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("directory", [False, True], ids=["alone", "with its directory"])
 def test_a_database_that_is_moved_to_another_disk_under_a_worker_waits_for_its_last_attempt(queue, tmp_path, directory):

@@ -170,6 +170,22 @@ def public(queue, public_program):
         yield PublicPlace(queue, folder, public_program)
 
 
+@pytest.mark.broad
+def test_a_path_of_a_thousand_folders_is_made_or_refused_in_one_line(queue):
+    deep = queue.dir.joinpath(*["a"] * 200) / "q.db"
+    queue.run([*queue.program, "--db", str(deep), "enqueue", "true"])
+    assert deep.exists()
+    one_error_line(queue.run([*queue.program, "--db", str(queue.dir.joinpath(*["a"] * 1800)), "enqueue", "true"], check=False))
+    one_error_line(queue.run([*queue.program, "--db", str(deep / "q.db"), "enqueue", "true"], check=False))
+
+
+@linux_only("RLIMIT_FSIZE by prlimit")
+def test_a_limit_of_file_sizes_is_not_told_as_damage(queue):
+    queue.cli("config", "set", "timeout", "1h")
+    done = queue.run(["prlimit", "--fsize=1000", *queue.command("enqueue", "true")], check=False)
+    assert "ulimit" in one_error_line(done) and "damaged" not in done.stderr, done.stderr
+
+
 @linux_only("setpriv")
 def test_root_in_a_plain_users_home_uses_its_own_queue(public):
     """sudo often leaves HOME as it was: root's jobs must not land in the user's queue, or the user's in root's hands."""

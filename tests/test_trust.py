@@ -338,6 +338,7 @@ def test_doctor_names_and_removes_links_among_the_files(queue):
     assert list((queue.files / "workers").iterdir()) == []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words", [["status"], ["enqueue", "true"], ["worker", "start"], ["doctor"], ["doctor", "--fix"]], ids=" ".join)
 @pytest.mark.parametrize("kind", ["text", "database", "fifo", "null", "directory"])
 def test_what_is_no_queue_is_left_as_it_is(queue, kind, words):

@@ -53,12 +53,10 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 
 import io
 import os
-import sqlite3
 import time
-from collections import namedtuple
+import _sqlite3 as sqlite3  # without sqlite3's adapters for dates: with datetime, they are a twentieth of an enqueue
 from functools import lru_cache, partial
 from itertools import chain, islice
-from math import hypot
 from operator import itemgetter
 from stat import S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK, S_ISVTX
 
@@ -182,7 +180,7 @@ CREATE TABLE history(                        -- one row per attempt that has end
   seq INTEGER PRIMARY KEY, job INTEGER NOT NULL, attempt INTEGER, state TEXT NOT NULL,
   worker INTEGER, pid INTEGER, started_at REAL, finished_at REAL, duration REAL,
   outcome TEXT NOT NULL, exit_code INTEGER, signal INTEGER, error TEXT,
-  output INTEGER);                           -- bytes that the attempt wrote; NULL: unknown
+  output INTEGER);                           -- bytes that the attempt wrote, NULL: unknown
 CREATE INDEX history_job ON history(job);
 CREATE TABLE env(                            -- environments, and inputs of jobs
   id INTEGER PRIMARY KEY AUTOINCREMENT, hash INTEGER NOT NULL, uses INTEGER NOT NULL, data BLOB NOT NULL);
@@ -193,7 +191,7 @@ CREATE TABLE dep(                            -- child waits for parent; a negati
 CREATE INDEX dep_child ON dep(child, done);
 CREATE TABLE followup(                       -- parents whose end or retry has not reached all children yet, in order
   seq INTEGER PRIMARY KEY, parent INTEGER NOT NULL, state TEXT NOT NULL, -- state: the parent's then; pending after a retry
-  child INTEGER NOT NULL, last INTEGER NOT NULL);  -- children up to `child` know; those after `last` were added later
+  child INTEGER NOT NULL, last INTEGER NOT NULL);  -- children up to `child` know, those after `last` were added later
 CREATE TABLE keylock(key TEXT PRIMARY KEY, job INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE waiting(                        -- a job whose command waits for the end of the job `target`
   target INTEGER NOT NULL, job INTEGER NOT NULL, attempt INTEGER NOT NULL, PRIMARY KEY(target, job)) WITHOUT ROWID;
@@ -220,7 +218,7 @@ CREATE TABLE supervisor(
   id INTEGER PRIMARY KEY AUTOINCREMENT, pid INTEGER NOT NULL, port INTEGER NOT NULL, token TEXT NOT NULL,
   slots INTEGER NOT NULL, queues TEXT, stop INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL, started_at REAL NOT NULL,
   jobs_left INTEGER, arguments TEXT NOT NULL DEFAULT '',
-  failures_left INTEGER);                    -- how many jobs of a `run` may still die before no other starts; NULL: any number
+  failures_left INTEGER);                    -- how many jobs of a `run` may still die before no other starts, NULL: any number
 CREATE TABLE worker(
   id INTEGER PRIMARY KEY AUTOINCREMENT, supervisor INTEGER NOT NULL, pid INTEGER NOT NULL, machine TEXT,
   started_at REAL NOT NULL, note TEXT,                -- unused: the lock file says what it waits for
@@ -430,6 +428,45 @@ def is_damage(error) -> bool:
 # == Small helpers =====================================================================
 # Text, numbers, durations, exit codes, job options, times: values in, values out.
 # This section calls only Errors.
+
+class Record(tuple):
+    """A tuple whose items have names, as namedtuple makes it; that compiles code for each class, which takes 50 us at start-up."""
+
+    __slots__ = ()
+    _fields = ()
+    _defaults = {}
+    _make = classmethod(tuple.__new__)
+
+    def __new__(cls, *values, **named):
+        left = cls._fields[len(values):]
+        if left:
+            known = {**cls._defaults, **named}
+            values += tuple(known[field] for field in left if field in known)
+        if len(values) != len(cls._fields) or not named.keys() <= set(left):
+            raise TypeError("%s has the fields %s" % (cls.__name__, ", ".join(cls._fields)))
+        return tuple.__new__(cls, values)
+
+    def __repr__(self) -> str:
+        return "%s(%s)" % (type(self).__name__, ", ".join(map("%s=%r".__mod__, self._asdict().items())))
+
+    def _asdict(self) -> dict:
+        return dict(zip(self._fields, self))
+
+    def _replace(self, **changes):
+        """Return a copy with other values in some fields."""
+        copy = self._make(map(changes.pop, self._fields, self))
+        if changes:
+            raise TypeError("no field %s" % ", ".join(changes))
+        return copy
+
+
+def record(name: str, fields, defaults=()):
+    """Return a class of Records with these fields, of which the last have defaults."""
+    fields = tuple(fields.split() if isinstance(fields, str) else fields)
+    getters = {field: property(itemgetter(place)) for place, field in enumerate(fields)}
+    return type(name, (Record,), dict(getters, __slots__=(), _fields=fields,
+                                      _defaults=dict(zip(fields[len(fields) - len(defaults):], defaults))))
+
 
 def plain(text) -> str:
     """Return untrusted text as one printable line: control, bidi and invalid characters are shown as escapes."""
@@ -886,7 +923,7 @@ SHELL = "sh" if os.sep == "/" else "cmd"  # runs a command line unless the job n
 PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_"  # characters that a POSIX shell takes literally
 
 # A setting: its default, how to parse a value and write it as text, and its meaning.
-Setting = namedtuple("Setting", "default parse text meaning")
+Setting = record("Setting", "default parse text meaning")
 SETTINGS = {
     "max_retries": Setting(3, within(0, 10**6), str,
                            "runs after the first, before a job is dead"),
@@ -948,7 +985,7 @@ OPTION_PARSERS = {
     "ttl": lambda raw, what: parse_duration(raw, what, 0.001)}
 
 
-class Option(namedtuple("Option", "name flags parse metavar column takers meaning")):
+class Option(record("Option", "name flags parse metavar column takers meaning")):
     """An option of a job.  column: of the job table, if the parsed value is stored unchanged.  metavar: None for a flag."""
 
     __slots__ = ()
@@ -1134,7 +1171,7 @@ def parse_items(parts):
 
 SOURCES = (":::", ":::+", "::::", "::::+")
 PLACE = r"(\{#\}|\{(?:[1-9][0-9]{0,5})?(?://|/\.|/|\.)?\})"
-Place = namedtuple("Place", "position change quotes")  # position 0: all values, -1: the command's number; quotes: those open around it
+Place = record("Place", "position change quotes")  # position 0: all values, -1: the command's number; quotes: those open around it
 
 
 def split_sources(words: list) -> tuple:
@@ -1302,7 +1339,7 @@ LAST_DAY, LAST_WORKDAY = 32, 33  # L and LW, among the days of a month
 LAST_OF_MONTH = 6                # 6L among the weekdays is 6 + 7 * this; 6#4 is 6 + 7 * 4
 
 
-class Cron(namedtuple("Cron", "minutes hours days months weekdays either_day by_clock")):
+class Cron(record("Cron", "minutes hours days months weekdays either_day by_clock")):
     """A parsed schedule: the sorted values of its five fields, and two flags that depend on leading asterisks.
 
     either_day: neither day field starts with *, so a day needs to match only one of them.
@@ -1844,11 +1881,11 @@ RUN_CACHED = ("import sys; from _frozen_importlib_external import SourceFileLoad
               "SourceFileLoader('__main__', __file__).exec_module(sys.modules['__main__'])")
 
 
-ProcessEntry = namedtuple("ProcessEntry", "pid group born")  # a line of the process table; born: on the clock of `OS.born`
+ProcessEntry = record("ProcessEntry", "pid group born")  # a line of the process table; born: on the clock of `OS.born`
 
 # What `OS.spawn` starts.  script: where a long command may be written; shell: None for the system's own; stdin: a descriptor,
 # or None for nothing to read; umask: None for ours; scheduling: what `OS.defer_to_jobs` returned.
-ProcessSpec = namedtuple("ProcessSpec", "command env output script shell stdin umask scheduling", defaults=(None, None, None, {}))
+ProcessSpec = record("ProcessSpec", "command env output script shell stdin umask scheduling", defaults=(None, None, None, {}))
 
 
 class System:
@@ -1873,10 +1910,14 @@ class System:
         return True
 
     def launching(self, path: str, literal: str) -> list:
-        """Return statements that load this file by its path, from cached bytecode if it may be, and run it; `literal` is the path too."""
+        """Return statements that load this file by its path, from cached bytecode if it may be, and run it; `literal` is the path too.
+
+        Python looks for garbage again from `prepare` on: among the 100,000 objects that loading makes, a search takes 2 ms.
+        """
         load = ("SourceFileLoader('queuectl', queuectl.__file__).exec_module(queuectl)" if self.trusts_cache(path) else
                 "exec(compile(open(queuectl.__file__, 'rb').read(), queuectl.__file__, 'exec'), vars(queuectl))")
-        return ["from _frozen_importlib_external import SourceFileLoader", "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
+        return ["import gc", "gc.disable()", "from _frozen_importlib_external import SourceFileLoader",
+                "queuectl = sys.modules['queuectl'] = type(sys)('queuectl')",
                 "queuectl.__file__ = " + literal, load, "queuectl.leave(queuectl.main())"]
 
     def defer_to_jobs(self) -> dict:
@@ -3949,7 +3990,7 @@ def definitions(sql: str) -> list:
 @lru_cache(maxsize=None)
 def schema_texts() -> dict:
     """Return the SQL of each table, index and trigger of SCHEMA by name."""
-    texts = ["CREATE " + text.strip().rstrip(";") for text in SCHEMA.split("\nCREATE ")[1:]]
+    texts = ["CREATE " + text.rpartition(";")[0] for text in SCHEMA.split("\nCREATE ")[1:]]
     return {text.partition(" ON ")[0].partition(" AFTER ")[0].partition("(")[0].split()[-1]: text for text in texts}
 
 
@@ -3992,9 +4033,10 @@ def too_large(columns: str, row) -> list:
 def checked(table: str, columns: str, row):
     """Return the row; raise WrongValue if a value is not of its column's type, not valid text, or beyond LARGEST."""
     wrong, numbers, texts = examined(table, columns, tuple(map(type, row)))
+    found = numbers(row)
     if not is_valid("".join(texts(row))):
         raise WrongValue("%s %s holds text that is not valid" % (table, quoted(row[0])))
-    if wrong or hypot(*numbers(row)) > LARGEST:  # one call for all: hypot is never less than the largest number
+    if wrong or found and (max(found) > LARGEST or min(found) < -LARGEST):
         wrong = wrong + too_large(columns, row)
         if wrong:
             raise WrongValue("%s %s has a value of a wrong type or size in %s" % (table, quoted(row[0]), ", ".join(wrong)))
@@ -4030,7 +4072,7 @@ SHOWN = {name: name for name in ("id", "name", "state", "queue", "priority", "co
 SHOWN.update({option.name: option.column for option in JOB_OPTIONS.values() if option.column not in (None, "held", "labels")})
 
 
-class Job(namedtuple("Job", JOB_COLUMNS)):
+class Job(record("Job", JOB_COLUMNS)):
     """A row of the job table, as it was when read."""
 
     __slots__ = ()
@@ -4078,17 +4120,17 @@ class Job(namedtuple("Job", JOB_COLUMNS)):
 
 
 # How an attempt ended.  kind: completed, failed, timeout, released, crashed, cancelled.
-Outcome = namedtuple("Outcome", "job kind exit_code error pid started_at duration signal output", defaults=(None, None))
-SupervisorRow = namedtuple("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
-WorkerRow = namedtuple("WorkerRow", "id supervisor pid machine started_at born place engine job")
-Sent = namedtuple("Sent", "id worker folder handle options slots created_at")  # an array of packs that is meant for an engine
-QueueRow = namedtuple("QueueRow", "name paused max_running rate jobs")
-Ended = namedtuple("Ended", "at duration queue command completed retried waited")  # an attempt, as `stats` counts it
-Batch = namedtuple("Batch", "id label total unfinished created_at")
-JobEnd = namedtuple("JobEnd", "seq job attempt state started_at duration exit_code signal error command name attempts at")
-Stored = namedtuple("Stored", "ids batch newest duplicates")  # ids: as ranges; newest: the last job before; duplicates: see Plan
+Outcome = record("Outcome", "job kind exit_code error pid started_at duration signal output", defaults=(None, None))
+SupervisorRow = record("SupervisorRow", "id pid port token slots queues stop kind started_at jobs_left arguments")
+WorkerRow = record("WorkerRow", "id supervisor pid machine started_at born place engine job")
+Sent = record("Sent", "id worker folder handle options slots created_at")  # an array of packs that is meant for an engine
+QueueRow = record("QueueRow", "name paused max_running rate jobs")
+Ended = record("Ended", "at duration queue command completed retried waited")  # an attempt, as `stats` counts it
+Batch = record("Batch", "id label total unfinished created_at")
+JobEnd = record("JobEnd", "seq job attempt state started_at duration exit_code signal error command name attempts at")
+Stored = record("Stored", "ids batch newest duplicates")  # ids: as ranges; newest: the last job before; duplicates: see Plan
 EVENT = ("seq", "at", "job", "event", "state", "attempt", "worker", "exit_code", "signal", "error", "started_at", "duration")
-Attempt = namedtuple("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error output",
+Attempt = record("Attempt", "attempt worker pid started_at finished_at duration outcome exit_code signal error output",
                      defaults=(None,))
 
 
@@ -4116,7 +4158,7 @@ def startable(reserved_for) -> str:
 GONE, ASKED, CANCELLED_ALREADY, PENDING_ALREADY, DUE_NOW = "gone", "asked", "cancelled already", "pending already", "due now"
 # state: the job's own.  why: "parent" (whose end, `other_state`, keeps it cancelled), or what an unfinished job has in common with
 # it: "unique" (its key), "name", "schedule"; or "cycle".  other: the id of that job.
-Refused = namedtuple("Refused", "state why other other_state", defaults=(None,))
+Refused = record("Refused", "state why other other_state", defaults=(None,))
 
 
 def error_text(ended):
@@ -4617,7 +4659,7 @@ class Plan:
             db.execute("UPDATE batch SET total=:n, unfinished=unfinished+:n WHERE id=:id", {"n": self._stored, "id": self.batch})
 
 
-class Schedule(namedtuple("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env "
+class Schedule(record("Schedule", "name spec every tz misfire no_overlap paused next_at last_at last_job options cwd env "
                           "error rule boot")):
     """A row of the schedule table."""
 
@@ -7322,7 +7364,7 @@ def seconds_text(seconds: float) -> str:
 # Functions of a worker.  asked(job): whether to cancel a job; setting(key): a setting in force; read(job): its input;
 # log(event, **facts): reports; record(job, pid, born): notes which process group runs, and since when; keep(): takes the
 # worker's lock again if its file was deleted.
-RunnerLinks = namedtuple("RunnerLinks", "asked setting read log record keep")
+RunnerLinks = record("RunnerLinks", "asked setting read log record keep")
 
 
 class Runner:
@@ -7609,7 +7651,7 @@ class Runner:
 # What a worker is started with.  reserved: it belongs to a `run` and takes only that run's jobs.
 # load: it takes no new job while the machine's load is above this; None: no limit.
 # on: the EngineSpec of a worker that hands jobs to an engine.
-class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved load on", defaults=(None,))):
+class WorkerSpec(record("WorkerSpec", "database supervisor queues reserved load on", defaults=(None,))):
     __slots__ = ()
 
     def words(self) -> list:
@@ -7619,7 +7661,7 @@ class WorkerSpec(namedtuple("WorkerSpec", "database supervisor queues reserved l
 
 # What a worker or supervisor wrote into its lock file.  status, since: what it waits for, and since when; end: see end_text.
 # version: its program_version; "" if it is of 1.0.
-LockContent = namedtuple("LockContent", "pid job attempt group born done machine version since status end")
+LockContent = record("LockContent", "pid job attempt group born done machine version since status end")
 
 
 def read_lock(path: str):
@@ -7974,11 +8016,11 @@ TROUBLE_S = 300.0            # how long it waits at most before it tries an engi
 STOPPED = "stopped"          # the name of a file in the folder of an array that `worker stop --now` has cancelled
 TASK_S = 300.0               # how long the jobs of one pack should take with `--pack auto`
 # What dispatchers hand over.  engine: of ENGINES; options: its own options; pack: jobs per task, None for auto.
-EngineSpec = namedtuple("EngineSpec", "engine options pack")
+EngineSpec = record("EngineSpec", "engine options pack")
 # What an engine says of one task.  state: the engine's word; starts: when it expects to start it, in Unix seconds, or None.
-Task = namedtuple("Task", "state reason starts")
+Task = record("Task", "state reason starts")
 # An attempt as its node needs it.  env, stdin: keys of the pack's `blobs`.
-NodeJob = namedtuple("NodeJob", "id attempt command cwd shell stdin umask timeout env")
+NodeJob = record("NodeJob", "id attempt command cwd shell stdin umask timeout env")
 
 
 def answer_of(words: list, text: str = "", seconds: float = 30.0) -> str:
@@ -8829,7 +8871,7 @@ class Inbox:
 
 
 # What a supervisor is started with.  kind: start or run; asked: the options of `worker start`, arguments: the same as JSON.
-SupervisorSpec = namedtuple("SupervisorSpec", "database kind count asked arguments", defaults=("",))
+SupervisorSpec = record("SupervisorSpec", "database kind count asked arguments", defaults=("",))
 
 
 class Supervisor:
@@ -9223,7 +9265,7 @@ class Supervisor:
 # Calls Supervisor, Worker's lock files, Store, Platform differences and small helpers; prints nothing, changes nothing.
 
 # kind: see REASONS.  detail: what is waited for; of a worker or supervisor, what its report says.
-Reason = namedtuple("Reason", "kind detail")
+Reason = record("Reason", "kind detail")
 
 
 def wait_report(content) -> dict:
@@ -9553,7 +9595,7 @@ def percentile(ordered, share: float) -> float:
 
 # level: ok, warn or bad.  kind: see FINDINGS, with the values that its words need.  repair: a function that repairs it and returns
 # whether it did, or None.  The caller may repair a finding before the next one is looked for.
-Finding = namedtuple("Finding", "level about kind values repair")
+Finding = record("Finding", "level about kind values repair")
 FREE_BYTES = 64 * 2**20  # a disk with less is nearly full
 FREE_PAGES_BYTES = 16 * 2**20  # fewer in a database are not worth a word
 
@@ -10166,7 +10208,7 @@ LOG_WORDS = {  # event -> colour and text
 
 
 # What a worker or supervisor says of an event.  worker: its id; wait, duration: in seconds.
-LogFacts = namedtuple("LogFacts", "worker job why wait duration text", defaults=(None,) * 6)
+LogFacts = record("LogFacts", "worker job why wait duration text", defaults=(None,) * 6)
 
 
 def log_line(event: str, stream, facts) -> str:
@@ -11207,7 +11249,7 @@ def select_or_refuse(store, args, states) -> list:
 
 # What a command or the web page does to jobs.  states: those of the jobs that it is for; verb: its name in RESULTS, which has the
 # words for its results; apply(store, ids): does it, and returns (id, result) pairs.
-Change = namedtuple("Change", "states verb apply")
+Change = record("Change", "states verb apply")
 
 
 def act(store, args, change, select=select_ids, at_last=None):
@@ -15625,7 +15667,7 @@ OPTION_KINDS = {
 # after the options are the user's own command, left as it is.  lead: how many of queuectl's own words may precede the options.
 # shows: whether the command only prints.  check: what validates its words before the queue is opened, so that bad input
 # creates no database; if it returns True, nothing is left to do.
-Command = namedtuple("Command", "words run takes purpose example rest lead shows check", defaults=(False, 0, False, None))
+Command = record("Command", "words run takes purpose example rest lead shows check", defaults=(False, 0, False, None))
 
 
 def command(words, run, takes, purpose, example, **more):
@@ -15904,10 +15946,11 @@ def add_option(parser, flags: str, metavar: str, kind: str, default: str, meanin
 
 def add_options(parser, found) -> None:
     """Add the options that a command takes: its lines of OPTIONS, then options of jobs."""
+    taken = set(found.takes)
     for line in OPTIONS.split("\n"):
-        words = line.split(None, 5)
-        if not set(found.takes).isdisjoint(words[0].split(",")):
-            add_option(parser, *words[1:])
+        sets, rest = line.split(None, 1)
+        if not taken.isdisjoint(sets.split(",")):
+            add_option(parser, *rest.split(None, 4))
     if "job" in found.takes:
         for name, option in JOB_OPTIONS.items():
             if found.words[0] in ("enqueue", "run") or found.words[0] in option.takers:
@@ -16152,6 +16195,7 @@ def leave(status: int) -> None:
 def prepare():
     """Prepare this process for one command, and return the layer under its output."""
     import gc
+    gc.enable()  # see System.launching
     if hasattr(gc, "set_threshold"):  # PyPy has none
         gc.set_threshold(50000)  # a short command then never looks for garbage, which takes 7 % of its time
     return prepare_streams()

@@ -471,3 +471,20 @@ def test_an_error_of_sqlite_means_the_same_by_its_code_and_by_its_words(tmp_path
         assert queuectl.sqlite_fault(error) == 0, error
     for database in (one, other, reader, text, small):
         database.close()
+
+
+def test_the_text_of_a_fresh_schema_needs_no_parsing(store):
+    # It is compared at each start: what is not the same to the letter is taken apart.
+    stored = dict(store.db.read("SELECT name, sql FROM sqlite_master"))
+    assert {name: stored[name] for name in queuectl.schema_texts()} == queuectl.schema_texts()
+
+
+def test_a_record_is_made_and_changed_like_a_namedtuple():
+    Point = queuectl.record("Point", "x y z", defaults=(0, 0))
+    assert Point(1) == Point(x=1) == Point(1, 0, z=0) == Point._make([1, 0, 0]) == (1, 0, 0)
+    assert (Point(1, z=5).z, Point(1)._replace(y=7), Point(1)._asdict()) == (5, (1, 7, 0), {"x": 1, "y": 0, "z": 0})
+    assert repr(Point(1, "a")) == "Point(x=1, y='a', z=0)" and not hasattr(Point(1), "__dict__")
+    for wrong in (lambda: Point(), lambda: Point(1, 2, 3, 4), lambda: Point(1, x=1), lambda: Point(1, w=1),
+                  lambda: Point(1)._replace(w=1)):
+        with pytest.raises(TypeError):
+            wrong()

@@ -14031,6 +14031,7 @@ button:hover, .button:hover { background: var(--soft); text-decoration: none; }
 button.main, .button.main { background: var(--accent); border-color: var(--accent); color: var(--card); }
 button.main:hover, .button.main:hover { filter: brightness(1.08); }
 button.danger { color: var(--dead); }
+button.danger.main { background: var(--dead); border-color: var(--dead); color: var(--card); }
 button[aria-pressed=true] { background: var(--soft); border-color: var(--accent); }
 button.slim { min-height: 28px; padding: 1px 10px; font-size: 13px; }
 input.slim { min-height: 28px; padding: 1px 8px; width: 82px; font-size: 13px; }
@@ -14091,7 +14092,8 @@ kbd { font: 12px var(--mono); border: 1px solid var(--cancelled); border-radius:
   .flow thead { position: absolute; left: -999px; }
   tr.flow { display: flex; flex-wrap: wrap; align-items: center; gap: 3px 10px; padding: 9px 0; border-top: 1px solid var(--line); }
   tr.flow:first-child { border-top: 0; }
-  .flow td { border: 0; padding: 0; }
+  .flow td, .flow tr[tabindex]:focus td, .flow tr[tabindex]:hover td { border: 0; padding: 0; background: none; box-shadow: none; }
+  .flow tr:focus { background: var(--soft); box-shadow: -3px 0 var(--accent); }
   .flow td:empty { display: none; }
   .flow td[data-title]::before { content: attr(data-title) " "; color: var(--dim); font-size: 13px; }
   .flow .end { margin-left: auto; }

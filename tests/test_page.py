@@ -307,6 +307,11 @@ def test_the_contrast_is_enough_by_day_and_by_night(queue, browser):
             go(browser, place)
             wait_until(lambda: browser.run("return shown.data !== undefined && document.querySelector('main h1') !== null"), 20, place)
             assert browser.run(CONTRAST) == [], (night, place)
+        go(browser, "#/job/2")
+        browser.click("main button", "Delete")
+        browser.shows("Delete 1 job?", "#dialog")
+        assert browser.run(CONTRAST) == [], (night, "a dialog")
+        browser.press("Escape")
 
 
 @pytest.mark.slow

@@ -1898,6 +1898,10 @@ class System:
         """Whether a single file is mounted at `path`, as containers do; False if the system does not tell."""
         return False
 
+    def is_suspended(self, pid: int) -> bool:
+        """Whether a process is stopped, as SIGSTOP does; False if the system does not tell."""
+        return False
+
     def born(self) -> float:
         """Return the time, on the clock that `processes` uses."""
         return time.time()
@@ -2684,6 +2688,13 @@ class Linux(Posix):
             except OSError:
                 continue
         return True
+
+    def is_suspended(self, pid: int) -> bool:
+        try:
+            with open("/proc/%d/stat" % pid, "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] == b"T"
+        except OSError:
+            return False
 
     def has_marks(self, pid: int, marks):
         try:
@@ -4796,6 +4807,8 @@ class Database:
 
     def _make_file(self) -> None:
         folder = os.path.dirname(self.path)
+        if os.sep == "/" and len(os.fsencode(self.path)) > 504:  # of 512 (MAX_PATHNAME in SQLite), "-journal" needs eight
+            raise UserError("SQLite opens no path of more than 504 bytes: keep the queue elsewhere with --db PATH or QUEUECTL_DB")
         try:
             make_directory(folder)
             self._check_owner()
@@ -9269,8 +9282,10 @@ Reason = record("Reason", "kind detail")
 
 
 def wait_report(content) -> dict:
-    """Return what a process waits for (`note`), and since when, as its lock file says."""
+    """Return what a process waits for (`note`), and since when, as its lock file says; or that it is stopped while a job runs."""
     note = content.status or None if content else None
+    if content and content.job and not note and content.machine == OS.machine() and OS.is_suspended(content.pid):
+        return {"note": "is stopped (SIGSTOP): `kill -CONT %d` lets it go on" % content.pid, "since": None}
     return {"note": note, "since": content.since if note and 0 < content.since < FOREVER_S else None}
 
 

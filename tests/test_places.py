@@ -170,13 +170,19 @@ def public(queue, public_program):
         yield PublicPlace(queue, folder, public_program)
 
 
-@pytest.mark.broad
-def test_a_path_of_a_thousand_folders_is_made_or_refused_in_one_line(queue):
-    deep = queue.dir.joinpath(*["a"] * 200) / "q.db"
-    queue.run([*queue.program, "--db", str(deep), "enqueue", "true"])
-    assert deep.exists()
-    one_error_line(queue.run([*queue.program, "--db", str(queue.dir.joinpath(*["a"] * 1800)), "enqueue", "true"], check=False))
-    one_error_line(queue.run([*queue.program, "--db", str(deep / "q.db"), "enqueue", "true"], check=False))
+def test_a_path_that_sqlite_does_not_open_is_refused_and_nothing_made(queue):
+    def below(length):
+        path = str(queue.dir / "deep")
+        while len(path) < length - 2:
+            path += "/a"
+        return path + "b" * (length - len(path))
+    queue.run([*queue.program, "--db", below(504), "enqueue", "true"])
+    shutil.rmtree(str(queue.dir / "deep"))
+    for path in (below(505), below(3900)):
+        one_error_line(queue.run([*queue.program, "--db", path, "enqueue", "true"], check=False))
+    assert not (queue.dir / "deep").exists()
+    queue.enqueue("true")
+    one_error_line(queue.run([*queue.program, "--db", str(queue.db / "x"), "enqueue", "true"], check=False))
 
 
 @linux_only("RLIMIT_FSIZE by prlimit")

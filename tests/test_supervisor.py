@@ -670,6 +670,22 @@ def test_config_list_says_when_a_setting_holds(queue):
     assert fixed == {"max_retries", "timeout", "backoff", "backoff_base", "backoff_max", "shell", "env_keep"}
 
 
+@linux_only("the state of a process")
+def test_a_worker_that_is_stopped_with_a_job_is_named_wherever_its_job_is(queue):
+    queue.start(1)
+    job = queue.enqueue("until [ -e go ]; do sleep 0.05; done")
+    queue.wait_for(job, "processing")
+    pid = only(queue.json("worker", "list"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for words in (["explain", job], ["worker", "list"], ["status"], ["show", job]):
+            assert "is stopped (SIGSTOP)" in queue.out(*words), words
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    (queue.dir / "go").touch()
+    queue.wait_for(job, "completed")
+
+
 def test_an_idle_worker_that_is_stopped_is_named_by_explain(queue):
     queue.start(1)
     queue.wait_for(queue.enqueue("exit 0"), "completed")  # and rests: it is not stopped in a transaction

@@ -9876,6 +9876,11 @@ def invoked() -> str:
     return OS.quote([name[:-4] if name.endswith(".exe") else name, script])
 
 
+def invoked_at(args) -> str:
+    """Return the same with the options by which the user named the queue."""
+    return invoked() + ("" if args.db is None else " --db " + OS.quote([plain(args.db)])) + (" --as-root" if acts_as_root() else "")
+
+
 FAULT_TEXTS = {
     BUSY: "%s is locked by another program: try again when that is done",
     FULL: "no space is left on the disk of %s: nothing was written",
@@ -12089,9 +12094,9 @@ class Run:
         if left and not number:
             self._print_why_left(store)
         elif left:
-            talk("`{0} run --resume {1}` goes on with them, `{0} cancel --batch {1}` drops them".format(invoked(), self._batch))
+            talk("`{0} run --resume {1}` goes on with them, `{0} cancel --batch {1}` drops them".format(invoked_at(self._args), self._batch))
         elif is_terminal(sys.stderr) and self._total > 1 and report["dead"] + report["cancelled"]:
-            talk("`%s run --retry-failed %d` runs them again" % (invoked(), self._batch))
+            talk("`%s run --retry-failed %d` runs them again" % (invoked_at(self._args), self._batch))
         if self._args.junit:
             jobs = [job for page in job_pages(store, (), 0, {"batch": self._batch}) for job in page][::-1]
             duplicates = [store.look.find(job_id) for _, job_id in self._duplicates]
@@ -12119,7 +12124,7 @@ class Run:
                 talk("    " + line)
         failed = report["dead"] + report["cancelled"]
         if failed > len(bad):
-            talk("  and %d more: %s batch show %d" % (failed - len(bad), invoked(), self._batch))
+            talk("  and %d more: %s batch show %d" % (failed - len(bad), invoked_at(self._args), self._batch))
         for where, job_id in self._duplicates[:20]:
             job = store.look.find(job_id)
             if job is not None and job.state != "completed":
@@ -12244,9 +12249,8 @@ def start_in_background(args, database: str, asked: str) -> None:
     with Store(database) as store:
         tell_others(store)
     pid, log = launch(database, args.count, asked)
-    where = ("" if args.db is None else " --db %s" % OS.quote([plain(args.db)])) + (" --as-root" if acts_as_root() else "")
     verdict("Started %s (supervisor pid %d)" % (plural(args.count, "worker"), pid))
-    out("  stop:  %s worker stop%s" % (invoked(), where))
+    out("  stop:  %s worker stop" % invoked_at(args))
     out("  log:   %s" % plain(log))
 
 

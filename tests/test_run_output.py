@@ -348,3 +348,13 @@ def test_a_disk_that_is_full_takes_nothing_from_the_jobs_and_is_told_at_the_end(
     assert done.returncode == 2 and done.stdout.split() == ["one", "two", "three"]
     assert "3 of 3 completed" in done.stderr and "trying again" not in done.stderr
     assert re.search("(?m)^queuectl: error: the jobs have ended, but .*%s.* can't be written" % os.path.basename(str(place)), done.stderr)
+
+
+@posix_only("signals")
+def test_the_advice_after_an_interrupted_run_names_the_queue(queue):
+    run = queue.beside("run", "--count", "1", "sleep {}", ":::", "60", "61")
+    queue.wait_for(1, "processing")
+    run.send_signal(signal.SIGHUP)
+    run.ends(40)
+    advice = re.search(r"`(.+?) run --resume \d+` goes on", run.text()).group(1)
+    assert shlex.split(advice)[-2:] == ["--db", str(queue.db)]

@@ -201,5 +201,5 @@ def test_workers_that_do_not_start_are_told_with_the_reason(queue):
 def test_the_advice_after_a_start_can_be_pasted(queue):
     path = queue.dir / "a b.db"
     line = next(line for line in queue.run([*queue.program, "--db", str(path), "worker", "start"]).stdout.splitlines() if "stop:" in line)
-    assert shlex.split(line)[-2:] == ["--db", str(path)]
+    assert shlex.split(line)[-4:] == ["--db", str(path), "worker", "stop"]
     queue.run([*queue.program, "--db", str(path), "worker", "stop"])

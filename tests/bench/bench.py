@@ -133,18 +133,19 @@ def run_s(argv, **kwargs) -> float:
 
 MEASURED = ("import resource, subprocess, sys\n"
             "status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
-            "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)\n"
+            "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+            "print(used.ru_utime + used.ru_stime, used.ru_maxrss)\n"
             "sys.exit(status)")
 
 
-def run_mib(argv) -> float:
-    """The largest size in memory of one whole process, in MiB; it must succeed.
+def run_usage(argv) -> tuple:
+    """Processor time in s, and the largest size in memory in MiB, of one whole process; it must succeed.
 
     A small process starts it: Linux counts the memory of whoever starts a process as the process's own.
     """
-    size = subprocess.run([PYTHON, "-ISc", MEASURED, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, check=True).stdout
-    return int(size) / (2**20 if sys.platform == "darwin" else 2**10)
+    seconds, size = subprocess.run([PYTHON, "-ISc", MEASURED, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL, check=True).stdout.split()
+    return float(seconds), int(size) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def marked_pids() -> set:
@@ -204,6 +205,7 @@ class Bench:
         self.failed = []            # rows that ended in an error
         self.count = 0
         self._deep = None
+        self._finished = None
         self._launcher = None
 
     def path(self, name: str) -> str:
@@ -240,6 +242,16 @@ class Bench:
             self._deep = self.path("deep.db")
             fill(self._deep, ("true" for _ in range(self.sizes.deep)))
         return self._deep
+
+    def finished(self) -> str:
+        """A database with a million finished jobs, made once; the rows that use it add a few."""
+        if self._finished is None:
+            self._finished = self.path("finished.db")
+            with contextlib.closing(open_queue(self._finished)) as queue:
+                job = queue.enqueue("true")
+                list(exchanges(queue))
+            multiply(self._finished, job, self.sizes.deep)
+        return self._finished
 
     def close(self) -> None:
         kill_marked()
@@ -586,7 +598,7 @@ def row_bulk(bench: Bench) -> list:
         figures.append(figure("bulk enqueue, %s" % way, got[way], "/s", "bare sqlite3, one index", got["bare"]))
     if not hasattr(os, "wait4"):
         return figures
-    peak = run_mib([PYTHON, SCRIPT, "--db", bench.path("queue.db"), "enqueue", "-q", "--file", source])
+    _, peak = run_usage([PYTHON, SCRIPT, "--db", bench.path("queue.db"), "enqueue", "-q", "--file", source])
     return figures + [figure("bulk enqueue, CLI: memory at its highest", [peak], "MiB", target=("<=", 100))]
 
 
@@ -663,6 +675,18 @@ def cpu_s(pids) -> float:
     return total / 1e9
 
 
+def share_of_core(pids, during) -> float:
+    """The part of one core, in percent, that processes take while `during` runs."""
+    before, begin = cpu_s(pids), time.monotonic()
+    during()
+    return 100 * (cpu_s(pids) - before) / (time.monotonic() - begin)
+
+
+def has_open(pid: int, path: str) -> bool:
+    folder = "/proc/%d/fd" % pid
+    return any(os.path.realpath(os.path.join(folder, name)) == os.path.realpath(path) for name in os.listdir(folder))
+
+
 def written(pids) -> int:
     """Bytes that the processes sent to a disk, dirtied maps included."""
     total = 0
@@ -725,13 +749,6 @@ def with_delayed(bench: Bench, path: str) -> None:
     multiply(path, job, bench.sizes.delayed)
 
 
-def with_finished(bench: Bench, path: str) -> None:
-    with contextlib.closing(open_queue(path)) as queue:
-        job = queue.enqueue("true")
-        list(exchanges(queue))
-    multiply(path, job, bench.sizes.deep)
-
-
 def with_blocked(bench: Bench, path: str) -> None:
     """As many again by each cause, of a higher priority than what is claimed, and one job that causes it."""
     with contextlib.closing(open_queue(path)) as queue:
@@ -756,9 +773,10 @@ def with_queues(bench: Bench, path: str) -> None:
 
 def depth_databases(bench: Bench) -> dict:
     """What is measured -> its database, with the same few jobs that can be claimed at the end of each."""
-    paths = {"shallow": bench.path("queue.db"), "%d pending" % bench.sizes.deep: bench.deep()}
+    paths = {"shallow": bench.path("queue.db"), "%d pending" % bench.sizes.deep: bench.deep(),
+             "%d finished behind" % bench.sizes.deep: bench.finished()}
     for name, build in (("%d delayed ahead" % bench.sizes.delayed, with_delayed),
-                        ("%d finished behind" % bench.sizes.deep, with_finished), ("1000 queues", with_queues),
+                        ("1000 queues", with_queues),
                         ("%d each blocked by dependency, key, limit, pause" % bench.sizes.blocked, with_blocked)):
         paths[name] = bench.path("queue.db")
         build(bench, paths[name])
@@ -803,6 +821,44 @@ def row_looking(bench: Bench) -> list:
         figures.append(figure("%s with %d jobs" % (name, bench.sizes.deep), mine, "ms", "with 100 jobs", theirs,
                               None if quick else ("<=", 1.3), "or <= 100 ms: ok" if quick else "or <= 100 ms"))
     return figures
+
+
+def row_history(bench: Bench) -> list:
+    """`events` and `stats` with 1,000,000 finished jobs: processor time and memory of the whole process."""
+    path = bench.finished()
+    got = in_turn(bench.sizes.growth_rounds, {
+        name: lambda name=name: run_usage([PYTHON, SCRIPT, "--db", path, name]) for name in ("events", "stats")})
+    figures = []
+    for name, most in (("events", 5), ("stats", 0.5)):
+        seconds, sizes = zip(*got[name])
+        figures.append(figure("%s with %d finished jobs" % (name, bench.sizes.deep), seconds, "s", target=("<=", most)))
+        figures.append(figure("%s with %d finished jobs: memory at its highest" % (name, bench.sizes.deep), sizes, "MiB",
+                              target=("<=", 100)))
+    return figures
+
+
+def row_wait(bench: Bench) -> list:
+    """What one more `wait` costs: processor time while nothing happens and while 4 workers are busy, and memory (Linux)."""
+    path, jobs, count = bench.path("queue.db"), bench.sizes.jobs, 8
+    with contextlib.closing(open_queue(path)) as queue:
+        last = str(queue.enqueue("true", hold=True))
+        waiting = [subprocess.Popen([bench.launcher(), "--db", path, "wait", last], stderr=subprocess.DEVNULL) for _ in range(count)]
+        pids = [process.pid for process in waiting]
+        try:
+            wait_until(lambda: all(has_open(pid, path) for pid in pids))
+            idle = share_of_core(pids, lambda: time.sleep(bench.sizes.idle_window_s / 2)) / count
+            fill(path, ["true"] * jobs)
+            with workers(path, 4):
+                busy = share_of_core(pids, lambda: wait_completed(queue, jobs)) / count
+            size = pss_mib(pids) / count
+        finally:
+            for process in waiting:
+                process.kill()
+                process.wait()
+    note = "%d commands that wait for one job" % count
+    return [figure("one more wait, idle: CPU of one core", [idle], "%", note=note),
+            figure("one more wait, 4 workers busy: CPU of one core", [busy], "%", note=note),
+            figure("one more wait: PSS", [size], "MiB", note=note)]
 
 
 def row_contention(bench: Bench) -> list:
@@ -882,10 +938,14 @@ def row_changes(bench):
     count, figures = bench.sizes.growth, []
     path = bench.path("queue.db")
     fill(path, ["true"] * count)
-    for words in (("hold", "--all"), ("release", "--all"), ("cancel", "--all"), ("retry", "--all"), ("cancel", "--all"), ("rm", "--all")):
+    for words in (("hold", "--all"), ("release", "--all"), ("cancel", "--all"), ("retry", "--all"), ("cancel", "--all")):
         seconds = run_s([PYTHON, SCRIPT, "--db", path, *words])
         figures.append(figure("%s of %d" % (" ".join(words), count), [seconds / count * 1e6], "us", target=("<=", 40)))
-    return figures
+    begin = time.perf_counter()
+    _, peak = run_usage([PYTHON, SCRIPT, "--db", path, "rm", "--all"])
+    took = (time.perf_counter() - begin) / count * 1e6
+    return figures + [figure("rm --all of %d" % count, [took], "us", target=("<=", 40)),
+                      figure("rm --all of %d: memory at its highest" % count, [peak], "MiB", target=("<=", 100))]
 
 
 def row_programs(bench):
@@ -920,6 +980,8 @@ ROWS = [    # name, function, works on Linux only
     ("memory", row_memory, True),
     ("depth", row_depth, False),
     ("looking", row_looking, False),
+    ("history", row_history, False),
+    ("wait", row_wait, True),
     ("contention", row_contention, False),
     ("growth", row_growth, False),
     ("sync", row_sync, False),

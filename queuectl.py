@@ -1767,6 +1767,9 @@ class Files:
     def lock(self, worker) -> str:
         return os.path.join(self.workers, "%s.lock" % worker)
 
+    def supervisor_lock(self, supervisor) -> str:
+        return self.lock("s%d" % supervisor)
+
     def output(self, worker) -> str:
         """Return the path that a worker's attempt writes its output to, until it ends."""
         return os.path.join(self.workers, "%s.out" % worker)
@@ -2653,10 +2656,15 @@ class Linux(Posix):
         except OSError:
             return ""
 
+    def _stat(self, path: str) -> list:
+        """Return the fields of a /proc/PID/stat that follow the name: state, parent, group..."""
+        with open(path, "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+
     def boot(self) -> str:
         try:  # a container's start counts too: its first process is younger than the machine's boot
-            with open("/proc/sys/kernel/random/boot_id") as file, open("/proc/1/stat") as first:
-                return "%s/%s" % (file.read().strip(), first.read().rpartition(")")[2].split()[19])
+            with open("/proc/sys/kernel/random/boot_id") as file:
+                return "%s/%d" % (file.read().strip(), int(self._stat("/proc/1/stat")[19]))
         except (OSError, IndexError):
             return ""
 
@@ -2669,8 +2677,7 @@ class Linux(Posix):
         for name in os.listdir("/proc") if self._proc_is_ours() else ():
             if name.isdigit():
                 try:
-                    with open("/proc/%s/stat" % name, "rb") as file:
-                        words = file.read().rpartition(b")")[2].split()
+                    words = self._stat("/proc/%s/stat" % name)
                 except OSError:
                     continue
                 if words[0] not in (b"Z", b"X"):
@@ -2682,9 +2689,8 @@ class Linux(Posix):
             folder = "/proc/%d/task" % process.pid
             try:
                 for name in os.listdir(folder) if process.group == group else ():
-                    with open("%s/%s/stat" % (folder, name), "rb") as file:  # each thread: the state of a process is its first one's
-                        if file.read().rpartition(b")")[2].split()[0] not in b"TtZX":
-                            return False
+                    if self._stat("%s/%s/stat" % (folder, name))[0] not in b"TtZX":  # each thread: a process has its first one's state
+                        return False
             except OSError:
                 continue
         return True
@@ -2746,8 +2752,7 @@ class Linux(Posix):
         ours, pid = set(), os.getpid()
         while pid > 0:
             ours.add(pid)
-            with open("/proc/%d/stat" % pid, "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
+            pid = int(self._stat("/proc/%d/stat" % pid)[1])
         return any(process.group == os.getpgrp() and process.pid not in ours and self._has_open(process.pid, pipe)
                    for process in self.processes())
 
@@ -4738,7 +4743,7 @@ class Database:
         self.path = find_database(path)
         self.files = Files(self.path)
         self.patience = patience
-        self.sync = True        # only a worker of this machine sets it, to what the setting `sync` says: a power cut ends its jobs too
+        self.sync = True        # workers of this machine set it to what the setting `sync` says
         self.clock = clock
         self.on_wait = None     # called with what a call waits for, once that takes a second, and with None when it goes on
         self.hints = None       # how many jobs became ready in this transaction; None: no hint to send
@@ -5642,9 +5647,8 @@ class Claims(Part):
         with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
                 self.record(worker, outcome, now)
-            job = self._claim(worker, queues, reserved_for, now)
-            if job is None and self._store.followups.follow(now) < FOLLOWUPS:
-                job = self._claim(worker, queues, reserved_for, now)
+            found = self._next_job(queues, reserved_for, now)
+            job = self._take(found, worker, now) if found and self._may_take(found[0], worker) else None
             if job is None:
                 if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(reserved_for=reserved_for):
                     self._store.life.notify("on_idle", outcome.job, now)
@@ -5725,11 +5729,14 @@ class Claims(Part):
             jobs.append(self._take(found, worker, now))
         return jobs
 
-    def _claim(self, worker: int, queues, reserved_for, now: float):
-        found = self._next_job(queues, reserved_for, now)
-        return self._take(found, worker, now) if found and self._may_take(found[0], worker) else None
-
     def _next_job(self, queues, reserved_for, now: float):
+        """Return the job that may start next, as _first_in_line does; if none may, after a step of what follows from ends."""
+        found = self._first_unexpired(queues, reserved_for, now)
+        if found is None and self._store.followups.follow(now) < FOLLOWUPS:
+            found = self._first_unexpired(queues, reserved_for, now)
+        return found
+
+    def _first_unexpired(self, queues, reserved_for, now: float):
         """Return what _first_in_line returns, after cancelling jobs that have expired; None if no job may start."""
         self._store.life.promote(now)
         for _ in range(CLAIM_LIMIT):
@@ -5800,9 +5807,8 @@ class Claims(Part):
             " (SELECT sum(min(job.slots, supervisor.slots)-1) FROM job INDEXED BY job_big"
             " WHERE state='processing' AND job.slots>1 AND +worker IN (SELECT id FROM worker WHERE supervisor=supervisor.id)) "
             "FROM supervisor WHERE id=(SELECT supervisor FROM worker WHERE id=?)", (worker,)).fetchone() or (0, 1, None, 0, None)
-        if not supervisor and worker == self._store.workers.registered and not self._db.execute(
-                "SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
-            raise QueueGone("worker %d was considered dead and is no longer listed" % worker)
+        if not supervisor and worker == self._store.workers.registered:
+            self._store.workers.refuse_unlisted(worker)
         if stop:
             return False  # a stop was requested, but the worker has not heard of it yet
         if job.slots > 1 or big:
@@ -5964,7 +5970,7 @@ class Workers(Part):
                 "VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (os.getpid(), port, token, spec.count, spec.asked.get("queues"), spec.kind, now, spec.asked.get("max_jobs"),
                  spec.arguments, spec.asked.get("max_failures"))).lastrowid
-            return supervisor_id, OS.hold(self._db.files.lock("s%d" % supervisor_id))
+            return supervisor_id, OS.hold(self._db.files.supervisor_lock(supervisor_id))
 
     def add_worker(self, supervisor: int, engine=None) -> tuple:
         """Register a worker as add_supervisor does; raise QueueGone if its supervisor is not registered."""
@@ -5979,6 +5985,11 @@ class Workers(Part):
             self._db.hint()
             return worker_id, OS.hold(self._db.files.lock(worker_id))
 
+    def refuse_unlisted(self, worker: int) -> None:
+        """Raise QueueGone if the row of a worker has been removed: its claims would be nobody's."""
+        if not self._db.execute("SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
+            raise QueueGone("worker %d was considered dead and is no longer listed" % worker)
+
     def remove_worker(self, worker: int) -> bool:
         """Remove the row of a worker that exits normally; return whether its lock file may go, once it is closed."""
         with self._db.undo, Transaction(self._db):
@@ -5990,7 +6001,7 @@ class Workers(Part):
         """Remove the row of a supervisor; any worker may take the jobs that were reserved for its `run`."""
         while not self._drop_supervisor(supervisor):
             continue
-        remove(self._db.files.lock("s%d" % supervisor))
+        remove(self._db.files.supervisor_lock(supervisor))
 
     def _drop_supervisor(self, supervisor: int) -> bool:
         """Let any worker take AT_ONCE jobs that were reserved for a `run`; if none is left, remove the supervisor and return True."""
@@ -6012,7 +6023,7 @@ class Workers(Part):
             self._db.hint()
         for supervisor, in self._db.read(
                 "SELECT id FROM supervisor WHERE NOT EXISTS(SELECT 1 FROM worker WHERE supervisor=supervisor.id)"):
-            while not OS.is_held(self._db.files.lock("s%d" % supervisor)) and not self._drop_supervisor(supervisor):
+            while not OS.is_held(self._db.files.supervisor_lock(supervisor)) and not self._drop_supervisor(supervisor):
                 continue
 
     def release_unlisted(self, kind: str, why: str, now: float) -> None:
@@ -6039,7 +6050,7 @@ class Workers(Part):
         """
         asked = {}
         for supervisor in self.supervisors():
-            path = self._db.files.lock("s%d" % supervisor.id)
+            path = self._db.files.supervisor_lock(supervisor.id)
             try:
                 if OS.is_held(path) and os.stat(path).st_size:  # an empty file is an older version's, which can't answer
                     os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
@@ -6150,11 +6161,8 @@ class Handed(Part):
         """
         found, arrays = {}, []
         with self._db.undo, Transaction(self._db) as now:
-            if not self._db.execute("SELECT 1 FROM worker WHERE id=?", (worker,)).fetchone():
-                raise QueueGone("worker %d was considered dead and is no longer listed" % worker)
+            self._store.workers.refuse_unlisted(worker)
             jobs = self._store.claims.take(worker, queues, min(packs * most, AT_ONCE), now)
-            if not jobs and self._store.followups.follow(now) < FOLLOWUPS:
-                jobs = self._store.claims.take(worker, queues, min(packs * most, AT_ONCE), now)
             options = dict(self._db.execute("SELECT name, CAST(engine_options AS TEXT) FROM queue WHERE engine_options IS NOT NULL"))
             for job in jobs:
                 found.setdefault((options.get(job.queue, ""), job.slots), []).append(job)
@@ -6442,11 +6450,16 @@ class Schedules(Part):
         """Resume a schedule with its next time from now."""
         schedule = self.get(name)
         with self._db.undo, Transaction(self._db) as now:
-            next_at, error = self._alone(lambda: schedule.following(now))
-            if error is not None:
-                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+            next_at = self._or_refuse(name, lambda: schedule.following(now))
             self._set(schedule, paused=0, next_at=next_at, boot=OS.boot())
             self._db.hint()
+
+    def _or_refuse(self, name: str, action):
+        """Return what `action` returns; raise UserError if the schedule's row prevents it."""
+        result, error = self._alone(action)
+        if error is not None:
+            raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+        return result
 
     def remove(self, name: str) -> None:
         schedule = self.get(name)
@@ -6457,9 +6470,7 @@ class Schedules(Part):
         """Enqueue a schedule's job now, in addition to its times; return the job's id."""
         schedule = self.get(name)
         with self._db.undo, Transaction(self._db) as now:
-            job, error = self._alone(lambda: self._run(schedule, now))
-            if error is not None:
-                raise UserError("schedule %s can't run: %s" % (quoted(name), error))
+            job = self._or_refuse(name, lambda: self._run(schedule, now))
             if job is None:
                 raise UserError("schedule %s has a job that is unfinished, %d, and does not overlap: wait for it, or cancel it" % (
                     quoted(name), self._unfinished_of(schedule)[0]))
@@ -7785,6 +7796,30 @@ class LockFile:
         OS.drop(self.path, self._lock)
 
 
+def enlist(spec, engine=None) -> tuple:
+    """Register this process as a worker; return its Store, its id and its LockFile."""
+    store = Store.existing(spec.database, WORKER_PATIENCE_S)
+    store.db.sync = engine is not None or store.settings.value("sync") == "full"  # a power cut ends jobs of this machine too, but no task
+    worker, lock = store.workers.add_worker(spec.supervisor, engine)
+    file = LockFile(store.db.files.lock(worker), lock)
+    store.db.on_wait = file.on_wait
+    return store, worker, file
+
+
+def sign_off(store, worker: int, lock) -> None:
+    """Remove the row and the lock file of this worker; if it still has a claim, leave both to a rescuer."""
+    gone = False
+    try:
+        gone = store.workers.remove_worker(worker)
+    except (sqlite3.Error, OSError, QueueGone):
+        pass  # the lock becomes free, so the next supervisor or dispatcher finds the row
+    store.close()
+    if gone:
+        lock.drop()
+    else:
+        lock.close()
+
+
 class Worker:
     """One worker process; it reports through `log(event, **facts)`."""
 
@@ -7792,11 +7827,7 @@ class Worker:
         self._spec = spec
         self._signals = signals
         self._log = log
-        self._store = Store.existing(spec.database, WORKER_PATIENCE_S)
-        self._store.db.sync = self._store.settings.value("sync") == "full"
-        self.id, lock = self._store.workers.add_worker(spec.supervisor)
-        self._lock = LockFile(self._store.db.files.lock(self.id), lock)
-        self._store.db.on_wait = self._lock.on_wait
+        self._store, self.id, self._lock = enlist(spec)
         self._done = 0
         self._trouble = None
         self._unsure = False  # whether a claim that failed may have been committed
@@ -7828,16 +7859,7 @@ class Worker:
     def close(self) -> None:
         self._log_event("stopped")
         self._runner.close()
-        gone = False
-        try:
-            gone = self._store.workers.remove_worker(self.id)
-        except (sqlite3.Error, OSError, QueueGone):
-            pass  # the lock becomes free, so the next supervisor removes the row
-        self._store.close()
-        if gone:
-            self._lock.drop()
-        else:
-            self._lock.close()
+        sign_off(self._store, self.id, self._lock)
 
     def _stopping(self) -> bool:
         return bool(self._signals.stopping) or self._signals.orphaned()
@@ -8307,10 +8329,7 @@ class Dispatcher:
 
     def __init__(self, spec, signals, log):
         self._spec, self._signals, self._log = spec, signals, log
-        self._store = Store.existing(spec.database, WORKER_PATIENCE_S)
-        self.id, lock = self._store.workers.add_worker(spec.supervisor, spec.on.engine)
-        self._lock = LockFile(self._store.db.files.lock(self.id), lock)
-        self._store.db.on_wait = self._lock.on_wait
+        self._store, self.id, self._lock = enlist(spec, spec.on.engine)
         self._engine = ENGINES[spec.on.engine]()
         self._arrays = {}        # id of an array -> (Sent, its Packs)
         self._known = set()      # ids of arrays whose own id the engine has told
@@ -8337,16 +8356,7 @@ class Dispatcher:
 
     def close(self) -> None:
         self._log("stopped", worker=self.id)
-        gone = False
-        try:
-            gone = self._store.workers.remove_worker(self.id)
-        except (sqlite3.Error, OSError, QueueGone):
-            pass  # the lock becomes free, so the next dispatcher takes the row over
-        self._store.close()
-        if gone:
-            self._lock.drop()
-        else:
-            self._lock.close()
+        sign_off(self._store, self.id, self._lock)
 
     def _try(self, step, *values) -> None:
         """Take a step; what fails is tried again, later each time.  A step returns True if it did what may have failed before."""
@@ -8748,7 +8758,7 @@ def work(spec, signals, log) -> None:
 
 def dead_supervisors(store) -> set:
     """Return the ids of the supervisors that are listed, but dead.  Ask this before for workers: a worker registers with a listed one."""
-    return {supervisor.id for supervisor in store.workers.supervisors() if not OS.is_held(store.db.files.lock("s%d" % supervisor.id))}
+    return {supervisor.id for supervisor in store.workers.supervisors() if not OS.is_held(store.db.files.supervisor_lock(supervisor.id))}
 
 
 def release_dead(store, supervisors: set, workers: list, release) -> list:
@@ -8912,7 +8922,7 @@ class Supervisor:
         self._busy_at = self._last_event = None  # when one of the workers was last seen with a job
         self._retiring = set()    # pids of workers told to end because fewer are wanted
         self.id, lock = self._repairing(lambda: self.store.workers.add_supervisor(spec, self._inbox.port, self._inbox.token))
-        self._lock = LockFile(self.store.db.files.lock("s%d" % self.id), lock)
+        self._lock = LockFile(self.store.db.files.supervisor_lock(self.id), lock)
         self._store.db.on_wait = self._lock.on_wait
         self._workers = OS.worker_processes(self._inbox.token)
         self._trouble = ""
@@ -9319,7 +9329,7 @@ def supervisor_report(store) -> list:
     """Return every listed supervisor; its state is working, stopping, silent (alive, but it does not answer) or dead."""
     facts, silent = [], store.workers.unanswered()
     for supervisor in store.workers.supervisors():
-        path = store.db.files.lock("s%d" % supervisor.id)
+        path = store.db.files.supervisor_lock(supervisor.id)
         state, wait = "stopping" if supervisor.stop else "working", wait_report(read_lock(path))
         if supervisor.id in silent:
             state, wait = "silent", {"note": None, "since": silent[supervisor.id]}
@@ -9478,7 +9488,7 @@ def serves(store, supervisor, job) -> bool:
 def is_serving(store, supervisor, queue: str) -> bool:
     """Whether a supervisor is alive, is not stopping, and has workers for a queue."""
     return ((supervisor.queues is None or slashed([queue]) in supervisor.queues) and not supervisor.stop
-            and OS.is_held(store.db.files.lock("s%d" % supervisor.id)))
+            and OS.is_held(store.db.files.supervisor_lock(supervisor.id)))
 
 
 def deadlocked(store, job_id: int, seen=frozenset()) -> bool:
@@ -9767,7 +9777,7 @@ def examine_schedules(store):
 def unfired(store, rows):
     """Return the finding that no supervisor lives to fire these schedules, or None."""
     coming = [row for row in rows if row.coming is not None]
-    if not coming or any(not supervisor.stop and OS.is_held(store.db.files.lock("s%d" % supervisor.id))
+    if not coming or any(not supervisor.stop and OS.is_held(store.db.files.supervisor_lock(supervisor.id))
                          for supervisor in store.workers.supervisors()):
         return None
     due = [row for row in coming if row.coming <= store.db.clock() - LOOK_S]
@@ -12337,7 +12347,7 @@ def ask_stop(store, supervisor: int, how: int) -> None:
     try:
         store.workers.ask_stop(supervisor, how)
     except (sqlite3.OperationalError, OSError) as error:
-        content = read_lock(store.db.files.lock("s%d" % supervisor))
+        content = read_lock(store.db.files.supervisor_lock(supervisor))
         if how < IMMEDIATE or not is_here(content):
             raise
         talk("can't write to the database (%s): the supervisor gets a signal instead" % plain(str(error)))
@@ -12383,7 +12393,7 @@ def wanted_left(store, wanted: set, how: int) -> bool:
 
 
 def cmd_worker_scale(store, args) -> None:
-    started = [s for s in store.workers.supervisors() if s.kind == "start" and OS.is_held(store.db.files.lock("s%d" % s.id))]
+    started = [s for s in store.workers.supervisors() if s.kind == "start" and OS.is_held(store.db.files.supervisor_lock(s.id))]
     if len(started) != 1:
         raise UserError("%s: start workers with `%s worker start --count %d`" % (
             "no workers are running" if not started else "there are %d groups of workers; stop them all and start one" % len(started),

@@ -12104,7 +12104,8 @@ class Run:
         if left and not number:
             self._print_why_left(store)
         elif left:
-            talk("`{0} run --resume {1}` goes on with them, `{0} cancel --batch {1}` drops them".format(invoked_at(self._args), self._batch))
+            talk("`{0} run --resume {1}` goes on with them, `{0} cancel --batch {1}` drops them".format(
+                invoked_at(self._args), self._batch))
         elif is_terminal(sys.stderr) and self._total > 1 and report["dead"] + report["cancelled"]:
             talk("`%s run --retry-failed %d` runs them again" % (invoked_at(self._args), self._batch))
         if self._args.junit:

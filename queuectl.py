@@ -13233,7 +13233,8 @@ def cmd_explain(store, args) -> None:
     report = explain_report(store, job)
     words = [reason_text(job, reason) for reason in report["reasons"]]
     if args.json:
-        out_json({"id": job.id, "state": job.state, "reasons": [reason_json(job, reason) for reason in report["reasons"]]})
+        out_json({"id": job.id, "state": job.state, "reasons": [reason_json(job, reason) for reason in report["reasons"]],
+                  "lost": report["lost"]})
     elif report["lost"] and not words:
         out("job %d no longer runs: worker %d is dead, and the next `%s worker start` gives it back" % (job.id, job.worker, invoked()))
     elif job.state == "processing":
@@ -15415,7 +15416,7 @@ class Head:
 
     def __init__(self, file):
         self.read, self.close, self._readline = file.read, file.close, file.readline
-        self.closed = False  # as http.server wants to know of a file
+        self.closed = False  # http.server asks a file for this
         self._left = WEB_HEAD
 
     def readline(self, most: int = -1) -> bytes:
@@ -15427,11 +15428,9 @@ class Head:
         return line
 
 
-def web_server(web, address: tuple, tls):
-    """Return a server that gives each connection a thread."""
+def web_handler(web):
+    """Return the class of http.server that hands each request to `web`."""
     import http.server
-    import socket
-    import socketserver
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = WEB_REQUEST_S
@@ -15450,7 +15449,15 @@ def web_server(web, address: tuple, tls):
             web.send(self, code, "%s\n" % plain(message or "this is not a request"))  # with our headers, unlike http.server's page
 
         def log_message(self, *_):
-            pass  # what is asked is nobody's business
+            pass  # the addresses hold names of jobs: no log has them
+
+    return Handler
+
+
+def web_server(web, address: tuple, tls):
+    """Return a server that gives each connection a thread."""
+    import socket
+    import socketserver
 
     class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         daemon_threads, request_queue_size, secure = True, 64, tls is not None
@@ -15473,7 +15480,7 @@ def web_server(web, address: tuple, tls):
         def handle_error(self, *_):
             pass  # the client has gone, or did not speak TLS
 
-    return Server(address, Handler)
+    return Server(address, web_handler(web))
 
 
 def web_token(path: str) -> str:
@@ -15506,7 +15513,7 @@ def cmd_web(args) -> None:
         store.db.files.make()  # a database that was restored alone has no directory
         database, token = store.db.path, web_token(os.path.join(store.db.files.root, "web.token"))
     if args.read_only:
-        token = derived(token, "read-only")  # who has it can't use it at a server that writes
+        token = derived(token, "read-only")  # no server that writes takes it
     web = Web(database, token, args.read_only, base, {"localhost", *(name.lower() for name in args.name or ())})
     try:
         server = web_server(web, (args.address, args.port), tls_context(args.tls))
@@ -15641,7 +15648,7 @@ edit           --in-queue     NAME      .        .     jobs of this queue (--que
 edit           --named        GLOB      .        .     jobs whose name matches, as in 'nightly-*'
 edit           --labelled     LABEL     .        .     jobs with this label
 edit           --command      COMMAND   .        .     the shell command to run
-wait           --timeout      DURATION  duration .     give up after this (exit 124); --all, --queue, --state: jobs unfinished now
+wait           --timeout      DURATION  duration .     give up after this time (exit 124); --all, --queue, --state: what is unfinished now
 cancel         --no-wait      .         .        .     only ask running jobs to end
 queue-limit    name           NAME      .        .     name of a queue
 queue-limit    limit          N         .        .     jobs that run at once, over all workers; none: no limit

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sqlite3
 
 from conftest import posix_only, wait_until
@@ -113,3 +114,17 @@ def test_status_counts_a_wait_from_the_moment_when_the_job_could_run(queue):
         connection.execute("UPDATE job SET created_at=created_at-3600")
     connection.close()
     assert re.search(r"job 1 has waited [\d.]+m?s:", queue.out("status"))
+
+
+@posix_only("SIGKILL")
+def test_explain_says_of_a_job_whose_worker_is_dead_that_it_does_not_run(queue):
+    job = queue.enqueue(*queue.script("import time; time.sleep(600)"))
+    queue.start(1)
+    queue.wait_for(job, "processing")
+    assert queue.json("explain", job)["lost"] is False
+    for fact in queue.json("status")["supervisors"] + queue.json("worker", "list"):
+        os.kill(fact["pid"], signal.SIGKILL)
+    found = wait_until(lambda: queue.json("explain", job)["lost"] and queue.out("explain", job), 20, "the worker is dead")
+    assert re.match("job %d no longer runs: worker 1 is dead" % job, found)
+    queue.cli("doctor", "--fix", check=False)  # which ends what is left of the job
+    queue.cli("cancel", job)

@@ -2551,9 +2551,9 @@ class Posix(PosixOwners):
         path = "/etc/localtime"
         if tz is not None:
             tz = tz[1:] if tz.startswith(":") else tz
-            if not tz.startswith("/"):
+            if not tz.startswith("/") and tz != "localtime":
                 return tz or "UTC"
-            path = tz
+            path = os.path.join("/etc", tz)
         return zone_of_file(path)
 
     def install_dir(self) -> str:
@@ -6323,7 +6323,9 @@ class Schedules(Part):
         if "at" in parsed and len(str(options["at"]).strip()) != 5:
             options["at"] = utc(parsed["at"])
         if spec or "at" in parsed:
-            tz, rule = zone_and_rule(OS.zone(os.environ.get("TZ")) if tz is None else tz)
+            if tz in (None, "localtime"):  # the latter is a file among the zones, and another zone on each machine
+                tz = OS.zone(None if tz else os.environ.get("TZ"))
+            tz, rule = zone_and_rule(tz)
         if "cwd" in columns:  # relative to this directory, not to that of the supervisor that fires it
             options["cwd"] = columns["cwd"] if isinstance(columns["cwd"], str) else text_of(columns["cwd"])
         umask = OS.umask()

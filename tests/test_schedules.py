@@ -1,6 +1,7 @@
 """Schedules as people keep them: the zone is their own, one that is broken harms no other, they need not overlap."""
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sqlite3
@@ -52,6 +53,14 @@ def test_whatever_tz_holds_is_resolved_when_the_schedule_is_added(queue, value, 
     queue.cli("cron", "add", "s", "30 0 * * *", "exit 0", env={"TZ": value})
     found = schedules(queue)["s"]
     assert (found["tz"], found["next_at"][11:16]) == (zone, utc)
+
+
+@posix_only("/etc/localtime")
+@pytest.mark.skipif(not os.path.exists(ZONEINFO + "/localtime"), reason="only some systems have such a file among the zones")
+def test_localtime_is_no_name_of_a_zone(queue):
+    queue.cli("cron", "add", "given", "30 0 * * *", "--tz", "localtime", "exit 0", env={"TZ": "Asia/Tokyo"})
+    queue.cli("cron", "add", "set", "30 0 * * *", "exit 0", env={"TZ": ":localtime"})
+    assert {row["tz"] for row in schedules(queue).values()} == {queuectl.OS.zone(None)} != {"localtime"}
 
 
 @pytest.mark.sampled(3)

@@ -54,11 +54,16 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 import io
 import os
 import time
-import _sqlite3 as sqlite3  # without sqlite3's adapters for dates: with datetime, they are a twentieth of an enqueue
 from functools import lru_cache, partial
 from itertools import chain, islice
 from operator import itemgetter
 from stat import S_ISDIR, S_ISFIFO, S_ISREG, S_ISSOCK, S_ISVTX
+
+try:
+    import _sqlite3 as sqlite3  # without sqlite3's adapters for dates: with datetime, they are a twentieth of an enqueue
+except ImportError:
+    sys.stderr.write("queuectl: error: this Python has no sqlite3: use another one, such as the system's python3\n")
+    sys.exit(2)
 
 __version__ = "1.0.0"
 __all__ = ["Queue", "Error", "UserError", "TimedOut", "QueueGone"]  # the Python API; README.md describes it

@@ -6,6 +6,7 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -638,3 +639,10 @@ def test_a_command_without_options_gets_what_the_parser_would_give_it():
             expected = vars(queuectl.build_parser(found).parse_args([]))
             assert dict(expected, lead=[], rest=["echo", "-x"] if found.rest else []) == vars(args), found.words
     assert tried > 10
+
+
+def test_a_python_that_was_built_without_sqlite_is_told_in_one_line(tmp_path):
+    without = "import runpy, sys; sys.modules['_sqlite3'] = None; runpy.run_path(%r, run_name='__main__')" % str(SCRIPT)
+    done = subprocess.run([sys.executable, "-c", without, "list"], cwd=str(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and os.listdir(str(tmp_path)) == []
+    assert done.stderr == "queuectl: error: this Python has no sqlite3: use another one, such as the system's python3\n"

@@ -575,6 +575,7 @@ def test_a_database_with_other_triggers_or_tables_is_refused_and_left_as_it_is(s
                 pytest.skip("this SQLite: %s" % error)
         before = list(changed.iterdump()) if "VIRTUAL" not in statements[-1] else None
     changed.close()
+    (tmp_path / "x").write_text('{"table": "job", "row": {}}\n')
     for words in (["enqueue", "exit 0"], ["list"], ["status"], ["config", "set", "timeout", "9"], ["worker", "stop"], ["export"], ["import", "x"],
                   ["worker", "start", "--foreground", "--drain"], ["run", "exit 0"], ["cancel", "--all"], ["backup", "copy.db"], ["doctor", "--fix"]):
         status, out, err = command(words, capsys, db)

@@ -824,7 +824,7 @@ def parse_rate(raw, what: str = "a rate"):
     count, slash, unit = str(raw).strip().partition("/")
     if not slash or unit not in ("s", "m", "h", "d"):
         raise UserError("%s must be N/s, N/m, N/h, N/d or none, not %s" % (what, quoted(raw)))
-    number = parse_number(count, what, 0.001, 1e6)
+    number = parse_number(count, what, 0.001, 10**6)
     return "%s/%s" % (number_text(number), unit), UNITS_S[unit] / number
 
 
@@ -15549,7 +15549,7 @@ def tls_context(files):
     try:
         context.load_cert_chain(*files)
     except (OSError, ssl.SSLError) as error:
-        raise UserError("can't use %s with %s for TLS: %s" % (plain(files[0]), plain(files[1]), plain(str(error)))) from None
+        raise UserError("can't use %s with %s for TLS: %s" % (plain(files[0]), plain(files[1]), plain(error.strerror or str(error)))) from None
     return context
 
 

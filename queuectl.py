@@ -15549,7 +15549,7 @@ def tls_context(files):
     try:
         context.load_cert_chain(*files)
     except (OSError, ssl.SSLError) as error:
-        raise UserError("can't use %s with %s for TLS: %s" % (plain(files[0]), plain(files[1]), plain(error.strerror or str(error)))) from None
+        raise UserError("can't use %s with %s for TLS: %s" % (*map(plain, files), plain(error.strerror or str(error)))) from None
     return context
 
 

@@ -80,7 +80,7 @@ UNFINISHED = WAITING + ("processing",)
 FINAL = ("completed", "dead", "cancelled")
 LISTED_STATES = STATES + ("held",)  # what --state takes: `held` are the waiting jobs that wait for `release`
 
-# Each event, and the states that it moves a job from and to.  Life.move applies them; only `restore` (import) sets a state directly.
+# Each event, and the states that it moves a job from and to.  Life applies them; only an import and a repair set a state directly.
 TRANSITIONS = {
     "claim": {"pending": "processing", "failed": "processing"},
     "complete": {"processing": "completed"},
@@ -1846,7 +1846,7 @@ class Files:
 
 # == Platform differences ==============================================================
 # Locks, processes, wake-up, places: one class per system with the same methods; `OS` is the one for this machine.
-# This section calls Small helpers and Files.  References: flock(2), setsid(2), proc(5), posix_spawn(3).
+# This section calls Errors, Small helpers and Files.  References: flock(2), setsid(2), proc(5), posix_spawn(3).
 
 def signal_text(number: int) -> str:
     """Return a signal in words."""
@@ -5254,8 +5254,7 @@ class Life(Part):
     def move(self, job, event: str, gate=None, **changes):
         """Apply an event to a job that is still as `job` says; return its new state, or None if nothing was changed.
 
-        This is the one place where a state changes (except `restore` and the repairs in Keep).  The fence of state,
-        worker and attempt keeps a late writer, whose claim was taken back, from changing anything.
+        The fence of state, worker and attempt keeps a late writer, whose claim was taken back, from changing anything.
         """
         state = TRANSITIONS[event].get(job.state)
         if state is None:
@@ -6339,7 +6338,7 @@ class Schedules(Part):
         if "stdin" in parsed:
             options["stdin"] = parsed["stdin"].decode("utf-8", "surrogateescape")
         for ref in parsed.get("after", []) + parsed.get("after_any", []):
-            if ref not in [schedule.name for schedule in self.list()]:
+            if not self._all("WHERE name=?", (searchable(ref),)):
                 self._store.look.ids(ref)
         return {"name": name, "spec": spec, "every": every, "tz": tz, "rule": rule, "misfire": times.get("misfire", "once"),
                 "created_at": now, "no_overlap": OVERLAPS.index(parse_choice(times.get("overlap", "allow"), "overlap", OVERLAPS)),
@@ -6766,10 +6765,10 @@ class Look(Part):
                 reasons.append(("behind", ahead))
         return reasons
 
-    def event_columns(self, after: int = 0, most: int = 1000) -> list:
-        """Return the changes of state with a number above `after`, in order, as the columns EVENT; [] if there is none."""
+    def event_columns(self, after: int) -> list:
+        """Return the first 1,000 changes of state with a number above `after`, as the columns EVENT; [] if there is none."""
         rows = self._db.rows("history", "seq, finished_at, job, outcome, state, attempt, worker, exit_code, signal, error, started_at, "
-                             "duration", "history WHERE seq>? ORDER BY seq LIMIT ?", (after, most))
+                             "duration", "history WHERE seq>? ORDER BY seq LIMIT 1000", (after,))
         columns = dict(zip(EVENT, zip(*rows)))
         if rows:
             columns.update(at=list(map(utc, columns["at"])), started_at=list(map(utc, columns["started_at"])),
@@ -6816,20 +6815,19 @@ class Look(Part):
             "WHERE seq>(SELECT max(seq)-:most FROM history) AND history.attempt IS NOT NULL "
             "AND history.finished_at>=:since ORDER BY seq DESC", {"since": since, "most": most})]
 
-    def ended_since(self, after: int, batch: int, most: int = 1000) -> list:
-        """Return what ended the jobs of a batch (JobEnd) in the rows of the history above `after`, oldest first."""
+    def ended_since(self, after: int, batch: int) -> list:
+        """Return what ended 1,000 jobs of a batch (JobEnd) in the rows of the history above `after`, oldest first."""
         return [JobEnd._make(row) for row in self._db.rows(
             "history", "history.seq, history.job, history.attempt, history.state, history.started_at, history.duration, history.exit_code, "
             "history.signal, history.error, job.command, job.name, job.attempts, history.finished_at",
             "history JOIN job ON job.id=history.job WHERE seq>:after AND job.batch=:batch AND job.state=history.state "
-            "AND history.state IN ('completed', 'dead', 'cancelled') ORDER BY seq LIMIT :most",
-            {"after": after, "batch": batch, "most": most})]
+            "AND history.state IN ('completed', 'dead', 'cancelled') ORDER BY seq LIMIT 1000",
+            {"after": after, "batch": batch})]
 
-    def flaky(self, batch: int, most: int = 1000) -> list:
-        """Return (id, name, tries) of each completed job of a batch that needed more than one."""
-        return [tuple(row) for row in self._db.rows(
-            "job", "id, name, attempts", "job INDEXED BY job_batch WHERE batch=:batch AND state='completed' AND attempts>1 "
-            "ORDER BY id LIMIT :most", {"batch": batch, "most": most})]
+    def flaky(self, batch: int) -> list:
+        """Return (id, name, tries) of each completed job of a batch, up to 1,000, that needed more than one."""
+        return self._db.rows("job", "id, name, attempts", "job INDEXED BY job_batch WHERE batch=? AND state='completed' AND attempts>1 "
+                             "ORDER BY id LIMIT 1000", (batch,))
 
 
 NO_ENV = b"\0"  # in an export without environments: the importing user's takes its place
@@ -12863,12 +12861,12 @@ def cmd_stats(store, args) -> None:
              "-" if f["waited_p50"] is None else span(f["waited_p50"])) for name, f in facts[key].items()], (title,))
 
 
-def sparkline(times, now: float, window: float, width: int = 30) -> str:
-    """Return a line of `width` bars: how many of `times` fall into each part of the window up to now."""
-    counts = [0] * width
+def sparkline(times, now: float, window: float) -> str:
+    """Return a line of 30 bars: how many of `times` fall into each part of the window up to now."""
+    counts = [0] * 30
     for moment in times:
-        place = int((moment - now + window) / window * width)
-        if 0 <= place < width:
+        place = int((moment - now + window) / window * 30)
+        if 0 <= place < 30:
             counts[place] += 1
     return bars(counts)
 

@@ -9979,10 +9979,11 @@ def prepare_streams() -> Output:
 
     Open a closed stream on the null device first: a file of ours must not get its descriptor.
     """
-    number = 0
-    while number < 3:
-        number = os.open(os.devnull, os.O_RDONLY)
-    os.close(number)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)
     for number, name in ((2, "stderr"), (1, "stdout")):
         stream = getattr(sys, name)
         buffer = getattr(stream, "buffer", None)

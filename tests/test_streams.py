@@ -4,6 +4,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import sys
 import time
 
 import pytest
-from conftest import SCRIPT, posix_only, wait_until
+from conftest import SCRIPT, linux_only, posix_only, wait_until
 
 import queuectl
 
@@ -333,3 +335,14 @@ def test_a_fault_in_a_worker_is_a_line_of_the_log(queue):
     done = queue.run(command, check=False)
     assert "internal error: ValueError" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@linux_only("mount namespaces")
+def test_a_system_without_a_null_device_is_no_traceback(queue):
+    """As in a chroot without /dev: a command needs the device only in the place of a stream that is closed."""
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("only root may mount")
+    line = "mount -t tmpfs none /dev && exec " + " ".join(map(shlex.quote, queue.command("list")))
+    queue.enqueue("true")
+    done = queue.run(["unshare", "-m", "sh", "-c", line], check=False)
+    assert (done.returncode, done.stderr) == (0, "") and "true" in done.stdout

@@ -10601,36 +10601,37 @@ def finding_text(found, words=FINDINGS) -> str:
     return plain(words[found.kind] % values)
 
 
-# The lists of queues, batches, schedules, workers and settings: the title of each column, and its cell for one dict of the report.
+# The lists of queues, batches, schedules, workers and settings: the title of each column, and its cell for one dict of the report:
+# a key of the dict, or a function.
 QUEUE_LIST = (
-    ("QUEUE", lambda row: row["name"]), ("STATE", lambda row: "paused" if row["paused"] else "open"),
+    ("QUEUE", "name"), ("STATE", lambda row: "paused" if row["paused"] else "open"),
     ("LIMIT", lambda row: "-" if row["max_running"] is None else row["max_running"]), ("RATE", lambda row: row["rate"] or "-"),
     ("PENDING", lambda row: row["jobs"]["pending"]), ("RUNNING", lambda row: row["jobs"]["processing"]),
     ("COMPLETED", lambda row: row["jobs"]["completed"]), ("FAILED", lambda row: row["jobs"]["failed"]),
     ("DEAD", lambda row: row["jobs"]["dead"]))
 BATCH_LIST = (
-    ("ID", lambda row: row["id"]), ("LABEL", lambda row: row["label"] or ""), ("DONE", lambda row: row["total"] - row["unfinished"]),
-    ("TOTAL", lambda row: row["total"]), ("AGE", lambda row: span(time.time() - row["created_at"])))
+    ("ID", "id"), ("LABEL", lambda row: row["label"] or ""), ("DONE", lambda row: row["total"] - row["unfinished"]),
+    ("TOTAL", "total"), ("AGE", lambda row: span(time.time() - row["created_at"])))
 SCHEDULE_LIST = (
-    ("NAME", lambda row: row["name"]), ("STATE", lambda row: "paused" if row["paused"] else "open"), ("WHEN", lambda row: when_of(row)),
+    ("NAME", "name"), ("STATE", lambda row: "paused" if row["paused"] else "open"), ("WHEN", lambda row: when_of(row)),
     ("NEXT", lambda row: local(row["next_at"])), ("LAST JOB", lambda row: row["last_job"] or "-"),
     ("COMMAND", lambda row: command_text(row["command"])), ("ERROR", lambda row: row["error"] or ""))
 WORKER_LIST = (
-    ("ID", lambda row: row["id"]), ("STATE", lambda row: row["state"]), ("PID", lambda row: row["pid"]),
-    ("JOB", lambda row: row["job"] or "-"), ("DONE", lambda row: row["done"]), ("UPTIME", lambda row: span(row["uptime"])),
-    ("QUEUES", lambda row: ",".join(row["queues"] or ["all"])), ("PLACE", lambda row: row["place"]),
-    ("VERSION", lambda row: row["version"] or "-"), ("NOTE", lambda row: worker_note(row)))
+    ("ID", "id"), ("STATE", "state"), ("PID", "pid"),
+    ("JOB", lambda row: row["job"] or "-"), ("DONE", "done"), ("UPTIME", lambda row: span(row["uptime"])),
+    ("QUEUES", lambda row: ",".join(row["queues"] or ["all"])), ("PLACE", "place"),
+    ("VERSION", lambda row: row["version"] or "-"), ("NOTE", worker_note))
 SETTING_LIST = (
-    ("KEY", lambda row: row["key"]), ("VALUE", lambda row: row["value"]), ("DEFAULT", lambda row: row["default"]),
-    ("HOLDS", lambda row: row["holds"]), ("MEANING", lambda row: row["meaning"]))
+    ("KEY", "key"), ("VALUE", "value"), ("DEFAULT", "default"), ("HOLDS", "holds"), ("MEANING", "meaning"))
 LIST_COLOURS = {"paused": "yellow", "open": "green", "busy": "blue", "idle": "green", "dead": "red", "stopping": "yellow"}
 
 
 def print_list(rows, columns, none: str) -> None:
     """Print a report's dicts as a table of these columns, or on stderr the line for an empty list."""
     if rows:
-        print_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows],
-                    ("QUEUE", "QUEUES", "LABEL", "COMMAND", "NAME", "ERROR", "NOTE", "MEANING"), LIST_COLOURS)
+        print_table([title for title, _ in columns],
+                    [[row[cell] if cell.__class__ is str else cell(row) for _, cell in columns] for row in rows], (
+                        "QUEUE", "QUEUES", "LABEL", "COMMAND", "NAME", "ERROR", "NOTE", "MEANING"), LIST_COLOURS)
     elif none:
         talk(none)
 
@@ -13573,37 +13574,34 @@ def cmd_cron_list(store, args) -> None:
             talk(finding_text(stuck))
 
 
-def each_schedule(store, args, change) -> None:
-    """Call change(name) for each named schedule and print the line that it returns; first check that all exist."""
+def names_of_schedules(store, args) -> list:
+    """Return the names given; raise UserError, before anything is changed, if one is unknown."""
     for name in args.names:
         store.schedules.get(name)
-    for name in args.names:
-        out(change(name))
+    return args.names
 
 
 def cmd_cron_pause(store, args) -> None:
-    def pause(name: str) -> str:
+    for name in names_of_schedules(store, args):
         store.schedules.pause(name)
-        return "schedule %s is paused" % plain(name)
-    each_schedule(store, args, pause)
+        out("schedule %s is paused" % plain(name))
 
 
 def cmd_cron_resume(store, args) -> None:
-    def resume(name: str) -> str:
+    for name in names_of_schedules(store, args):
         store.schedules.resume(name)
-        return next_text(store.schedules.get(name))
-    each_schedule(store, args, resume)
+        out(next_text(store.schedules.get(name)))
 
 
 def cmd_cron_rm(store, args) -> None:
-    def remove_one(name: str) -> str:
+    for name in names_of_schedules(store, args):
         store.schedules.remove(name)
-        return "schedule %s is removed; jobs that it enqueued stay" % plain(name)
-    each_schedule(store, args, remove_one)
+        out("schedule %s is removed; jobs that it enqueued stay" % plain(name))
 
 
 def cmd_cron_run(store, args) -> None:
-    each_schedule(store, args, lambda name: str(store.schedules.run(name)))
+    for name in names_of_schedules(store, args):
+        out(str(store.schedules.run(name)))
 
 
 # -- config --

@@ -443,12 +443,11 @@ class Record(tuple):
     _make = classmethod(tuple.__new__)
 
     def __new__(cls, *values, **named):
-        left = cls._fields[len(values):]
-        if left:
-            known = {**cls._defaults, **named}
+        if named or len(values) != len(cls._fields):
+            left, known = cls._fields[len(values):], {**cls._defaults, **named}
             values += tuple(known[field] for field in left if field in known)
-        if len(values) != len(cls._fields) or not named.keys() <= set(left):
-            raise TypeError("%s has the fields %s" % (cls.__name__, ", ".join(cls._fields)))
+            if len(values) != len(cls._fields) or not named.keys() <= set(left):
+                raise TypeError("%s has the fields %s" % (cls.__name__, ", ".join(cls._fields)))
         return tuple.__new__(cls, values)
 
     def __repr__(self) -> str:
@@ -10243,14 +10242,14 @@ LOG_WORDS = {  # event -> colour and text
     "ended": ("bold", "ended"), "trouble": ("red", "trouble")}
 
 
-# What a worker or supervisor says of an event.  worker: its id; wait, duration: in seconds.
-LogFacts = record("LogFacts", "worker job why wait duration text", defaults=(None,) * 6)
+# What a worker or supervisor may say of an event.  worker: its id; wait, duration: in seconds.
+LOG_FACTS = ("worker", "job", "why", "wait", "duration", "text")
 
 
-def log_line(event: str, stream, facts) -> str:
+def log_line(event: str, stream, facts: dict) -> str:
     """Return one line of a supervisor's log for a stream, as in `2026-11-24 21:55:23 worker 1  completed job 12 in 0.1s`."""
     colour, word = LOG_WORDS[event]
-    worker, job, why, wait, duration, text = facts
+    worker, job, why, wait, duration, text = map(facts.get, LOG_FACTS)
     line = "%s  %s" % (local(int(time.time())), ("worker %d" % worker if worker else "supervisor").ljust(10))
     line = "%s  %s" % (paint(line, "dim", stream), paint(word, colour, stream))
     if job is not None:
@@ -10282,7 +10281,7 @@ class Log:
             if not more and self._path:
                 self._follow()
             if event != "reopen":
-                out(log_line(event, sys.stdout, LogFacts(**facts)))
+                out(log_line(event, sys.stdout, facts))
             if not more:
                 sys.stdout.flush()
         except (OSError, ValueError):
@@ -10324,7 +10323,7 @@ def rotate(log: str) -> None:
 def print_trouble(event: str, **facts) -> None:
     """Print the troubles of a `run`'s workers on stderr, apart from the data."""
     if event == "trouble":
-        talk(log_line(event, sys.stderr, LogFacts(**facts)))
+        talk(log_line(event, sys.stderr, facts))
 
 
 STILL_RUNNING = "still running"

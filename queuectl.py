@@ -5627,6 +5627,13 @@ class Claims(Part):
         """Record a worker's last outcome."""
         with self._db.undo, Transaction(self._db) as now:
             self.record(worker, outcome, now)
+            if outcome.job.pool is None:  # a `run` that is stopped has nobody left for another job
+                self.notify_idle(outcome.job, now)
+
+    def notify_idle(self, job, now: float, reserved_for=None) -> None:
+        """Enqueue the command of on_idle if nothing is left to do after the end of `job`."""
+        if self._store.settings.value("on_idle") and not self.unfinished(reserved_for=reserved_for):
+            self._store.life.notify("on_idle", job, now)
 
     def claimed(self, worker: int, outcome):
         """Return what finish_and_claim has claimed although it failed, in its form, or None: the commit may have succeeded."""
@@ -5653,8 +5660,8 @@ class Claims(Part):
             found = self._next_job(queues, reserved_for, now)
             job = self._take(found, worker, now) if found and self._may_take(found[0], worker) else None
             if job is None:
-                if outcome is not None and self._store.settings.value("on_idle") and not self.unfinished(reserved_for=reserved_for):
-                    self._store.life.notify("on_idle", outcome.job, now)
+                if outcome is not None:
+                    self.notify_idle(outcome.job, now, reserved_for)
                 return None
             env = self._env_of(job)
         self._env = env  # only after the commit: the id of a rolled-back environment is reused
@@ -6105,6 +6112,7 @@ class Workers(Part):
         with self._db.undo, Transaction(self._db) as now:
             if outcome is not None:
                 self._store.claims.record(worker, outcome, now)
+                self._store.claims.notify_idle(outcome.job, now)
             self._db.execute("DELETE FROM worker WHERE id=?", (worker,))
 
     def stray_files(self) -> list:
@@ -6203,8 +6211,8 @@ class Handed(Part):
             for outcome in outcomes:
                 self._store.claims.record(worker, outcome, now)
                 self._db.execute("DELETE FROM packed WHERE job=? AND attempt=?", (outcome.job.id, outcome.job.attempt))
-            if outcomes and self._store.settings.value("on_idle") and not self._store.claims.unfinished():
-                self._store.life.notify("on_idle", outcomes[-1].job, now)
+            if outcomes:
+                self._store.claims.notify_idle(outcomes[-1].job, now)
 
     def forget(self, sent: int) -> None:
         """Remove an array that the engine has ended, with whatever attempts in it have lost their claim."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -113,3 +114,25 @@ def test_on_idle_runs_once_each_time_the_queue_has_run_empty(queue):
     wait_until(lambda: len(told()) == 2, message="the second time")
     queue.cli("wait", "--all")
     assert len(told()) == 2 and not any(state in ("pending", "processing") for state in states(queue).values())
+
+
+def test_on_idle_runs_too_when_a_worker_that_stops_or_dies_ends_the_last_job(queue):
+    told = hook(queue, "on_idle")
+    queue.cli("config", "set", "max_crashes", 1)
+    go = queue.dir / "go"
+    job = queue.enqueue(*queue.script("import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.02)", go))
+    queue.start(1)
+    queue.wait_for(job, "processing")
+    stop = queue.beside("worker", "stop")
+    wait_until(lambda: "aiting" in stop.text() or queue.sql("SELECT 1 FROM supervisor WHERE stop>0"), message="the stop was asked for")
+    go.touch()
+    assert stop.ends() == 0
+    queue.start(1)
+    wait_until(told, message="the notification, which waited for workers")
+    queue.cli("wait", "--all")
+    job = queue.enqueue(*queue.sleeper(60))
+    queue.wait_for(job, "processing")
+    [[pid]] = queue.sql("SELECT pid FROM worker")
+    os.kill(pid, 9 if hasattr(os, "killpg") else 15)
+    queue.wait_for(job, "dead")
+    wait_until(lambda: len(told()) == 2, message="the notification after a crash")

@@ -9070,7 +9070,7 @@ class Supervisor:
         if now >= self._look_at:
             self._look_at = now + (0.1 if self._drain else LOOK_S)
             self._relayed = 0  # repeat it: a worker that was just starting may have missed it
-            self._try(self._check_file)
+            self._try(lambda: self.store.db.check_file())  # `store` may have to be opened: that is part of the step
             self._try(self._keep_lock)
             self._try(self._cancel)  # again, in case a worker missed it
             self._heed(now)
@@ -9086,7 +9086,7 @@ class Supervisor:
         self._replace()
         if self._next is not None and time.time() >= self._next:
             self._news = True
-            self._try(self._tick)
+            self._try(lambda: self.store.schedules.tick())
         if self._wrong is None and now >= self._start_at:
             self._trouble = ""  # report the trouble again if it comes back
         self._lock.set_status(self._waits())
@@ -9101,12 +9101,6 @@ class Supervisor:
                 self._signed = self._seen
         except OSError:
             pass  # its directory was deleted: nobody can ask there
-
-    def _tick(self) -> None:
-        self.store.schedules.tick()
-
-    def _check_file(self) -> None:
-        self.store.db.check_file()
 
     def _waits(self):
         """Return what this supervisor waits for, in words; None if only for work."""
@@ -9251,15 +9245,12 @@ class Supervisor:
         if self.stopping > self._passed_on:
             self._log("stopping" if self.stopping == GRACEFUL else "stopping now")
             self._passed_on = self.stopping
-            self._kill_at = time.monotonic() + (self._try(self._kill_grace) or 0.0) + END_NOW_S
+            self._kill_at = time.monotonic() + (self._try(lambda: self.store.settings.value("kill_grace")) or 0.0) + END_NOW_S
         if self._passed_on == IMMEDIATE and time.monotonic() >= self._kill_at:
             self._signal_workers("kill")  # a worker is suspended, or stuck in the kernel: its job is rescued
         if self.stopping > self._relayed:
             self._signal_workers("stop" if self.stopping == GRACEFUL else "now")
             self._relayed = self.stopping
-
-    def _kill_grace(self) -> float:
-        return self.store.settings.value("kill_grace")
 
     # -- rescue --
 

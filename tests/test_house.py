@@ -216,6 +216,13 @@ def test_the_head_says_where_a_new_thing_goes_by_names_that_are_there():
     assert "const PAGES = {" in queuectl.PAGE_SCRIPT
 
 
+def test_the_design_names_each_part_of_the_store():
+    import queuectl
+    text = (ROOT / "design.md").read_text("utf-8")
+    parts = [part.__name__ for part in queuectl.Part.__subclasses__()]
+    assert len(parts) > 9 and [name for name in parts if "`%s`" % name not in text] == []
+
+
 def test_main_is_short_and_comes_last():
     main = [node for node in tree().body if isinstance(node, ast.FunctionDef)][-1]
     assert main.name == "main"

@@ -9937,6 +9937,7 @@ class Output(io.RawIOBase):
         self.needed = False
         self.error = None    # the first OSError
         self.lost = b""      # the beginning of the text that it lost
+        self.dropped = 0     # how many bytes it lost
         self._raw = raw
 
     def writable(self) -> bool:
@@ -9959,6 +9960,7 @@ class Output(io.RawIOBase):
         except OSError as error:
             if self.error is None:
                 self.error, self.lost = error, bytes(data[:200])
+            self.dropped += len(data)
         if self.needed:
             self.needed = False  # raise only once: Python flushes again when it ends
             raise OutputLost
@@ -11727,6 +11729,7 @@ def read_items(path: str):
 
 OUTPUTS = ("grouped", "live", "none")  # when `run` prints what its jobs print
 GROUPS = ("github", "gitlab")
+UNREAD_MOST = 2**16  # bytes that jobs shown live may write after the reader has gone, as into a pipe: short ones do their work
 JOBLOG = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
 RESULTS_HEAD = "number\tjob\tstate\texit_code\tsignal\ttries\tstarted_at\tduration\tcommand\n"
 
@@ -11842,6 +11845,11 @@ class Results:
         if not file.tell():
             file.write(head)
         return file
+
+    def is_unread(self) -> bool:
+        """Whether jobs whose output is shown live go on writing though its reader has gone: by themselves they would get SIGPIPE."""
+        output = sys.stdout.buffer.raw if self.live and sys.stdout is not None else None
+        return isinstance(output, Output) and output.dropped > UNREAD_MOST and not output.has_reader()
 
     def follow(self, store) -> None:
         """Print what running jobs have written since the last call, if it is shown live."""
@@ -12063,6 +12071,8 @@ class Run:
         most = self._most_failures
         if most and self._died >= most:
             self._why_ended = "%s failed" % plural(self._died, "job")
+        elif self._results.is_unread():
+            self._why_ended = "nothing reads the output any more"
         elif args.total_timeout is not None and time.monotonic() - self._begun >= args.total_timeout:
             self._why_ended = "the time of %s is up" % span(args.total_timeout)
         else:

@@ -69,6 +69,25 @@ def test_the_tries_of_one_job_alone_are_all_printed(queue):
     assert "1 job needed more than one try: 1 (3)\n" in done.stderr
 
 
+@posix_only("sh")
+@pytest.mark.parametrize("options, values", [([], []), (["--output", "live"], [":::", "a", "b"])], ids=["alone", "live"])
+def test_jobs_that_write_on_and_on_end_when_their_reader_has_gone(queue, options, values):
+    """As `yes | head -1` does."""
+    words = queue.command("run", *options, *queue.script("while True: print('y' * 99)"), *values)
+    done = queue.run(["sh", "-c", shlex.join(words) + " | head -1"])
+    assert done.stdout == "y" * 99 + "\n" and "nothing reads the output any more: the rest is cancelled" in done.stderr
+    assert {job["state"] for job in queue.json("list")} == {"cancelled"}
+
+
+@posix_only("sh")
+def test_a_job_does_its_work_though_the_reader_of_its_last_lines_has_gone(queue):
+    code = ("import os, sys, time\nprint('a', flush=True)\nwhile not os.path.exists('gone'): time.sleep(0.01)\n"
+            "for _ in range(100): print('b', flush=True)\ntime.sleep(0.5)\nopen('done', 'w').close()")
+    line = shlex.join(queue.command("run", *queue.script(code))) + " | { head -1; exec <&-; touch gone; }"
+    assert queue.run(["sh", "-c", line]).stdout == "a\n"
+    assert queue.job(1).state == "completed" and (queue.dir / "done").exists()
+
+
 def test_no_output_on_demand(queue):
     done = queue.cli("run", "--output", "none", "echo {}", ":::", "a", "b")
     assert done.stdout == "" and "2 of 2 completed" in done.stderr

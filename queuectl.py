@@ -381,7 +381,7 @@ class EngineError(Error):
     """What an engine has said, or that it does not answer: no job's fault."""
 
     def is_limit(self) -> bool:
-        return "limit" in str(self).lower()
+        return any(words in str(self).lower() for words in ("limit", "unable to accept job", "job queue full"))
 
 
 class TimedOut(Error):
@@ -1725,6 +1725,11 @@ def copy_bytes(source, target, most: int) -> int:
     return copied
 
 
+def copy_file(path: str, target: str) -> None:
+    with open(path, "rb", opener=no_link) as source, create(target) as copy:
+        copy_bytes(source, copy, 2 ** 50)
+
+
 def size_of(path: str) -> int:
     try:
         return os.stat(path).st_size
@@ -1746,8 +1751,7 @@ def move(path: str, target: str) -> None:
     try:
         os.replace(path, target)
     except PermissionError:  # on other systems the next line fails too
-        with open(path, "rb", opener=no_link) as source, create(target) as copy:
-            copy_bytes(source, copy, 2 ** 50)
+        copy_file(path, target)
         os.truncate(path, 0)
 
 
@@ -1824,8 +1828,7 @@ class Files:
             make_directory(there)
             for name in names:
                 try:
-                    with open(os.path.join(folder, name), "rb", opener=no_link) as source, create(os.path.join(there, name)) as copy:
-                        copy_bytes(source, copy, 2 ** 50)
+                    copy_file(os.path.join(folder, name), os.path.join(there, name))
                 except FileNotFoundError:
                     pass  # its job has just been removed
 
@@ -5283,6 +5286,13 @@ class Life(Part):
         for batch, change in batches.items():
             self._store.followups.count_batch(batch, change)
 
+    def release_running(self, where: str, values: list, now: float) -> int:
+        """Put running jobs back to wait, uncharged, in one statement; return how many."""
+        count = self._db.execute("UPDATE job SET state='pending', gate=CASE WHEN pool IS NULL THEN 0 ELSE 5 END, worker=NULL, run_at=?, "
+                                 "delay=0, attempts=attempts-1 WHERE state='processing' AND " + where, [now] + values).rowcount
+        self._db.hint(count)
+        return count
+
     def _alone(self, ids: list, states) -> list:
         """Return (id, state, batch, may be retried) of the jobs in these states whose change concerns no other: no key, no relatives."""
         retried = "held=0 AND name IS NULL AND schedule IS NULL"  # otherwise other jobs or the user's hold decide
@@ -6215,6 +6225,16 @@ class Handed(Part):
             if outcomes:
                 self._store.claims.notify_idle(outcomes[-1].job, now)
 
+    def give_back(self, worker: int, sent: int, packs: list, why: str) -> int:
+        """Release the attempts of packs of which nothing has begun, but not what should be cancelled; return how many those are."""
+        where = "worker=? AND cancel=0 AND id IN (SELECT packed.job FROM packed WHERE sent=? AND pack IN " + marks(packs) + ")"
+        values = [worker, sent] + packs
+        with self._db.undo, Transaction(self._db) as now:
+            self._db.execute("INSERT INTO history(job, attempt, worker, started_at, finished_at, duration, outcome, error, state) "
+                             "SELECT id, attempt, worker, started_at, ?, 0.0, 'released', ?, 'pending' FROM job "
+                             "WHERE state='processing' AND " + where, [now, why] + values)
+            return self._store.life.release_running(where, values, now)
+
     def forget(self, sent: int) -> None:
         """Remove an array that the engine has ended, with whatever attempts in it have lost their claim."""
         with self._db.undo, Transaction(self._db):
@@ -6235,11 +6255,14 @@ class Handed(Part):
         return self._db.read("SELECT sent, pack, job.id FROM job INDEXED BY job_running JOIN packed ON packed.job=job.id "
                              "AND packed.attempt=job.attempt WHERE state='processing' AND cancel=1 AND job.worker=?", (worker,))
 
-    def claimed(self, worker: int, jobs) -> dict:
-        """Return those of these jobs that a worker still has, by their ids."""
-        jobs = list(jobs)
-        found = self._db.jobs("job WHERE state='processing' AND worker=? AND id IN " + marks(jobs), [worker] + jobs) if jobs else ()
-        return {job.id: job for job in found}
+    def claimed(self, worker: int, attempts: dict) -> dict:
+        """Return those of these attempts, given as {job id: attempt}, that a worker still has, as Jobs by their ids."""
+        ids, found = sorted(attempts), {}
+        for start in range(0, len(ids), AT_ONCE):
+            some = ids[start:start + AT_ONCE]
+            found.update((job.id, job) for job in self._db.jobs("job WHERE state='processing' AND worker=? AND id IN " + marks(some),
+                                                                [worker] + some) if job.attempt == attempts[job.id])
+        return found
 
     def place(self, job):
         """Return (Sent, pack) of a running attempt; None if it runs on this machine."""
@@ -8078,13 +8101,13 @@ def answer_of(words: list, text: str = "", seconds: float = 30.0) -> str:
     try:
         done = subprocess.run(words, input=text.encode("utf-8", "surrogateescape"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                               env=env, timeout=seconds)
+        code, said = done.returncode, done.stderr
     except FileNotFoundError:
         raise EngineError("there is no command %s" % words[0]) from None
-    except subprocess.TimeoutExpired:
-        raise EngineError("%s does not answer" % words[0]) from None
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["exit %d" % done.returncode]
-        raise EngineError(lines[-1])
+    except subprocess.TimeoutExpired as late:  # sbatch says why it waits
+        code, said = 1, late.stderr or b"%s does not answer" % words[0].encode()
+    if code:
+        raise EngineError("; ".join(said.decode("utf-8", "replace").strip().splitlines()[-2:]) or "exit %d" % code)
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -8100,24 +8123,30 @@ class Slurm:
     """Slurm by its commands: an array of tasks, one task per pack, found by its name or its job id."""
 
     title = "Slurm"
-    RESERVED = ("-a", "--array", "-D", "--chdir", "-J", "--job-name", "-o", "--output", "--parsable", "--requeue", "--wrap", "-W", "--wait",
-                "-Q", "--quiet", "-h", "--help", "-V", "--version", "--test-only", "-H", "--hold", "-M", "--clusters", "--cluster")
+    RESERVED = ("-a --array -D --chdir -J --job-name -o --output --parsable --requeue --wrap -W --wait -Q --quiet -h --help -V --version "
+                "--test-only -H --hold -M --clusters --cluster").split()
     cores = "${SLURM_CPUS_ON_NODE:-1}"
     number = "$SLURM_ARRAY_TASK_ID"
-    passed_on = ("SLURM", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL")
+    passed_on = "SLURM CUDA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES ZE_AFFINITY_MASK GPU_DEVICE_ORDINAL".split()
 
-    def most(self) -> int:
-        """Return how many tasks an array may have."""
-        for line in answer_of(["scontrol", "show", "config"]).splitlines():
-            if line.startswith("MaxArraySize"):
-                return max(1, int(line.split()[-1]) - 1)
-        return 1000
+    def room(self, options: list) -> int:
+        """Return how many tasks another array may have, by the limits that Slurm tells: MaxArraySize, and those of the default account."""
+        import re
+        sizes = [int(size) - 1 for size in re.findall(r"MaxArraySize *= (\d+)", answer_of(["scontrol", "show", "config"]))]
+        if not any(word.startswith(("-A", "--account")) for word in options):
+            try:
+                known = answer_of(["scontrol", "-o", "show", "assoc_mgr", "flags=assoc", "users=" + answer_of(["id", "-un"]).strip()])
+            except EngineError:
+                known = ""  # a user need not see it
+            sizes += [int(limit) - int(used) for line in known.splitlines() if " DefAssoc=Yes " in line
+                      for limit, used in re.findall(r"SubmitJobs=(\d+)\((\d+)\)", line)]
+        return min(sizes, default=1000)
 
     def submit(self, folder: str, script: str, packs: int, slots: int, options: list) -> str:
         """Hand an array over, by a name that finds it again; return the engine's own id of it."""
         words = ["sbatch", "--parsable", "--no-requeue", "--job-name", os.path.basename(folder), "--array", "0-%d" % (packs - 1),
                  "--chdir", folder, "--output", "%a.task"] + (["--cpus-per-task", str(slots)] if slots > 1 else []) + options
-        return answer_of(words, script).strip().partition(";")[0]
+        return answer_of(words, script, 10.0).strip().partition(";")[0]  # it would repeat itself for two minutes
 
     def look(self, folders: list) -> dict:
         """Return {folder: (id, {number of a pack: Task})} for those arrays that the engine knows, in one question."""
@@ -8142,12 +8171,23 @@ class Slurm:
         words = [line.partition("|") for line in lines]
         return {number: state.split()[0] for task, _, state in words if state for number in numbers_of(task.partition("_")[2])}
 
-    def cancel(self, handle: str, numbers: list) -> None:
-        for start in range(0, len(numbers), 500):
-            answer_of(["scancel", "%s_[%s]" % (handle, ",".join(map(str, numbers[start:start + 500])))])
+    def cancel(self, tasks: dict) -> None:
+        """Cancel tasks, given as {id of the array: numbers}."""
+        words = ["%s_[%s]" % (handle, ",".join(map(str, numbers))) for handle, numbers in tasks.items() if handle and numbers]
+        for start in range(0, len(words), 100):
+            answer_of(["scancel"] + words[start:start + 100])
 
 
 ENGINES = {"slurm": Slurm}
+
+
+def engine_options(engine, words: list) -> list:
+    """Return options for an engine; raise UserError for those that the dispatcher itself needs."""
+    for word in words:
+        name = word.partition("=")[0]
+        if name in engine.RESERVED or name[:1] == "-" and name[1:2] != "-" and name[:2] in engine.RESERVED:
+            raise UserError("the option %s of %s is queuectl's own: leave it out" % (quoted(name), engine.title))
+    return words
 
 
 def rename(path: str, target: str) -> bool:
@@ -8169,22 +8209,20 @@ def read_events(path: str, start: int) -> tuple:
             text = file.read()
     except FileNotFoundError:
         return [], start
-    whole = text.rpartition(b"\n")[0]  # the last line may be half written
+    whole, end, _ = text.rpartition(b"\n")  # the last line may be half written
     for line in whole.split(b"\n"):
         try:
-            event = json.loads(line)
-            if isinstance(event, dict):
-                events.append(event)
+            events.append(json.loads(line))
         except ValueError:
             continue  # an empty line, or one that a full disk has cut short: it was written again
-    return events, start + len(whole) + (1 if b"\n" in text else 0)
+    return events, start + len(whole + end)
 
 
 class Node:
     """Runs the attempts of one pack, on a node of an engine: it knows the spool, and no database.
 
     PATH.ready becomes PATH.taken, which only one process can do.  The dispatcher does the same to take the pack back, and takes
-    PATH.taken away when the engine says that the task is over: from then on nothing of the pack begins.
+    PATH.taken away when the engine says that the task is over: then nothing of the pack begins any more, and what runs is ended.
     """
 
     def __init__(self, path: str, cores: int):
@@ -8194,8 +8232,7 @@ class Node:
         self._pack = {}
         self._queue = []
         self._running = {}       # pid of the process that runs an attempt -> NodeJob
-        self._ended = set()      # ids of jobs whose end is written
-        self._begun = {}         # job id -> its event
+        self._last = {}          # job id -> its last event
         self._seen = 0
         self._signals = None
 
@@ -8210,6 +8247,7 @@ class Node:
         with open(self._path + ".json", opener=no_link, encoding="ascii") as file:
             pack = json.load(file)
         self._pack = pack
+        self.write("taken", host=os.uname().nodename, python="%d.%d" % sys.version_info[:2], at=time.time())
         self._files.make()
         self._files.database = pack["database"]
         self._queue = [NodeJob(**job) for job in reversed(pack["jobs"])]
@@ -8225,8 +8263,7 @@ class Node:
             if self._running:
                 self._signals.pause(LOOK_S)
             self._reap(workers)
-        if not self._signals.stopping and not told:
-            self.write("done")
+        self.write("done")
 
     def _cancelled(self) -> set:
         try:
@@ -8252,12 +8289,11 @@ class Node:
         """Take note of attempts that have ended; end what a process has left behind that was killed."""
         workers.reap()
         events, self._seen = read_events(self._path + ".outcomes", self._seen)
-        self._begun.update((event["job"], event) for event in events if event["event"] == "begun")
-        self._ended.update(event["job"] for event in events if event["event"] in ("ended", "stopped"))
+        self._last.update((event["job"], event) for event in events if "job" in event)
         for pid in set(self._running) - set(workers.pids()):
             job = self._running.pop(pid)
-            if job.id not in self._ended:
-                event = self._begun.get(job.id, {"pid": 0, "born": 0.0, "at": time.time()})
+            event = self._last.pop(job.id, {"event": "begun", "pid": 0, "born": 0.0, "at": time.time()})
+            if event["event"] == "begun":
                 marks = ["%s=%s" % pair for pair in job_variables(job, self._files.database).items()]
                 OS.end_orphans(event["pid"], event["born"], self._files.output("%d.%d" % (job.id, job.attempt)), marks)
                 self._write_end(Outcome(job, "crashed", None, "its runner died", event["pid"] or None, event["at"], 0.0))
@@ -8298,7 +8334,7 @@ class Node:
         self.write("ended", **facts)
 
     def write(self, event: str, **facts) -> None:
-        """Append an event to the file that the dispatcher reads; repeat it until it is written, or this process should end."""
+        """Append an event to the file that the dispatcher reads; repeat it until it is written, its folder is gone, or we should end."""
         import json
         line, pause = json.dumps(dict(facts, event=event)).encode() + b"\n", 0.05
         while True:
@@ -8306,6 +8342,8 @@ class Node:
                 with open(self._path + ".outcomes", "ab", buffering=0, opener=no_link) as file:
                     if file.write(line) == len(line):
                         return
+            except FileNotFoundError:
+                return
             except OSError:
                 pass  # the disk is full, or away
             if self._signals is None or self._signals.stopping and pause > GIVE_UP_S:
@@ -8318,20 +8356,53 @@ class Node:
 class Pack:
     """What a dispatcher knows of a task: the attempts in it that have not ended, and how far its node's events were read."""
 
-    __slots__ = ("path", "number", "jobs", "seen", "begun", "absent", "state", "ours", "over", "asked", "moved")
+    __slots__ = "path number jobs seen begun absent state ours over moved until".split()
 
     def __init__(self, folder: str, number: int, jobs: dict):
         self.path = os.path.join(folder, str(number))
         self.number = number
         self.jobs = jobs         # id -> attempt
         self.seen = 0            # the bytes that were read of its events
-        self.begun = {}          # job id -> event
+        self.begun = {}          # job id -> (pid, at) of an attempt that has not ended
         self.absent = 0          # the looks in a row in which the engine had ended it
         self.state = ""          # what the engine said last
         self.ours = False        # whether we have cancelled it
         self.over = False
-        self.asked = set()       # jobs whose cancel was passed on
         self.moved = False       # whether any attempt has begun or ended
+        self.until = None        # if it was fenced or its node is done: the time up to which something of it may run
+
+
+class Trouble:
+    """What is wrong with an engine, which step of the dispatcher met it, and when the engine gets more."""
+
+    def __init__(self, worker: int, lock, log):
+        self._worker, self._lock, self._log = worker, lock, log
+        self._step = None        # the step that failed
+        self._logged = None      # what was logged last
+        self.full = False        # whether it is a limit of the engine: then the jobs sent are not what is wrong
+        self.pause = 0.0         # the current delay between two tries
+        self.until = 0.0
+
+    def note(self, step, why: str, full: bool = False) -> None:
+        """Say what is wrong, and wait before the engine gets more: twice as long each time."""
+        if why != self._logged:
+            self._log("trouble", worker=self._worker, why=why)
+        self._logged, self._step, self.full = why, step, full
+        self.pause = min(TROUBLE_S, self.pause * 2 or 2.0)
+        self.until = time.monotonic() + self.pause
+        self._lock.set_status("%s (trying again in %s)" % (why, seconds_text(self.pause)))
+
+    def well(self, step) -> None:
+        """Note that a step, which may have been in trouble, has worked."""
+        if self._step == step:
+            self._logged = self._logged if self.full else None  # a limit is reached again and again
+            self._step, self.full, self.pause, self.until = None, False, 0.0, 0.0
+            self._lock.set_status(None)
+
+    def ended(self) -> None:
+        """Note that a task is over: if a limit keeps others from being handed over, there may be room soon."""
+        if self.full:
+            self.pause, self.until = 0.0, time.monotonic() + SPOOL_LOOK_S
 
 
 class Dispatcher:
@@ -8343,17 +8414,16 @@ class Dispatcher:
     def __init__(self, spec, signals, log):
         self._spec, self._signals, self._log = spec, signals, log
         self._store, self.id, self._lock = enlist(spec, spec.on.engine)
-        self._engine = ENGINES[spec.on.engine]()
+        self._handed, self._engine = self._store.handed, ENGINES[spec.on.engine]()
         self._arrays = {}        # id of an array -> (Sent, its Packs)
-        self._known = set()      # ids of arrays whose own id the engine has told
-        self._look_at = self._scan_at = self._adopt_at = self._hand_at = 0.0
+        self._look_at = self._scan_at = self._adopt_at = 0.0
         self._look_pause = 1.0
         self._changes = None
-        self._trouble = self._failed = None  # what is wrong, and the step that failed
-        self._pause = 0.0        # the current delay between two tries of an engine in trouble
-        self._probe = []         # the Packs that were sent last: in trouble, no other before their fate is known
-        self._most = None        # how many tasks an array may have
-        self._cap = None         # how many tasks the engine takes of us at once, if it refused more
+        self._asked = set()      # (id of an array, pack, job) of cancels that were passed on
+        self._trouble = Trouble(self.id, self._lock, log)
+        self._probe = []         # ids of the arrays that were sent last: in trouble, no other before their fate is known
+        self._cap, self._cap_until = 0, 0.0  # how many tasks it may take at once, since it refused more, and until when that counts
+        self._most = AT_ONCE     # how many tasks an array has: half as many after a refusal, then twice as many again
 
     def work(self) -> None:
         while not self._signals.stopping and not self._signals.orphaned():
@@ -8375,31 +8445,15 @@ class Dispatcher:
         """Take a step; what fails is tried again, later each time.  A step returns True if it did what may have failed before."""
         try:
             if step(*values):
-                self._well(step)
+                self._trouble.well(step)
         except EngineError as error:
-            self._note(step, "%s: %s" % (self._engine.title, plain(str(error))))
+            self._trouble.note(step, "%s: %s" % (self._engine.title, plain(str(error))), error.is_limit())
         except (sqlite3.OperationalError, WrongValue, OSError) as error:
             if is_damage(error):
                 raise
-            self._note(step, str(error))
-            self._load()
+            self._trouble.note(step, str(error))
+            self._adopt_at = 0.0  # it is not known what was committed
 
-    def _note(self, step, why: str) -> None:
-        """Say what is wrong, and wait before the engine gets more: twice as long each time."""
-        if why != self._trouble:
-            self._log("trouble", worker=self.id, why=why)
-        self._trouble, self._failed = why, step
-        self._pause = min(TROUBLE_S, self._pause * 2 or 2.0)
-        self._hand_at = time.monotonic() + self._pause
-        if step == self._look:
-            self._look_at = time.monotonic() + min(self._pause, ENGINE_LOOK_S)
-        self._lock.set_status("%s (trying again in %s)" % (why, seconds_text(self._pause)))
-
-    def _well(self, step) -> None:
-        """Note that a step, which may have been in trouble, has worked."""
-        if self._failed == step:
-            self._trouble, self._failed, self._pause, self._hand_at = None, None, 0.0, 0.0
-            self._lock.set_status(None)
 
     def _keep_lock(self) -> None:
         self._lock.keep()
@@ -8411,14 +8465,13 @@ class Dispatcher:
         """Take over what dead dispatchers of this engine have handed over."""
         if time.monotonic() < self._adopt_at:
             return
-        self._adopt_at = time.monotonic() + LOOK_S
         for worker in self._store.workers.workers():
             if worker.engine == self._spec.on.engine and worker.id != self.id and is_ours(self._store, worker):
                 path = self._store.workers.files_of(worker).lock(worker.id)
                 lock = take_from_dead(self._store, worker, path)
                 if lock is not None:
                     try:
-                        self._store.handed.adopt(self.id, worker.id)
+                        self._handed.adopt(self.id, worker.id)
                     except BaseException:
                         os.close(lock)
                         raise
@@ -8427,18 +8480,17 @@ class Dispatcher:
 
     def _load(self) -> None:
         """Read which arrays are ours, where memory differs: after a failure it is not known what was committed."""
-        try:
-            rows = {sent.id: sent for sent in self._store.handed.sent(self.id)}
-            for number in set(self._arrays) - set(rows):
-                del self._arrays[number]
-            for number in sorted(set(rows) - set(self._arrays)):
+        before, self._adopt_at = self._arrays, 0.0  # if this fails, it is repeated then
+        arrays = {}
+        for sent in self._handed.sent(self.id):
+            if sent.id not in before:
                 packs = {}
-                for pack, job, attempt in self._store.handed.packed(number):
+                for pack, job, attempt in self._handed.packed(sent.id):
                     packs.setdefault(pack, {})[job] = attempt
-                self._arrays[number] = rows[number], [Pack(rows[number].folder, pack, jobs) for pack, jobs in packs.items()]
-                self._look_at = 0.0
-        except (sqlite3.OperationalError, OSError):
-            self._adopt_at = 0.0  # it is repeated then
+                self._look_pause, self._look_at = 1.0, time.monotonic() + 1.0
+                before[sent.id] = sent, [Pack(sent.folder, pack, jobs) for pack, jobs in packs.items()]
+            arrays[sent.id] = before[sent.id]
+        self._arrays, self._adopt_at = arrays, time.monotonic() + LOOK_S
 
     def _packs(self) -> list:
         return [pack for _, packs in self._arrays.values() for pack in packs if not pack.over]
@@ -8460,45 +8512,51 @@ class Dispatcher:
 
     def _read(self, packs: list) -> None:
         """Record the ends of attempts that these packs' nodes have written, then take note of how far they were read."""
-        news, wanted = [], set()
+        news, wanted = [], {}
         for pack in packs:
             events, seen = read_events(pack.path + ".outcomes", pack.seen)
             if events:
                 news.append((pack, events, seen))
-                wanted.update(event["job"] for event in events if event["event"] == "ended")
+                wanted.update((event["job"], event["attempt"]) for event in events if event["event"] == "ended")
             if len(wanted) > FOLLOWUPS:
                 self._record_news(news, wanted)
-                news, wanted = [], set()
+                news, wanted = [], {}
         self._record_news(news, wanted)
 
-    def _record_news(self, news: list, wanted: set) -> None:
-        jobs, outcomes = self._store.handed.claimed(self.id, sorted(wanted)), []
+    def _record_news(self, news: list, wanted: dict) -> None:
+        jobs, outcomes = self._handed.claimed(self.id, wanted), []
         for pack, events, _ in news:
             for event in events:
                 job = jobs.get(event.get("job"))
-                if event["event"] == "ended" and job is not None and job.attempt == event["attempt"]:
+                if event["event"] == "ended" and job is not None:
                     facts = {key: event.get(key) for key in Outcome._fields}
                     facts.update(job=job, error=event.get("error") and plain(event["error"]))
                     outcomes.append(Outcome(**facts))
                     self._bring_log(pack, job)
         self._record(outcomes)
         for pack, events, seen in news:
-            pack.seen, pack.moved = seen, True
+            pack.seen = seen
             for event in events:
-                if event["event"] == "begun":
-                    pack.begun[event["job"]] = event
-                    self._well(self._conclude)
-                elif event["event"] == "ended":
-                    pack.jobs.pop(event["job"], None)
-                elif event["event"] == "trouble":
+                kind, job = event["event"], event.get("job")
+                pack.moved |= kind in ("begun", "ended")
+                if kind == "begun":
+                    pack.begun[job] = event["pid"], event["at"]
+                    self._trouble.well(self._conclude)
+                elif kind == "ended":
+                    pack.begun.pop(job, None)
+                    pack.jobs.pop(job, None)
+                elif kind == "trouble":
                     self._log("trouble", worker=self.id, why="%s: %s" % (self._engine.title, plain(str(event.get("why")))))
-                elif event["event"] == "done":
-                    pack.over = not pack.jobs
+                elif kind == "done":
+                    pack.until = 0.0
+                    if not pack.jobs:
+                        pack.over = True
+                        self._trouble.ended()
             self._look_pause, self._look_at = 1.0, min(self._look_at, time.monotonic() + 1.0)
 
     def _record(self, outcomes: list) -> None:
         if outcomes:
-            self._store.handed.record(self.id, outcomes)
+            self._handed.record(self.id, outcomes)
             for outcome in outcomes:
                 self._log(outcome.kind, worker=self.id, job=outcome.job, duration=outcome.duration, why=error_text(outcome),
                           more=outcome is not outcomes[-1])
@@ -8509,8 +8567,7 @@ class Dispatcher:
         for path in (there.log(job.id, job.attempt), there.output("%d.%d" % (job.id, job.attempt))):
             if size_of(path) and not os.path.exists(log):
                 make_directory(os.path.dirname(log))
-                with open(path, "rb", opener=no_link) as source, create(log + ".new") as copy:
-                    copy_bytes(source, copy, 2 ** 50)
+                copy_file(path, log + ".new")
                 os.replace(log + ".new", log)
                 remove(path)
 
@@ -8522,7 +8579,7 @@ class Dispatcher:
                 shutil.rmtree(sent.folder, ignore_errors=True)
                 if os.path.exists(sent.folder):
                     continue  # a node still writes to it
-                self._store.handed.forget(number)
+                self._handed.forget(number)
                 del self._arrays[number]
 
     # -- what the engine says --
@@ -8531,20 +8588,23 @@ class Dispatcher:
         """Ask the engine about all arrays at once; between two questions is fifty times what one costs, 1 to 30 seconds."""
         begun = time.monotonic()
         if begun < self._look_at or not self._arrays:
-            return False
+            return not self._arrays
+        self._look_pause = min(ENGINE_LOOK_S, self._look_pause * 1.5)
+        self._look_at = begun + self._look_pause  # if this fails
         found = self._engine.look([sent.folder for sent, _ in self._arrays.values()])
-        self._look_pause = min(ENGINE_LOOK_S, max(self._look_pause * 1.5, 50 * (time.monotonic() - begun)))
+        self._look_pause = max(self._look_pause, min(ENGINE_LOOK_S, 50 * (time.monotonic() - begun)))
         self._look_at = time.monotonic() + self._look_pause
         ended = []
         for number, (sent, packs) in list(self._arrays.items()):
             handle, tasks = found.get(sent.folder, (sent.handle, {}))
             if handle != sent.handle:
-                self._store.handed.name(number, handle)
+                self._handed.name(number, handle)
                 self._arrays[number] = sent._replace(handle=handle), packs
             ended += [(handle, pack) for pack in packs if not pack.over and self._is_ended(pack, tasks.get(pack.number))]
+        for _, pack in ended:
+            self._fence(pack)
         self._read([pack for _, pack in ended])
-        for handle, pack in ended:
-            self._conclude(handle, pack)
+        self._conclude([(handle, pack) for handle, pack in ended if time.monotonic() >= pack.until])
         self._cancel_empty()
         self._clean()
         return True
@@ -8560,28 +8620,47 @@ class Dispatcher:
             self._look_pause, self._look_at = 1.0, time.monotonic() + 1.0
         return pack.absent > 1
 
-    def _conclude(self, handle, pack) -> None:
-        """Take the claims from a task that is over: nothing of it begins from now on, and what had begun counts as TASK_ENDS says."""
-        never = rename(pack.path + ".ready", pack.path + ".over")
-        if not never:
-            rename(pack.path + ".taken", pack.path + ".over")
-        self._read([pack])
-        state = pack.state if pack.state in TASK_ENDS else self._engine.past(handle).get(pack.number, "") if handle and pack.begun else ""
-        ours = pack.ours or os.path.exists(os.path.join(os.path.dirname(pack.path), STOPPED))
-        kind = "released" if ours else TASK_ENDS.get(state, "crashed")
-        word, outcomes, now = "%s: %s" % (self._engine.title, state or "the task is gone"), [], time.time()
-        for job in self._store.handed.claimed(self.id, sorted(pack.jobs)).values():
-            event = pack.begun.get(job.id) if pack.jobs[job.id] == job.attempt else None
-            if event is not None:
+    def _fence(self, pack) -> None:
+        """Let nothing of a pack begin from now on.
+
+        The engine may have lost a node on which the task still runs.  Its node then ends what runs, and says when it is done.
+        """
+        if pack.until is None:
+            taken = not rename(pack.path + ".ready", pack.path + ".back") and (
+                rename(pack.path + ".taken", pack.path + ".over") or os.path.exists(pack.path + ".over"))
+            pack.until = time.monotonic() + self._store.settings.value("kill_grace") + END_NOW_S if taken else 0.0
+
+    def _conclude(self, ended: list) -> None:
+        """Take the claims from tasks, given as (id of the array, Pack), that are over and of which nothing runs any more."""
+        past, packs, outcomes = {}, [], []
+        for number, (handle, pack) in enumerate(ended, 1):
+            state = pack.state
+            if state not in TASK_ENDS and pack.begun and handle and handle not in past:
+                past[handle] = self._engine.past(handle)
+            if state not in TASK_ENDS:
+                state = past.get(handle, {}).get(pack.number, "")
+            ours = pack.ours or os.path.exists(os.path.join(os.path.dirname(pack.path), STOPPED))
+            found = self._outcomes_of(pack, "released" if ours else TASK_ENDS.get(state, "crashed"), state or "the task is gone")
+            packs.append(pack)
+            outcomes += found
+            if len(outcomes) >= FOLLOWUPS or number == len(ended):
+                self._record(outcomes)
+                for each in packs:
+                    each.over = True
+                packs, outcomes = [], []
+            if handle and found and not pack.moved and not ours and state not in ENGINE_FAULTS:
+                self._trouble.note(self._conclude, "%s: a task ended before it began a job (%s)%s" % (
+                    self._engine.title, state or "unknown to it", last_line(pack.path + ".task")))
+
+    def _outcomes_of(self, pack, kind: str, word: str) -> list:
+        """Return the Outcomes of the attempts of a task that is over: what had begun counts as `kind`."""
+        word, outcomes, now = "%s: %s" % (self._engine.title, word), [], time.time()
+        for job in self._handed.claimed(self.id, pack.jobs).values():
+            pid, began = pack.begun.get(job.id, (None, now))
+            if pid is not None:
                 self._bring_log(pack, job)
-                outcomes.append(Outcome(job, kind, None, word, event["pid"], event["at"], max(0.0, now - event["at"])))
-            else:
-                outcomes.append(Outcome(job, "released", None, word, None, job.started_at, 0.0))
-        self._record(outcomes)
-        pack.over = True
-        if handle and outcomes and not pack.moved and not ours and state not in ENGINE_FAULTS:
-            self._note(self._conclude, "%s: a task ended before it began a job (%s)%s" % (
-                self._engine.title, state or "unknown to it", last_line(pack.path + ".task")))
+            outcomes.append(Outcome(job, "released" if pid is None else kind, None, word, pid, began, max(0.0, now - began)))
+        return outcomes
 
     # -- cancelling --
 
@@ -8590,60 +8669,53 @@ class Dispatcher:
         changes = self._store.db.changes()
         if changes == self._changes:
             return False
-        wanted = {}
-        for number, pack, job in self._store.handed.to_cancel(self.id):
-            wanted.setdefault((number, pack), set()).add(job)
-        for number, (_, packs) in self._arrays.items():
+        rows, wanted = set(self._handed.to_cancel(self.id)), {}
+        for number, pack, job in rows - self._asked:
+            wanted.setdefault((number, pack), []).append(job)
+        for number, (_, packs) in self._arrays.items() if wanted else ():
             for pack in packs:
-                jobs = wanted.get((number, pack.number), set()) - pack.asked if wanted else None
-                if jobs:
-                    self._cancel_in(pack, jobs)
-        self._changes = changes
+                self._cancel_in(pack, wanted.get((number, pack.number), ()))
+        self._changes, self._asked = changes, rows
         if wanted:
             self._cancel_empty()
         return True
 
-    def _cancel_in(self, pack, jobs: set) -> None:
-        try:
+    def _cancel_in(self, pack, jobs) -> None:
+        if jobs and os.path.exists(pack.path + ".json"):  # else it was never written to the spool: the engine does not know it either
             with open(pack.path + ".cancel", "ab", opener=no_link) as file:
                 file.write("".join("%d\n" % job for job in jobs).encode())
-        except FileNotFoundError:
-            return  # it was never written to the spool: the engine does not know it either
-        pack.asked |= jobs
-        if os.path.exists(pack.path + ".ready"):  # whoever takes it from now on reads the file first
-            found = self._store.handed.claimed(self.id, sorted(jobs))
-            self._record([Outcome(job, "cancelled", None, "cancelled", None, job.started_at, 0.0) for job in found.values()])
-            for job in jobs:
-                pack.jobs.pop(job, None)
+            if os.path.exists(pack.path + ".ready"):  # whoever takes it from now on reads the file first
+                self._record([outcome for outcome in self._outcomes_of(pack, "released", "") if outcome.job.id in jobs])
+                for job in jobs:
+                    pack.jobs.pop(job, None)
 
     def _cancel_empty(self) -> None:
         """Cancel tasks that have no jobs left and have not begun."""
+        empty = {}
         for sent, packs in self._arrays.values():
-            empty = []
             for pack in packs:
-                if not pack.jobs and not pack.over and (pack.ours or rename(pack.path + ".ready", pack.path + ".over")):
+                if not pack.jobs and not pack.over and (pack.ours or rename(pack.path + ".ready", pack.path + ".back")):
                     pack.ours = True
-                    empty.append(pack.number)
-            if empty and sent.handle:
-                self._engine.cancel(sent.handle, empty)
-                self._look_pause, self._look_at = 1.0, min(self._look_at, time.monotonic() + 1.0)
+                    empty.setdefault(sent.handle, []).append(pack.number)
+        if empty:
+            self._engine.cancel(empty)
+            self._look_pause, self._look_at = 1.0, min(self._look_at, time.monotonic() + 1.0)
 
     def _give_back(self) -> None:
         """Cancel all tasks, and give the jobs back, as far as the engine answers in time."""
-        limit = time.monotonic() + self._store.settings.value("kill_grace") + END_NOW_S - 3.0
-        for sent, packs in self._arrays.values():
+        limit, waiting = time.monotonic() + self._store.settings.value("kill_grace") + END_NOW_S - 3.0, []
+        for number, (sent, packs) in self._arrays.items():
             if os.path.isdir(sent.folder):
                 create(os.path.join(sent.folder, STOPPED)).close()
-            mine = [pack for pack in packs if not pack.over]
-            if sent.handle and mine:
-                self._engine.cancel(sent.handle, [pack.number for pack in mine])
-            for pack in mine:
+            back = [pack for pack in packs if not pack.over and rename(pack.path + ".ready", pack.path + ".back")]
+            if back:
+                count = self._handed.give_back(self.id, number, [pack.number for pack in back], "stopped by a shutdown")
+                self._log("released", worker=self.id, text="%d jobs that had not begun" % count)
+            for pack in packs:
                 pack.ours = True
-        for pack in self._packs():
-            if time.monotonic() < limit and rename(pack.path + ".ready", pack.path + ".over"):
-                jobs = self._store.handed.claimed(self.id, sorted(pack.jobs))
-                self._record([Outcome(job, "released", None, "stopped by a shutdown", None, job.started_at, 0.0) for job in jobs.values()])
-                pack.jobs.clear()
+            waiting += [(None, pack) for pack in back]
+        self._engine.cancel({sent.handle: [pack.number for pack in packs if not pack.over] for sent, packs in self._arrays.values()})
+        self._conclude(waiting)
         while self._arrays and time.monotonic() < limit:
             self._look_at = 0.0
             self._try(self._look)
@@ -8651,61 +8723,70 @@ class Dispatcher:
 
     # -- handing over --
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
         """Claim jobs while there are free tasks, and send them; an engine in trouble gets one job to try."""
         stop, count, _ = self._store.workers.orders(self._spec.supervisor)
-        limit = time.monotonic() + LOOK_S
-        while not stop and self._hand_at <= time.monotonic() < limit:
-            free = min(count, self._cap or count) - len(self._packs())
-            if self._pause and not all(pack.over for pack in self._probe):
+        limit, sent = time.monotonic() + LOOK_S, False
+        while not stop and self._trouble.until <= time.monotonic() < limit:
+            probing = self._trouble.pause and not self._trouble.full
+            if probing and any(number in self._arrays for number in self._probe):
                 break
-            ready = self._store.claims.ready(AT_ONCE, self._spec.queues) if free > 0 else 0
+            flying = len(self._packs())
+            ready = self._store.claims.ready(AT_ONCE, self._spec.queues) if flying < count else 0
             if not ready:
-                break
-            if self._most is None:
-                self._most = self._engine.most()
-            packs, most = (1, 1) if self._pause else (min(free, self._most, AT_ONCE), self._pack_size(ready, free))
-            arrays = self._store.handed.hand(self.id, self._spool(), self._spec.queues, packs, most)
-            for sent, parts in arrays:
-                self._arrays[sent.id] = sent, [Pack(sent.folder, number, {job.id: job.attempt for job in part})
-                                               for number, part in enumerate(parts)]
-            self._look_pause, self._look_at = 1.0, time.monotonic() + 1.0
-            self._probe = [pack for sent, _ in arrays for pack in self._arrays[sent.id][1]]
-            for sent, parts in arrays:
-                self._send(sent, parts)
+                return sent or self._trouble.full
+            free = min(count - flying, self._room(flying))
+            packs, most = (1, 1) if probing else (min(free, self._most), self._pack_size(ready, free))
+            arrays = self._handed.hand(self.id, spool_of(self._store), self._spec.queues, packs, most)
+            self._load()
+            self._probe = [each.id for each, _ in arrays]
+            for each, parts in arrays:
+                self._send(each, parts)
             if not arrays:
                 break
+            sent, self._most = True, min(AT_ONCE, 2 * self._most)
+            if self._trouble.full:
+                self._trouble.pause = 0.0
+        return sent
+
+    def _room(self, flying: int) -> int:
+        """Return how many tasks the engine takes beside those that are handed over; raise EngineError if none."""
+        room = self._engine.room(self._spec.on.options)
+        if time.monotonic() < self._cap_until:
+            room = min(room, self._cap - flying)
+        if room < 1:
+            raise EngineError("it takes no more tasks: a limit on submitted jobs is reached")
+        return room
 
     def _pack_size(self, ready: int, free: int) -> int:
         if self._spec.on.pack:
             return self._spec.on.pack
-        mean = self._store.handed.mean_duration()
+        mean = self._handed.mean_duration()
         most = min(1000, max(1, int(TASK_S / max(mean, 0.01)))) if mean is not None else 10
         return min(most, -(-ready // free))
-
-    def _spool(self) -> str:
-        return self._store.settings.value("spool") or os.path.join(self._store.db.files.root, "spool")
 
     def _send(self, sent, parts: list) -> None:
         """Write an array to the spool, and submit it."""
         import shlex
         write_array(self._store, self._engine, sent, parts)
         try:
-            options = list(self._spec.on.options) + shlex.split(sent.options)
+            options = list(self._spec.on.options) + engine_options(self._engine, shlex.split(sent.options))
             handle = self._engine.submit(sent.folder, task_script(self._engine, sent.folder), len(parts), sent.slots, options)
-        except ValueError:
-            raise EngineError("can't split the options %s of a queue" % quoted(sent.options)) from None
+        except (ValueError, UserError) as error:
+            raise EngineError("the options %s of a queue: %s" % (quoted(sent.options), error)) from None
         except EngineError as error:
-            self._most = max(1, len(parts) // 2)  # it may be a limit, of this array or of all
-            if error.is_limit() and len(self._packs()) > len(parts):
-                self._cap = len(self._packs()) - len(parts)
+            if error.is_limit():
+                self._most, self._cap = max(1, len(parts) // 2), max(1, len(self._packs()) - 1)
+                self._cap_until = time.monotonic() + TROUBLE_S
             raise
-        self._store.handed.name(sent.id, handle)
+        self._handed.name(sent.id, handle)
         self._arrays[sent.id] = sent._replace(handle=handle), self._arrays[sent.id][1]
-        self._most = min(2 * self._most, self._engine.most()) if len(parts) == self._most else self._most
-        self._well(self._hand_over)
         self._log("handed over", worker=self.id, text="%d jobs in %d tasks, %s %s" % (
             sum(map(len, parts)), len(parts), self._engine.title, plain(handle)))
+
+
+def spool_of(store) -> str:
+    return store.settings.value("spool") or os.path.join(store.db.files.root, "spool")
 
 
 def write_array(store, engine, sent, parts: list) -> None:
@@ -8729,8 +8810,7 @@ def task_script(engine, folder: str) -> str:
     """Return the script of a task: this very file, as it is now, by this Python or else by any."""
     program = os.path.join(os.path.dirname(folder), "queuectl-%s.py" % program_version())
     if not os.path.exists(program):
-        with open(os.path.abspath(__file__), "rb") as source, create(program + ".new") as copy:
-            copy_bytes(source, copy, 2 ** 50)
+        copy_file(os.path.realpath(__file__), program + ".new")
         os.replace(program + ".new", program)
     code = "; ".join(["import sys"] + OS.launching(program, repr(program)))
     return "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s _node %s/\"%s\" \"%s\"\n" % (
@@ -12229,16 +12309,7 @@ def engine_asked(args):
             raise UserError("--%s is for workers on this machine: leave it out with --on" % name.replace("_", "-"))
     if not OS.forks:
         raise UserError("--on needs Linux, here and on the nodes")
-    return {"on": {"engine": args.on, "options": engine_options(args.on, args.rest), "pack": args.pack}}
-
-
-def engine_options(engine: str, words: list) -> list:
-    """Return options for an engine; raise UserError for those that the dispatcher itself needs."""
-    for word in words:
-        name = word.partition("=")[0]
-        if name in ENGINES[engine].RESERVED or name[:1] == "-" and name[1:2] != "-" and name[:2] in ENGINES[engine].RESERVED:
-            raise UserError("the option %s of %s is queuectl's own: leave it out" % (quoted(name), ENGINES[engine].title))
-    return words
+    return {"on": {"engine": args.on, "options": engine_options(ENGINES[args.on], args.rest), "pack": args.pack}}
 
 
 def warn_root(database: str) -> None:
@@ -12448,19 +12519,18 @@ def cmd_worker_list(store, args) -> None:
 
 
 def cmd_engine_test(store, args) -> int:
-    """Submit a task that only says where it runs, and print a line per thing that could be wrong."""
+    """Submit a pack without jobs, and print a line per thing that could be wrong."""
     import shutil
     engine, steps = ENGINES[args.lead[0]](), []
-    folder = os.path.join(store.settings.value("spool") or os.path.join(store.db.files.root, "spool"), "queuectl-" + os.urandom(8).hex())
+    folder = os.path.join(spool_of(store), "queuectl-" + os.urandom(8).hex())
 
     def say(text: str, mark=GOOD) -> None:
         steps.append({"ok": mark is GOOD, "text": text})
         if not args.json:
             verdict(text, mark)
 
-    make_directory(folder)
     try:
-        try_engine(engine, folder, engine_options(args.lead[0], args.rest), args.timeout, say)
+        try_engine(store, engine, Sent(0, 0, folder, None, "", 1, time.time()), args, say)
     except (EngineError, OSError) as error:
         say("%s: %s" % (engine.title, plain(str(error))), BAD)
     finally:
@@ -12470,41 +12540,38 @@ def cmd_engine_test(store, args) -> int:
     return 0 if steps[-1]["ok"] else 1
 
 
-def try_engine(engine, folder: str, options: list, timeout: float, say) -> None:
+def try_engine(store, engine, sent, args, say) -> None:
     """Submit one task, and say of each thing that works that it does; raise EngineError or OSError at the first that does not."""
-    said, begun, spool = os.path.join(folder, "said"), time.time(), os.path.dirname(folder)
-    say("%s answers: an array may have %d tasks" % (engine.title, engine.most()))
-    code = "import sys, time, socket, fcntl; f = open(sys.argv[1] + '.new', 'w'); fcntl.flock(f, fcntl.LOCK_EX); " \
-           "f.write('%s %d.%d %f' % (socket.gethostname(), *sys.version_info[:2], time.time())); f.close(); " \
-           "import os; os.rename(sys.argv[1] + '.new', sys.argv[1])"
-    handle = engine.submit(folder, "#!/bin/sh\np=%s\n[ -x \"$p\" ] || p=python3\nexec \"$p\" -IS -c %s\n" % (
-        quote_for_sh([sys.executable]), quote_for_sh([code, said])), 1, 1, options)
+    say("%s answers: another array may have %d tasks" % (engine.title, engine.room(args.rest)))
+    write_array(store, engine, sent, [[]])
+    handle = engine.submit(sent.folder, task_script(engine, sent.folder), 1, 1, args.rest)
+    task, over, events, path = None, 0, [], os.path.join(sent.folder, "0")
     try:
         say("a task was submitted: %s" % plain(handle))
-        limit, task, over = begun + timeout, None, 0
-        while not os.path.exists(said) and over < 3 and time.time() < limit:
+        while len(events) < 2 and over < 3 and time.time() < sent.created_at + args.timeout:
             time.sleep(0.5)
-            task = engine.look([folder]).get(folder, (None, {}))[1].get(0)
+            task = engine.look([sent.folder]).get(sent.folder, (None, {}))[1].get(0)
             over = over + 1 if task is None or task.state in TASK_ENDS else 0
-        if not os.path.exists(said):
+            events = read_events(path + ".outcomes", 0)[0]
+        if not events:
             raise EngineError("the task ended (%s), but wrote nothing to %s: do the nodes share it (`config set spool DIR`)?%s" % (
-                task and task.state, spool, last_line(os.path.join(folder, "0.task"))) if over else "the task waits: %s, %s" % (
+                task and task.state, os.path.dirname(sent.folder), last_line(path + ".task")) if over else "the task waits: %s, %s" % (
                 task and task.state, task and task.reason))
     finally:
-        if not os.path.exists(said):
-            engine.cancel(handle, [0])
-    with open(said) as file:
-        host, version, moment = file.read().split()
-    say("it ran on %s, which shares the spool %s, with Python %s" % (plain(host), plain(spool), plain(version)))
-    apart = max(begun - float(moment), float(moment) - time.time(), 0.0)
-    if apart > 2.0 or tuple(map(int, version.split("."))) < (3, 8):
-        raise EngineError("the clocks are %s apart" % span(apart) if apart > 2.0 else "Python 3.8 or later is needed")
+        if not events:
+            engine.cancel({handle: [0]})
+    where = events[0]
+    say("it ran on %s, which shares the spool %s, with Python %s" % (
+        plain(where["host"]), plain(os.path.dirname(sent.folder)), plain(where["python"])))
+    apart = max(sent.created_at - where["at"], where["at"] - time.time())
+    if apart > 2.0:
+        raise EngineError("the clocks are %s apart" % span(apart))
 
 
 def check_engine(args) -> None:
     if len(args.lead) != 1 or args.lead[0] not in ENGINES:
         raise UserError("name one engine: %s" % ", ".join(ENGINES))
-    engine_options(args.lead[0], args.rest)
+    engine_options(ENGINES[args.lead[0]], args.rest)
 
 
 def cmd__node(args) -> None:
@@ -13322,8 +13389,7 @@ def check_queue_set(args) -> None:
     import shlex
     args.name = parse_queue(args.name)
     try:
-        for engine in ENGINES:
-            engine_options(engine, shlex.split(args.engine_options or ""))
+        shlex.split(args.engine_options or "")  # which options there are depends on the engine
     except ValueError as error:
         raise UserError("--engine-options %s: %s" % (quoted(args.engine_options), str(error).lower())) from None
 

@@ -5,6 +5,8 @@
 #   tests/slurm.sh control DIR          starts slurmctld again
 #   tests/slurm.sh down DIR             stops its jobs, their steps and its daemons
 # It needs the packages slurm-wlm and munge.  SLURM_CONF=DIR/slurm.conf is for the commands.
+# With the LINE AccountingStorageType=accounting_storage/slurmdbd it has accounting, as the account `all` of root: that takes some
+# 5 s more, and the packages slurmdbd and mariadb-server.
 set -euo pipefail
 
 munge_up() {
@@ -33,12 +35,13 @@ SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd-%n.log
 SlurmctldPort=16817
+AccountingStorageHost=localhost
+AccountingStoragePort=16819
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=10
@@ -49,10 +52,34 @@ SchedulerParameters=sched_min_interval=100000,batch_sched_delay=1
 SlurmdParameters=config_overrides
 C
     for i in $(seq "$nodes"); do
-        echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((17000 + i)) CPUs=8 State=UNKNOWN"
+        echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((17000 + i)) CPUs=8 RealMemory=8000 State=UNKNOWN"
     done
     echo "PartitionName=main Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP"
     printf '%s\n' "$@"
+}
+
+accounting() { # brings up a database and slurmdbd
+    mariadb-install-db --no-defaults --user=root --datadir="$dir/db" --auth-root-authentication-method=normal --skip-test-db >/dev/null
+    setsid mariadbd --no-defaults --user=root --datadir="$dir/db" --socket="$dir/db.sock" --bind-address=127.0.0.1 --port=16833 \
+        --pid-file="$dir/mariadbd.pid" --innodb-buffer-pool-size=64M >"$dir/log/mariadbd.log" 2>&1 </dev/null &
+    for _ in $(seq 100); do mariadb-admin --no-defaults -S "$dir/db.sock" ping >/dev/null 2>&1 && break; sleep 0.1; done
+    mariadb --no-defaults -S "$dir/db.sock" -e "CREATE USER slurm@'%' IDENTIFIED BY 'slurm'; GRANT ALL ON *.* TO slurm@'%'"
+    (umask 077; cat > "$dir/slurmdbd.conf") <<C
+AuthType=auth/munge
+DbdHost=localhost
+DbdPort=16819
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=16833
+StorageUser=slurm
+StoragePass=slurm
+PidFile=$dir/slurmdbd.pid
+LogFile=$dir/log/slurmdbd.log
+C
+    slurmdbd
+    for _ in $(seq 100); do sacctmgr -n show cluster >/dev/null 2>&1 && break; sleep 0.1; done
+    sacctmgr -i -Q add cluster loop; sacctmgr -i -Q add account all; sacctmgr -i -Q add user root account=all
 }
 
 steps() { # the slurmstepd of this cluster: their environment tells
@@ -91,6 +118,8 @@ up)
     host=$(hostname -s)
     grep -q "[[:space:]]$host\$" /etc/hosts || echo "127.0.0.1 $host" >> /etc/hosts
     configuration "$first" "$@" > "$SLURM_CONF"
+    printf '%s\n' CgroupPlugin=cgroup/v1 ConstrainRAMSpace=yes > "$dir/cgroup.conf"  # for TaskPlugin=task/cgroup
+    case "$*" in *storage/slurmdbd*) accounting ;; esac
     slurmctld -f "$SLURM_CONF"
     for i in $(seq "$first"); do slurmd -N "n$i" -f "$SLURM_CONF"; done
     for _ in $(seq 100); do
@@ -110,6 +139,9 @@ down)
     done
     stop slurmctld $(cat "$dir/slurmctld.pid" 2>/dev/null)
     stop slurmd $(cat "$dir"/slurmd-*.pid 2>/dev/null)
+    stop slurmdbd $(cat "$dir/slurmdbd.pid" 2>/dev/null)
+    stop mariadbd $(cat "$dir/mariadbd.pid" 2>/dev/null)
+    grep -q ^TaskPlugin=task/cgroup "$SLURM_CONF" && find /sys/fs/cgroup/*/slurm_n* -depth -type d -exec rmdir {} +
     [ -e "$dir/munged" ] && stop munged $(cat /run/munge/munged.pid 2>/dev/null)
     exit 0 ;;
 esac

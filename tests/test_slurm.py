@@ -206,7 +206,7 @@ def test_a_cancel_reaches_waiting_and_running_jobs_of_a_pack(bench):
         bench.enqueue("hang=9", "until=go")
     start(bench, 3, "--pack", 2, "--", "--nodelist", "n1", "--cpus-per-task", "8")
     wait_until(lambda: bench.started(block) and bench.started(2), 30, "the first task runs")
-    waiting = [bench.enqueue("exit=0") for _ in range(2)]  # the node is full: Slurm lets them wait
+    waiting = bench.enqueue_many([bench.line("exit=0")] * 2)  # the node is full: Slurm lets them wait, in one pack
     wait_until(lambda: queue.job(waiting[-1]).state == "processing", 90, "they are handed over")
     queue.cli("cancel", waiting[0], 2, timeout=60)
     assert queue.job(waiting[0]).state == queue.job(2).state == "cancelled"
@@ -362,6 +362,21 @@ def test_a_node_that_dies_gives_its_jobs_back_when_slurm_says_so(bench, lines):
     check_all(bench)
 
 
+@pytest.mark.parametrize("lines", [["SlurmdTimeout=5"]])
+def test_a_node_that_slurm_has_given_up_ends_its_jobs_before_they_run_again(bench, lines):
+    bench.queue.cli("config", "set", "kill_grace", "4")
+    job = bench.enqueue("deaf", "hang=2")
+    bench.patched_beside("queuectl.ENGINE_LOOK_S = 2.0", "worker", "start", "--foreground", "--on", "slurm")
+    wait_until(lambda: bench.started(job), 30, "it runs")
+    kill(bench.cluster.pid("slurmd-" + bench.cluster.ask("squeue", "-h", "-o", "%N").strip()))
+    wait_until(lambda: bench.started(job, 2), 90, "Slurm says NODE_FAIL, so it runs again: " + bench.log())
+    assert not os.path.exists("/proc/%d" % bench.started(job).pid)
+    ended(bench)
+    assert [(entry["outcome"], entry["error"]) for entry in bench.queue.json("show", job)["history"]] == [
+        ("crashed", "Slurm: NODE_FAIL"), ("completed", None)]
+    check_all(bench)
+
+
 def test_slurmctld_that_is_away_is_no_jobs_failure(bench):
     queue = bench.queue
     long = [bench.enqueue("until=go") for _ in range(2)]
@@ -403,8 +418,8 @@ def test_engine_test_says_step_by_step_what_is_wrong_and_a_queue_has_options_of_
     done = queue.cli("engine", "test", "slurm", "--", "--partition", "nope", check=False)
     assert done.returncode == 1 and "invalid partition" in done.stdout.lower()
     assert [step["ok"] for step in queue.json("engine", "test", "slurm")] == [True] * 3
-    done = queue.cli("queue", "set", "gpu", "--engine-options", "--array 3", check=False)
-    assert done.returncode == 2 and "leave it out" in done.stderr
+    done = queue.cli("queue", "set", "gpu", "--engine-options", "--comment 'a", check=False)
+    assert done.returncode == 2 and "no closing quotation" in done.stderr
     queue.cli("queue", "set", "gpu", "--engine-options", "--nodelist 'n3'")
     job = queue.enqueue("--queue", "gpu", "echo $SLURMD_NODENAME")
     start(bench, 2, "--", "--nodelist", "n1")
@@ -440,4 +455,124 @@ def test_a_task_that_an_admin_cancels_is_charged_and_a_node_runner_that_dies_is_
     kill(runner)
     ended(bench)
     assert [entry["outcome"] for entry in queue.json("show", crashed)["history"]] == ["crashed", "completed"]
+    check_all(bench)
+
+
+# ---- what Slurm may say of a task: the table TASK_ENDS -----------------------------------------
+
+ACCOUNTING = ["AccountingStorageType=accounting_storage/slurmdbd", "AccountingStorageEnforce=limits", "MinJobAge=2"]
+accounting = pytest.mark.skipif(not shutil.which("slurmdbd") or not shutil.which("mariadbd"), reason="needs slurmdbd and mariadb-server")
+
+
+def history(bench, job):
+    return [(entry["outcome"], entry["error"]) for entry in bench.queue.json("show", job)["history"] if entry["outcome"] != "running"]
+
+
+@pytest.mark.parametrize("lines", [["PreemptType=preempt/partition_prio", "PreemptMode=CANCEL",
+                                    "PartitionName=high Nodes=n[1-3] PriorityTier=10 MaxTime=INFINITE State=UP"]])
+def test_a_preempted_task_is_given_back_uncharged(bench, lines):
+    job = bench.enqueue("hang=2", options=["--max-retries", 0])
+    start(bench, 1)
+    wait_until(lambda: bench.started(job), 30, "it runs")
+    bench.cluster.ask("sbatch", "-p", "high", "-N", "3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+    ended(bench)
+    assert history(bench, job) == [("released", "Slurm: PREEMPTED"), ("completed", None)]
+    assert bench.queue.job(job).attempts == 1
+    check_all(bench)
+
+
+@pytest.mark.skipif(not os.access("/sys/fs/cgroup/memory", os.W_OK), reason="needs memory control groups of version 1")
+@pytest.mark.parametrize("lines", [["TaskPlugin=task/cgroup", "JobAcctGatherType=jobacct_gather/cgroup", "SelectTypeParameters=CR_CPU_Memory"]])
+def test_a_task_that_takes_more_memory_than_it_asked_for_has_failed(bench, lines):
+    """The kernel ends the largest process, mostly the job: then the attempt has a word of its own.  The second job ends the node's runner too."""
+    queue = bench.queue
+    greedy = [sys.executable, "-c", "held = b'x' * (400 << 20)"]
+    plain = queue.enqueue("--max-retries", 0, *greedy)
+    whole = queue.enqueue("--max-retries", 0, *queue.script(
+        "import os, signal, subprocess; subprocess.run(%r); stat = open('/proc/%%d/stat' %% os.getppid()).read(); "
+        "os.kill(int(stat.rpartition(')')[2].split()[1]), 9); signal.pause()" % greedy))
+    start(bench, 2, "--pack", 1, "--", "--mem", "200")
+    for job in (plain, whole):
+        queue.wait_for(job, "dead", timeout=90)
+    assert (queue.job(plain).signal, history(bench, plain)[0][0]) == (9, "failed")
+    assert history(bench, whole) == [("failed", "Slurm: OUT_OF_MEMORY")]
+    queue.stop()
+
+
+def test_a_task_that_outlives_its_time_has_timed_out_and_one_past_its_deadline_is_given_back(bench):
+    queue = bench.queue
+    queue.cli("queue", "set", "short", "--engine-options", "--nodelist n1 --exclusive --time 1")
+    queue.cli("queue", "set", "due", "--engine-options", "--nodelist n1 --deadline now+70 --time 1")
+    short = bench.enqueue("hang=9", options=["--queue", "short", "--max-retries", 0])
+    start(bench, 2)
+    wait_until(lambda: bench.started(short), 30, "it runs")
+    due = bench.enqueue("exit=0", options=["--queue", "due"])
+    wait_until(lambda: history(bench, short) and history(bench, due), 200, "Slurm ends both: " + bench.log())
+    assert history(bench, short) == [("timeout", "Slurm: TIMEOUT")]
+    ended(bench)
+    assert [entry for entry in history(bench, due) if entry[0] != "released"] == [("completed", None)]
+    assert ("released", "Slurm: DEADLINE") in history(bench, due) and queue.job(due).attempts == 1
+    check_all(bench, {short: "dead", due: "completed"})
+
+
+@accounting
+@pytest.mark.parametrize("lines", [ACCOUNTING])
+def test_the_accounting_knows_a_task_that_squeue_has_forgotten(bench, lines):
+    queue = bench.queue
+    job = bench.enqueue("hang=2")
+    start(bench, 1)
+    wait_until(lambda: bench.started(job), 30, "it runs")
+    queue.stop()
+    bench.cluster.ask("scancel", bench.cluster.tasks()[0].split()[1])
+    wait_until(lambda: not bench.cluster.tasks("all"), 180, "squeue has forgotten it", interval=0.5)
+    start(bench, 1)
+    ended(bench)
+    assert history(bench, job) == [("failed", "Slurm: CANCELLED"), ("completed", None)]
+    check_all(bench)
+
+
+# ---- limits ------------------------------------------------------------------------------------
+
+def waits_at_the_limit(bench, options):
+    """Jobs of which Slurm takes five at a time: they all run, and meanwhile it is said why the others wait."""
+    queue = bench.queue
+    jobs = [bench.enqueue("until=go", "sleep=%.1f" % (number / 10)) for number in range(14)]
+    start(bench, 14, "--pack", 1, *options)
+    wait_until(lambda: len(bench.journal("start")) == 5, 90, "five run")
+    for words in (["status"], ["health"], ["explain", jobs[-1]]):
+        wait_until(lambda words=words: "a limit on submitted jobs is reached" in queue.cli(*words, check=False).stdout, 60, words[0] + " says so")
+    assert len(bench.cluster.tasks()) == 5 and len(bench.journal("start")) == 5
+    bench.go("go")
+    ended(bench)
+    wait_until(lambda: "limit" not in queue.out("status"), 30, "status no longer says so")
+    assert {queue.job(job).attempts for job in jobs} == {1}
+    return jobs
+
+
+@accounting
+@pytest.mark.parametrize("lines", [ACCOUNTING])
+def test_a_submit_limit_is_read_and_kept(bench, lines):
+    bench.cluster.ask("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
+    jobs = waits_at_the_limit(bench, [])
+    assert "sbatch: error" not in bench.log()
+    assert {bench.queue.job(job).attempt for job in jobs} == {1}
+    check_all(bench)
+
+
+@accounting
+@pytest.mark.parametrize("lines", [ACCOUNTING])
+def test_a_submit_limit_that_cannot_be_read_is_learned_from_refusals(bench, lines):
+    bench.cluster.ask("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=5")
+    waits_at_the_limit(bench, ["--", "--account", "all"])
+    assert "AssocMaxSubmitJobLimit" in bench.log()
+    check_all(bench)
+
+
+@pytest.mark.parametrize("lines", [["MaxJobCount=6", "MinJobAge=2"]])
+def test_a_full_slurm_is_waited_for(bench, lines):
+    jobs = [bench.enqueue("sleep=0.1") for _ in range(8)]
+    start(bench, 8, "--pack", 1)
+    wait_until(lambda: "unable to accept job" in bench.queue.out("status"), 60, "status says so: " + bench.log())
+    ended(bench, 400)
+    assert {bench.queue.job(job).attempts for job in jobs} == {1}
     check_all(bench)

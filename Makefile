@@ -1,5 +1,5 @@
-# make test       what CI runs first: the quick tests and test.sh, in some four minutes on two cores
-# make test-slow  the long ones alone        make test-all  both, and tests/matrix: each Python, SQLite, platform
+# make test       what CI runs first: the quick tests and test.sh, in some two minutes on two cores
+# make test-slow  the long, and more cases   make test-all  both, and tests/matrix: each Python, SQLite, platform
 # make bench      figures against the peers  make storm     the killer
 # ARGS="..." hands options on, as in: make test ARGS="-k retry"
 PYTHON ?= python3

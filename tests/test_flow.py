@@ -1470,6 +1470,7 @@ def test_delay_at_and_ttl_with_a_worker_at_work(queue):
     assert "expired" in queue.out("explain", expires)
 
 
+@pytest.mark.broad
 # ---- schedules, live ------------------------------------------------------------------------------------------------
 
 def test_three_supervisors_fire_each_schedule_once(queue):

@@ -22,6 +22,7 @@ def both(queue, *words, **options):
     return queue.process(*words, **options), forked
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("words, stdin", [
     (["--version"], None), (["list", "--json"], None), (["enqueue", "--umask", "8", "x"], None), (["show", "99"], None), ([], None),
     (["enqueue", "--help"], None), (["nonsense"], None), (["enqueue", "--file", "-"], "{"), (["export"], None)],

@@ -46,6 +46,7 @@ def test_jobs_that_may_not_run_yet_need_no_worker(queue):
     assert health(queue)[0] == 0
 
 
+@pytest.mark.broad
 def test_a_retry_that_is_due_and_that_nobody_makes_ready_is_critical(queue):
     job = queue.enqueue("--backoff-base", "2", "exit 1")
     queue.start(1)

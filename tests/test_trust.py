@@ -404,7 +404,7 @@ def test_root_in_a_container_whose_volume_is_another_users_is_told_what_to_give(
     assert town.call(0, volume / "q.db", "enqueue", "true", QUEUECTL_AS_ROOT="1").stdout == "1\n"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", ["option", pytest.param("option behind the command", marks=pytest.mark.slow), "variable"])
 def test_with_as_root_all_that_is_made_is_the_users_who_goes_on_with_it(town, way):
     home = town.home("ann", ANN)

@@ -67,6 +67,7 @@ def test_a_job_of_a_run_may_stop_the_workers(queue):
     wait_until(lambda: queue.json("worker", "list") == [], message="the workers have ended")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("words", [
     ["--all"], ["--state", "processing"], ["--queue", "default"], ["1"], ["last"], ["1-9"], ["--name", "me"]], ids=" ".join)
 def test_a_job_that_waits_leaves_itself_out_and_says_so(queue, words):
@@ -85,6 +86,7 @@ def test_a_job_waits_for_a_job_that_waits_for_all(queue):
     assert "job %d can't end before job 2" % first in log(queue, 2) and queue.sql("SELECT * FROM waiting") == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("turn", range(3))
 def test_many_jobs_that_all_wait_for_all_end(queue, turn):
     queue.cli("enqueue", "--file", "-", stdin=(line(queue, "wait", "--all") + "\n") * 4)
@@ -92,6 +94,7 @@ def test_many_jobs_that_all_wait_for_all_end(queue, turn):
     assert {job["state"] for job in queue.json("list")} == {"completed"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("how", ["--after", "--after-any", "--key", "batch"])
 def test_a_wait_leaves_out_jobs_that_start_only_after_its_own(queue, how):
     waits = line(queue, "wait", "--all")

@@ -37,6 +37,7 @@ def test_nice_runs_jobs_at_that_niceness(queue):
     assert call(queue, "worker", "start", "--nice", 30)[0] == 2
 
 
+@pytest.mark.sampled(3)
 @linux_only("scheduling policies")
 @pytest.mark.parametrize("policy", ["SCHED_OTHER", "SCHED_BATCH", "SCHED_IDLE"])
 def test_a_job_is_scheduled_as_whoever_started_its_worker(queue, policy):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import ROOT, LiveQueue, linux_only, not_on_fallbacks, posix_only, wait_until
+from faults import within
 
 queuectl = pytest.importorskip("queuectl")
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -84,7 +85,7 @@ def test_a_copy_is_worked_from_its_own_workers_and_the_original_goes_on_untouche
     began = time.monotonic()
     copy.start(1)
     wait_until(lambda: (queue.dir / "notes").read_text().count("begin") == 2, 15, "the job begins in the copy")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < within(8)
     assert set(before) <= set(queue.processes()), "a process of the original was ended"
     (queue.dir / "notes.go").touch()
     copy.wait_for(job, "completed")
@@ -107,7 +108,7 @@ def test_a_copy_tells_the_truth_about_jobs_that_run_elsewhere(queue, copied):
         assert copy.job(job).state == "pending" and copy.job(job).attempts == 0 and copy.job(job).crashes == 0
     began = time.monotonic()
     copy.cli("worker", "stop", "--now")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < within(8)
     assert copy.sql("SELECT count(*) FROM worker UNION ALL SELECT count(*) FROM supervisor") == [(0,), (0,)]
     copy.cli("doctor", "--fix", check=False)
     copy.cli("cancel", job)
@@ -126,7 +127,7 @@ def test_a_job_of_a_dead_worker_is_cancelled_at_once_and_explain_says_that_it_do
     assert "dead" in there.out("explain", job) and "worker start" in there.out("explain", job)
     began = time.monotonic()
     assert there.cli("cancel", job).stdout.startswith("\u2714 Cancelled")
-    assert time.monotonic() - began < 5 and there.job(job).state == "cancelled"
+    assert time.monotonic() - began < within(5) and there.job(job).state == "cancelled"
     assert there.json("worker", "list") == []
 
 
@@ -233,7 +234,7 @@ def test_whatever_way_the_file_came_its_jobs_run_again_and_no_command_waits(queu
         queue.db.write_bytes(target.read_bytes())
     began = time.monotonic()
     there.cli("worker", "stop", "--now")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < within(8)
     assert there.job(job).state == "pending" and there.json("worker", "list") == []
     there.start(1)
     there.wait_for(job, "completed")
@@ -399,7 +400,7 @@ def test_a_worker_of_another_pid_namespace_without_its_lock_is_given_time_and_no
     shutil.rmtree(str(queue.files))
     began = time.monotonic()
     in_namespace(queue, *queue.command("worker", "stop", "--now"))
-    assert 8 < time.monotonic() - began < 20
+    assert 8 < time.monotonic() - began < within(20)
     assert queue.job(job).state == "pending"
 
 

@@ -907,7 +907,7 @@ def test_a_database_locked_for_forty_seconds_loses_nothing(bench, everything):
     bench.go("go")
     done = bench.queue.cli("enqueue", "exit 0", check=False)
     one_error_line(done, "locked")
-    assert 25 < time.monotonic() - begun < 40
+    assert 25 < time.monotonic() - begun < within(40)
     wait_until(lambda: time.monotonic() - begun > 40, 45, "forty seconds", 0.1)
     holder.release()
     for job in jobs:
@@ -1415,6 +1415,7 @@ def test_many_starts_at_once_and_then_many_stops_at_once(bench, many):
     check(bench, stop=False)
 
 
+@pytest.mark.broad
 @pytest.mark.parametrize("many", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_starts_and_stops_mixed_end_with_nothing_left_and_jobs_given_back(bench, many):
     jobs = bench.enqueue_many([bench.line("sleep=0.05", "exit=0")] * many)

@@ -89,12 +89,11 @@ def test_stop_is_graceful_each_worker_finishes_its_job(queue):
 
 
 def test_stop_now_gives_the_job_back_without_charging_it(queue):
+    queue.cli("config", "set", "kill_grace", "5m")
     queue.start(1)
-    job = queue.enqueue("--max-retries", 0, *queue.script("import time; print('begun', flush=True); time.sleep(60)"))
+    job = queue.enqueue("--max-retries", 0, *queue.script("import time; print('begun', flush=True); time.sleep(600)"))
     queue.wait_for(job, "processing")
-    before = time.monotonic()
-    queue.stop("--now")
-    assert time.monotonic() - before < 4
+    queue.stop("--now")  # times out long before kill_grace and the job are over
     shown = queue.json("show", job)
     assert (shown["state"], shown["attempts"], shown["crashes"]) == ("pending", 0, 0)
     assert [a["outcome"] for a in shown["history"]] == ["released"]
@@ -274,23 +273,20 @@ def test_a_timeout_ends_the_whole_group_children_that_ignore_term_too(queue):
     command = ("trap '' TERM HUP; for i in 1 2 3; do sh -c 'trap \"\" TERM HUP; echo $$ >> \"%s\"; while :; do sleep 0.2; done' & "
                "done; echo $$ >> \"%s\"; wait; sleep 100" % (pids, pids))
     job = queue.enqueue("--max-retries", 0, "--timeout", "0.7s", command)
-    started = time.monotonic()
     drain(queue, status=1)
-    assert time.monotonic() - started < 6
     shown = queue.json("show", job)
     assert shown["state"] == "dead" and re.match(r"timeout after 0\.7 ?s", shown["error"]), shown
     assert shown["history"][0]["outcome"] == "timeout"
-    assert 1.1 <= shown["duration"] < 3
+    assert 1.1 <= shown["duration"] < 60  # of the 100 s that it wants
     family = [int(pid) for pid in pids.read_text().split()]
     assert len(family) == 4 and not any(map(alive, family))
 
 
 @posix_only("signals and process groups")
 def test_a_timeout_sends_term_first(queue):
-    job = queue.enqueue("--max-retries", 0, "--timeout", "0.5", "trap 'echo asked; exit 0' TERM; sleep 100 & wait")
-    started = time.monotonic()
-    drain(queue, status=1)
-    assert time.monotonic() - started < 4  # well within kill_grace
+    queue.cli("config", "set", "kill_grace", "5m")
+    job = queue.enqueue("--max-retries", 0, "--timeout", "0.5", "trap 'echo asked; exit 0' TERM; sleep 600 & wait")
+    drain(queue, status=1)  # times out long before kill_grace is over
     assert queue.out("logs", job) == "asked"
     assert queue.json("show", job)["history"][0]["outcome"] == "timeout"
 
@@ -305,11 +301,10 @@ def test_a_job_within_its_timeout_is_not_touched(queue):
 def test_a_job_whose_main_process_ends_is_over_though_a_child_holds_its_output(queue):
     queue.start(1)
     pid_file = queue.dir / "pid"
-    job = queue.enqueue("sleep 30 & echo $! > pid; echo main")
-    done = queue.wait_for(job, "completed", timeout=5)
-    assert done.duration < 3
+    job = queue.enqueue("sleep 600 & echo $! > pid; echo main")
+    queue.wait_for(job, "completed")
     assert queue.out("logs", job) == "main"
-    queue.wait_for(queue.enqueue("true"), "completed", timeout=5)
+    queue.wait_for(queue.enqueue("true"), "completed")
     pid = int(pid_file.read_text())
     if alive(pid):
         os.kill(pid, signal.SIGKILL)
@@ -319,7 +314,7 @@ def test_a_job_whose_main_process_ends_is_over_though_a_child_holds_its_output(q
 
 @linux_only("kill -9 of a worker found through /proc")
 def test_a_worker_that_dies_is_replaced_and_its_job_released_at_once(queue):
-    queue.start(1)
+    queue.start_blind()
     code = ("import os, sys, time; print(os.environ['QUEUECTL_ATTEMPT'], flush=True)\n"
             "if os.environ['QUEUECTL_ATTEMPT'] == '1': time.sleep(60)")
     job = queue.enqueue("--max-retries", 0, *queue.script(code))
@@ -327,10 +322,8 @@ def test_a_worker_that_dies_is_replaced_and_its_job_released_at_once(queue):
     wait_until(lambda: queue.json("show", job)["history"] and queue.out("logs", job) == "1", message="attempt 1 runs", interval=0.1)
     [worker] = queue.json("worker", "list")
     os.kill(worker["pid"], signal.SIGKILL)
-    killed = time.time()
-    done = queue.wait_for(job, "completed", timeout=10)
+    queue.wait_for(job, "completed")
     shown = queue.json("show", job)
-    assert done.started_at - killed < 2
     assert (shown["attempts"], shown["crashes"]) == (1, 1)
     assert [a["outcome"] for a in shown["history"]] == ["crashed", "completed"]
     assert "worker died" in shown["history"][0]["error"]
@@ -436,6 +429,7 @@ def size_on_disk(path):
     return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
 
 
+@pytest.mark.broad
 def test_a_flood_does_not_fill_the_disk_while_it_runs(queue):
     queue.cli("config", "set", "log_limit", "64KiB")
     queue.start(1)

@@ -16086,8 +16086,9 @@ def split_rest(parser, words: list) -> tuple:
         word = words[i]
         flag = word if word.startswith("--") or len(word) == 2 else word[:2]
         action = actions.get(flag)
-        takes = action is not None and word == flag and (action.nargs is None or action.nargs == "?" and action.metavar == "BATCH" and (
-            "".join(words[i + 1:i + 2]).isdigit() or words[i + 1:i + 2] == ["last"]))
+        after = "".join(words[i + 1:i + 2])
+        takes = action is not None and word == flag and (action.nargs is None or action.nargs == "?" and (
+            after in ("now", "soon") if action.metavar == "WHEN" else after.isdigit() or after == "last"))
         i += 2 if takes else 1
     rest = words[i:]
     return words[:i], rest[1:] if rest[:1] == ["--"] else rest

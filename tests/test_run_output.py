@@ -203,6 +203,12 @@ def test_fail_fast_cancels_the_rest_running_jobs_too(queue):
     assert queue.job(1).state == "cancelled" and queue.job(2).state == "dead"
 
 
+@pytest.mark.parametrize("words", [["--fail-fast", "soon"], ["--fail-fast", "now"], ["--fail-fast"], ["--fail-fast=soon"]], ids=" ".join)
+def test_the_word_after_fail_fast_may_be_its_value(queue, words):
+    done = queue.cli("run", *words, "--count", 1, "exit {}", ":::", "3", "0", check=False)
+    assert done.returncode == 1 and "1 cancelled" in done.stderr and queue.job(1).exit_code == 3
+
+
 def test_fail_fast_soon_lets_running_jobs_end(queue):
     waits = gates(queue)[:-2]
     (queue.dir / "jobs").write_text("\n".join(json.dumps({"command": command}) for command in (

@@ -13448,7 +13448,7 @@ def cmd_cron_add(store, args) -> None:
     times = {"spec": args.spec, "every": args.every, "tz": args.tz, "misfire": args.misfire, "overlap": args.overlap}
     (store.schedules.put if args.replace else store.schedules.add)([store.schedules.plan(args.name, args.plan, times)])
     schedule = store.schedules.get(args.name)
-    verdict("S" + next_text(schedule)[1:])
+    verdict(next_text(schedule))
     warn_if_unserved(store, job_of_schedule(schedule).get("queue") or "default")
 
 
@@ -13465,16 +13465,16 @@ def plan_schedule_edit(args) -> None:
 
 def cmd_cron_edit(store, args) -> None:
     store.schedules.edit(args.name, args.options, args.times)
-    verdict("S" + next_text(store.schedules.get(args.name))[1:])
+    verdict(next_text(store.schedules.get(args.name)))
 
 
 def next_text(schedule) -> str:
     """Return the line for a user who has added or resumed a schedule: when it runs next."""
     if schedule.paused:
-        return "schedule %s stays paused" % plain(schedule.name)
+        return "Schedule %s stays paused" % plain(schedule.name)
     if schedule.coming is None:
-        return "schedule %s runs when workers start after the next boot" % plain(schedule.name)
-    return "schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
+        return "Schedule %s runs when workers start after the next boot" % plain(schedule.name)
+    return "Schedule %s runs next at %s" % (plain(schedule.name), local(schedule.next_at))
 
 
 def read_crontab(args) -> None:
@@ -13659,7 +13659,7 @@ def names_of_schedules(store, args) -> list:
 def cmd_cron_pause(store, args) -> None:
     for name in names_of_schedules(store, args):
         store.schedules.pause(name)
-        out("schedule %s is paused" % plain(name))
+        out("Schedule %s is paused" % plain(name))
 
 
 def cmd_cron_resume(store, args) -> None:
@@ -13671,7 +13671,7 @@ def cmd_cron_resume(store, args) -> None:
 def cmd_cron_rm(store, args) -> None:
     for name in names_of_schedules(store, args):
         store.schedules.remove(name)
-        out("schedule %s is removed; jobs that it enqueued stay" % plain(name))
+        out("Schedule %s is removed; jobs that it enqueued stay" % plain(name))
 
 
 def cmd_cron_run(store, args) -> None:

@@ -54,6 +54,7 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 import io
 import os
 import time
+from _thread import allocate_lock, get_ident
 from collections import _tuplegetter as field_getter  # namedtuple's: twice as fast as property(itemgetter(place))
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -1728,6 +1729,15 @@ def copy_bytes(source, target, most: int) -> int:
 def copy_file(path: str, target: str) -> None:
     with open(path, "rb", opener=no_link) as source, create(target) as copy:
         copy_bytes(source, copy, 2 ** 50)
+
+
+def file_identity(path: str):
+    """Return what tells a file from every other one, whatever their paths; None if there is no such file."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def size_of(path: str) -> int:
@@ -4206,14 +4216,25 @@ def searchable(text: str):
     return text.encode("utf-8", "replace").decode()
 
 
+def exclusively(lock, action):
+    """Return the result of `action`, while no other thread holds the lock; in a forked process, that might be for ever."""
+    alone = lock.acquire(timeout=5.0)
+    try:
+        return action()
+    finally:
+        if alone:
+            lock.release()
+
+
 def refuse_foreign_wal(path: str) -> None:
     """Refuse a -wal that belongs to another database: SQLite can't tell, and would apply it.
 
     Look again before refusing: while the queue is in use, the file and the WAL may change between two reads.
-    Call this only without an open connection: closing the file would drop the connection's locks (fcntl(2)).
+    If this process has a connection already, do nothing: closing the file would drop all its locks (fcntl(2)), and
+    other processes would delete the WAL that it writes to.  Another thread may be about to make a connection.
     """
     for _ in range(5):
-        if not has_foreign_wal(path):
+        if not exclusively(Database.opening, lambda: file_identity(path) not in Database.opened and has_foreign_wal(path)):
             return
         time.sleep(0.03)
     raise UserError("%s-wal is of another database, or of another time of this one, and would damage it: bring back the database that "
@@ -4759,11 +4780,22 @@ class Database:
         self.inside = False     # whether we hold the writer lock
         self.undo = Undo(self)
         self.connection = self.execute = None
+        self._inode = None      # identifies the file
+        self._wal = None        # identifies the -wal that SQLite has opened; None: it is not known yet, or there is none
         self._socket = None
+
+    abandoned = []              # connections never to be closed: see _lost_wal
+    opened = []                 # identifies the file of each open connection of this process
+    opening = allocate_lock()   # held while that is changed or relied on
 
     def close(self) -> None:
         if self.connection is not None:
-            self.connection.close()
+            if self._lost_wal():
+                self.abandoned.append(self.connection)
+            else:
+                self.connection.close()
+            if self._inode in self.opened:
+                self.opened.remove(self._inode)
             self.connection = self.execute = None
         if self.writer_lock is not None:
             self.writer_lock.close()
@@ -4788,8 +4820,9 @@ class Database:
         self.connection = sqlite3.connect(self.path, timeout=min(1.0, self.patience), isolation_level=None)  # patiently() waits on
         self.connection.text_factory = as_text
         self.execute = self.connection.execute
-        stat = os.stat(self.path)
-        self._inode = (stat.st_dev, stat.st_ino)
+        self._inode = file_identity(self.path)
+        exclusively(self.opening, lambda: self.opened.append(self._inode))  # before SQLite takes a lock: see refuse_foreign_wal
+        self.check_file()
         version = self.patiently(self._version)
         OS.close_to_others(self.files)  # only now: before, it might have been any file that the user named by mistake
         self.execute("PRAGMA trusted_schema=OFF")  # no function with side effects runs from a schema (SQLite 3.31)
@@ -4804,6 +4837,16 @@ class Database:
         self.execute("PRAGMA checkpoint_fullfsync=1")
         self.execute("PRAGMA journal_size_limit=16777216")
         self.execute("PRAGMA wal_autocheckpoint=16000")  # 16 MB: a page that changes often is copied back less often
+        self._wal = file_identity(self.path + "-wal")
+
+    def _lost_wal(self) -> bool:
+        """Whether the -wal was deleted while this connection has it open.
+
+        What is committed then is lost.  SQLite, closing the connection, would overwrite what others have stored since, and
+        delete their -wal, by its name.
+        """
+        return (self._wal is not None and file_identity(self.path) == self._inode
+                and file_identity(self.path + "-wal") != self._wal)
 
     def place(self) -> str:
         return "%d:%d:" % self._inode
@@ -4961,13 +5004,13 @@ class Database:
         return [without_wrong(table, columns, row) for row in self.read("SELECT %s FROM %s" % (columns, rest), values)]
 
     def check_file(self) -> None:
-        """Raise QueueGone if the path no longer leads to the open database: SQLite would not notice."""
-        try:
-            stat = os.stat(self.path)
-        except FileNotFoundError:
-            raise QueueGone("the database %s was deleted" % plain(self.path)) from None
-        if (stat.st_dev, stat.st_ino) != self._inode:
-            raise QueueGone("the database %s was replaced by another" % plain(self.path))
+        """Raise QueueGone if the path no longer leads to the open database or its -wal: SQLite would not notice."""
+        identity = file_identity(self.path)
+        if identity is None or identity != self._inode:
+            raise QueueGone("the database %s was %s" % (plain(self.path), "replaced by another" if identity else "deleted"))
+        if self._lost_wal():
+            self.abandoned.append(self.connection)  # also if nobody closes it
+            raise QueueGone("%s-wal was deleted while it was in use: what was written last may be lost" % plain(self.path))
 
     def sync_wal(self) -> None:
         """Return when all commits are on the disk; raise QueueGone if the -wal that holds them is not where it belongs."""
@@ -10978,7 +11021,6 @@ class Guard:
     """What every call of a Queue goes through: an open queue, its own thread and process, and an Error for whatever goes wrong."""
 
     def __init__(self, path):
-        from _thread import get_ident
         self._ident = get_ident
         self._owner = (get_ident(), os.getpid())
         self._store = None

@@ -1,13 +1,19 @@
 """One file, two names: whichever way a path leads to a database, it is one queue, with one place for its locks and logs."""
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
-from conftest import LiveQueue, linux_only, posix_only, wait_until
+from conftest import LAUNCH, LiveQueue, linux_only, posix_only, wait_until
 from test_cli import one_error_line
 
 queuectl = pytest.importorskip("queuectl")
@@ -188,6 +194,62 @@ def test_a_database_that_is_mounted_as_a_single_file_is_refused(queue, tmp_path)
         done = queue.run([*mounted, *queue.program, "--db", str(target), *words], check=False)
         assert done.returncode == 2 and "mount" in done.stdout + done.stderr, done
     assert sorted(path.name for path in (tmp_path / "inside").iterdir()) == ["q.db"]
+
+
+def test_a_second_queue_in_one_program_takes_no_lock_from_the_first(tmp_path):
+    """Closing any descriptor of a file drops the locks of the whole process (fcntl(2)), and then others delete the -wal."""
+    db = str(tmp_path / "q.db")
+    call = [sys.executable, "-IS", str(LAUNCH), "--db", db, "enqueue", "true"]
+    with queuectl.Queue(db) as first:
+        first.enqueue("true")
+        with queuectl.Queue(db):
+            subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+            assert os.path.exists(db + "-wal"), "the program has it open"
+            subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+            last = first.enqueue("true")
+    with queuectl.Queue(db) as again:
+        assert [job.id for job in again.jobs()] == [last, 3, 2, 1] == [4, 3, 2, 1]
+
+
+@pytest.mark.broad
+def test_threads_that_open_and_close_queues_lose_and_damage_nothing(tmp_path):
+    db, stored, faults, end = str(tmp_path / "q.db"), [], [], time.monotonic() + 6
+
+    def work():
+        while time.monotonic() < end and not faults:
+            try:
+                with queuectl.Queue(db) as queue:
+                    stored.append(queue.enqueue("true"))
+                queuectl.health_report(db)  # as a thread of `web` does
+            except Exception as error:
+                faults.append(error)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        done = subprocess.run([sys.executable, "-IS", str(LAUNCH), "--db", db, "enqueue", "true"], check=True, stdout=subprocess.PIPE)
+        stored.append(int(done.stdout))
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert sorted(stored) == [number for number, in connection.execute("SELECT id FROM job ORDER BY id")]
+
+
+def test_workers_whose_wal_was_deleted_end_and_take_no_job_from_the_new_one(queue):
+    queue.start(1)
+    queue.wait_for(queue.enqueue("true"), "completed")
+    with contextlib.closing(sqlite3.connect(str(queue.db))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(FULL)").fetchall()
+    for end in ("-wal", "-shm"):
+        os.unlink(str(queue.db) + end)
+    job = queue.enqueue("true")
+    wait_until(lambda: not queue.processes(), 20, "the workers end")
+    assert "-wal was deleted" in (queue.files / "workers.log").read_text()
+    assert queue.job(job).state == "pending", "it was acknowledged"
+    queue.start(1)
+    queue.wait_for(job, "completed")
 
 
 def test_a_commit_whose_wal_was_deleted_is_not_called_safe(store):

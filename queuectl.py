@@ -4909,7 +4909,7 @@ class Database:
     def _migrate(self, settle) -> None:
         """Make the tables, or migrate an older schema, in one transaction and by one process."""
         self.execute("PRAGMA page_size=1024")  # a job changes a few rows in about eight pages: a quarter of the bytes per commit
-        self.patiently(lambda: self.execute("PRAGMA journal_mode=WAL").fetchall())  # this statement ignores the timeout
+        self.use_wal()
         with self.undo, Transaction(self):
             version = self._version()
             if version == 0:
@@ -4922,6 +4922,12 @@ class Database:
             self._check_schema()  # if it raises, whatever a trigger did meanwhile is rolled back
             self.execute("PRAGMA application_id=%d" % APPLICATION_ID)
             self.mark(self.execute("PRAGMA user_version").fetchone()[0] >> 8)
+
+    def use_wal(self) -> None:
+        """Write commits to a -wal from now on: a new database doesn't, nor does a backup, which is one file and stays one to look at."""
+        if self.read("PRAGMA journal_mode") != [("wal",)]:
+            self.read("PRAGMA journal_mode=WAL")  # this statement ignores SQLite's own timeout
+            self._wal = file_identity(self.path + "-wal")
 
     def mark(self, mark: int = 0) -> None:
         """Write the schema version and the mark, by which a -wal of another database is recognised; 0 makes a new mark."""
@@ -6027,6 +6033,7 @@ class Workers(Part):
         The lock is acquired before the row is visible to others, so that none takes this process for dead.
         """
         self._db.files.make()
+        self._db.use_wal()
         with self._db.undo, Transaction(self._db) as now:
             self._store.keep.refuse_counters(("supervisor", "worker"))
             supervisor_id = self._db.execute(

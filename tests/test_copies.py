@@ -147,6 +147,25 @@ def test_a_backup_holds_no_workers_and_no_running_jobs(queue, tmp_path):
     queue.wait_for(job, "completed")
 
 
+@pytest.mark.parametrize("words", [("worker", "start", "--drain"), ("run", "exit 0")], ids=["worker start", "run"])
+def test_a_backup_is_one_file_until_workers_work_it_and_then_a_queue_like_any_other(queue, tmp_path, words):
+    def mode():
+        connection = sqlite3.connect(str(copy.db))
+        try:
+            return connection.execute("PRAGMA journal_mode").fetchone()[0]
+        finally:
+            connection.close()
+
+    queue.enqueue("exit 0")
+    queue.cli("backup", tmp_path / "copy.db")
+    copy = another(queue, tmp_path / "copy.db")
+    before = copy.db.read_bytes()
+    copy.cli("list")
+    assert copy.db.read_bytes() == before and mode() == "delete"
+    copy.cli(*words)
+    assert mode() == "wal"
+
+
 def test_what_a_run_had_kept_for_itself_is_anyones_in_a_backup(queue, tmp_path):
     beside = queue.beside("run", "--count", "1", "--file", queue_file(queue))
     wait_until(lambda: queue.db.exists() and queue.json("status")["jobs"]["processing"] == 1, message="one of the jobs runs")

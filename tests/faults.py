@@ -396,7 +396,7 @@ def read_rows(path):
 def check(bench, expected="completed", revived=(), strays=(), stop=True):
     """The one checker, at the end of every fault: stops the workers, then everything must be as it should.
 
-    `expected`: the state of all jobs, or {id: state or states} of every job.  `revived`: jobs that a person
+    `expected`: the state of all jobs, or {id: state or states} of every job.  `revived`: jobs that a user
     sent to pending again.  `strays`: pids that the test itself still needs.  Raises AssertionError.
     """
     queue = bench.queue

@@ -75,14 +75,14 @@ def add_schedule(store, name, spec, every, job, tz=None, misfire="once", overlap
 def pool(store, slots=1, kind="start", queues=None):
     """A registered supervisor's id and the ids of its workers."""
     import os
-    boss, lock = store.workers.add_supervisor(queuectl.SupervisorSpec("", kind, slots, {"queues": queues}), 9, "token")
+    supervisor, lock = store.workers.add_supervisor(queuectl.SupervisorSpec("", kind, slots, {"queues": queues}), 9, "token")
     workers = []
     os.close(lock)
     for _ in range(slots):
-        worker, lock = store.workers.add_worker(boss)
+        worker, lock = store.workers.add_worker(supervisor)
         os.close(lock)
         workers.append(worker)
-    return boss, workers
+    return supervisor, workers
 
 
 def rows(store, sql, *values):

@@ -39,7 +39,7 @@ def fill(store, clock):
 
 def events(store, clock):
     """Everything that workers and supervisors do all day, by name."""
-    boss, workers = pool(store, 3)
+    supervisor, workers = pool(store, 3)
 
     def run(number):
         """Has the job with this number running, whatever is in front of it."""
@@ -71,17 +71,17 @@ def events(store, clock):
         "claim": lambda: claim(store, workers[0]),
         "claim of some queues": lambda: claim(store, workers[1], queues="/a/b/"),
         "claim of a big job": lambda: (store.enqueue("x", slots=2, priority=99), claim(store, workers[2])),
-        "claim of its own": lambda: (store.enqueue_many(["own"], reserved_for=boss), claim(store, workers[0], reserved_for=boss)),
+        "claim of its own": lambda: (store.enqueue_many(["own"], reserved_for=supervisor), claim(store, workers[0], reserved_for=supervisor)),
         "claim of an expired one": lambda: (store.enqueue("x", ttl=0.001, priority=99), clock.pass_by(1), claim(store)),
         "complete": ends("completed"), "complete with a key": ends("completed", key="k2"),
         "fail": ends("failed", 1), "die": ends("failed", 1, max_retries=0), "timeout": ends("timeout", None),
         "snooze": ends("failed", 75, snooze_on="75"), "release": ends("released", None), "crash": ends("crashed", None),
         "complete the parent": parent_ends("completed"), "kill the parent": parent_ends("failed"),
         "promote and expire": lambda: (clock.pass_by(70), store.schedules.tick()),
-        "ready": lambda: store.claims.ready(4), "ready of its own": lambda: store.claims.ready(4, reserved_for=boss), "next time": store.claims.next_time,
-        "next time of its own": lambda: store.claims.next_time(boss), "stalled": lambda: store.claims.stalled_job(boss),
-        "orders": lambda: (store.workers.orders(boss), store.workers.to_cancel(boss)),
-        "drained": lambda: store.claims.unfinished(), "drained of its own": lambda: store.claims.unfinished(reserved_for=boss),
+        "ready": lambda: store.claims.ready(4), "ready of its own": lambda: store.claims.ready(4, reserved_for=supervisor), "next time": store.claims.next_time,
+        "next time of its own": lambda: store.claims.next_time(supervisor), "stalled": lambda: store.claims.stalled_job(supervisor),
+        "orders": lambda: (store.workers.orders(supervisor), store.workers.to_cancel(supervisor)),
+        "drained": lambda: store.claims.unfinished(), "drained of its own": lambda: store.claims.unfinished(reserved_for=supervisor),
         "enqueue": lambda: store.enqueue("x"), "enqueue unique": lambda: store.enqueue("x", unique="u3"),
         "enqueue with all": lambda: store.enqueue("x", key="k", after="p", after_any=[str(waiting)], after_batch="1", ttl=5),
         "hold": lambda: store.life.release([waiting]), "let go": lambda: store.life.hold([waiting]),
@@ -89,7 +89,7 @@ def events(store, clock):
         "retry": lambda: store.life.retry([dead()]),
         "explain": lambda: store.look.why_waiting(store.look.job(store.enqueue("x", key="k1"))),
         "purge": lambda: store.keep.purge([dead()]), "tidy": lambda: store.keep.tidy(0),
-        "the run's end": lambda: store.workers.remove_supervisor(boss),
+        "the run's end": lambda: store.workers.remove_supervisor(supervisor),
     }
 
 

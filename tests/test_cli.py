@@ -70,7 +70,7 @@ def test_files_are_private_whatever_the_umask(queue):
     try:
         queue.start(1)
         job = queue.enqueue("echo x")
-        queue.run([*queue.program, "enqueue", "true"])  # the default place, its directories made anew
+        queue.run([*queue.program, "enqueue", "true"])  # the default place, its directories made again
     finally:
         os.umask(old)
     queue.wait_for(job, "completed")

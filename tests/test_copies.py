@@ -265,19 +265,19 @@ def test_whatever_way_the_file_came_its_jobs_run_again_and_no_command_waits(queu
 def test_a_stranger_with_the_pid_of_a_dead_worker_keeps_nobody_waiting(queue, verb):
     job = left_by_a_crash(queue)
     shutil.rmtree(str(queue.files))
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    foreign = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         connection = sqlite3.connect(str(queue.db))
-        connection.execute("UPDATE worker SET pid=?, born=born-5", (stranger.pid,))
+        connection.execute("UPDATE worker SET pid=?, born=born-5", (foreign.pid,))
         connection.commit()
         connection.close()
         queue.cli(*(verb.split() if "doctor" in verb else ["worker", *verb.split()]), check="doctor" not in verb)  # it misses workers
         if verb == "start":
             queue.wait_for(job, "completed")
-        assert queue.job(job).state in ("pending", "completed") and stranger.poll() is None
+        assert queue.job(job).state in ("pending", "completed") and foreign.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        foreign.kill()
+        foreign.wait()
     queue.stop()
 
 

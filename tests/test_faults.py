@@ -342,9 +342,9 @@ queuectl.Workers.release_dead = lambda *args, **more: die() if once("died too") 
 @pytest.mark.parametrize("point", CRASH_POINTS)
 def test_a_worker_killed_at_a_crash_point(bench, point):
     jobs = [bench.enqueue("print=out", "sleep=0.1", "exit=0", options=["--max-retries", 0]) for _ in range(2)]
-    boss = bench.patched_beside(CRASH_POINTS[point], "worker", "start", "--foreground", "--count", 1)
+    supervisor = bench.patched_beside(CRASH_POINTS[point], "worker", "start", "--foreground", "--count", 1)
     if point == "while another rescues":
-        boss.ends()
+        supervisor.ends()
         bench.queue.start(1)
     for job in jobs:
         bench.queue.wait_for(job, "completed")
@@ -510,8 +510,8 @@ def test_retention_killed_in_the_middle_is_done_by_the_next(bench, point):
     bench.queue.wait_for(old, "completed")
     bench.queue.stop()
     bench.queue.cli("config", "set", "keep_finished", "0.01")
-    boss = bench.patched_beside(point, "worker", "start", "--foreground")
-    assert boss.ends() == -signal.SIGKILL
+    supervisor = bench.patched_beside(point, "worker", "start", "--foreground")
+    assert supervisor.ends() == -signal.SIGKILL
     assert database_faults(bench.queue.db) == []
     wait_until(lambda: not bench.queue.processes(), message="its worker ends")
     bench.queue.start(1)
@@ -685,25 +685,25 @@ def no_forks(bench, nobody, monkeypatch):
     monkeypatch.setenv("QUEUECTL_AS_ROOT", "1")  # the queue is another user's, and the test looks into it
     subprocess.run(["chown", "-R", str(nobody.UID), str(bench.queue.dir)], check=True)
     bench.queue.start(1)
-    [boss] = bench.supervisors().values()
-    nobody.limit(boss, "--nproc=1:")
+    [supervisor] = bench.supervisors().values()
+    nobody.limit(supervisor, "--nproc=1:")
     holder = subprocess.Popen([*nobody.prefix(), "sleep", "60"])  # so that the worker's death makes no room
     kill(*bench.workers().values())
-    yield boss, lambda: nobody.limit(boss, nobody.free())
-    if alive(boss):
-        nobody.limit(boss, nobody.free())
+    yield supervisor, lambda: nobody.limit(supervisor, nobody.free())
+    if alive(supervisor):
+        nobody.limit(supervisor, nobody.free())
     holder.kill()
     holder.wait()
 
 
 @pytest.mark.slow
 def test_a_supervisor_that_cannot_replace_a_worker_waits_says_so_once_and_goes_on(bench, no_forks):
-    boss, let = no_forks
+    supervisor, let = no_forks
     job = bench.enqueue("exit=0")
     wait_until(lambda: "unavailable" in bench.log(), message="it says so")
     end = time.monotonic() + 3
     wait_until(lambda: time.monotonic() > end, message="some seconds", interval=0.1)
-    assert alive(boss) and bench.log().count("unavailable") == 1
+    assert alive(supervisor) and bench.log().count("unavailable") == 1
     assert bench.log().count("one more worker") <= 1, bench.log()
     let()
     bench.queue.wait_for(job, "completed", timeout=within(8))
@@ -761,10 +761,10 @@ queuectl.OS.spawn = no_memory
 @pytest.mark.parametrize("error", ['OSError(errno.ENOMEM, "Cannot allocate memory")', "MemoryError()"])
 def test_no_memory_to_start_a_process_is_waited_out_told_once_and_not_charged(bench, error):
     job = bench.enqueue("exit=0", options=["--max-retries", 0])
-    boss = bench.patched_beside(NO_MEMORY % error, "worker", "start", "--foreground")
+    supervisor = bench.patched_beside(NO_MEMORY % error, "worker", "start", "--foreground")
     bench.queue.wait_for(job, "completed")
     assert (bench.folder / "third").exists() and outcomes(bench, job) == ["completed"]
-    assert boss.text().count("start job") == 1 and "Traceback" not in boss.text()
+    assert supervisor.text().count("start job") == 1 and "Traceback" not in supervisor.text()
     check(bench)
 
 
@@ -1249,25 +1249,25 @@ def test_after_a_reboot_the_next_start_releases_the_jobs_and_signals_no_stranger
     jobs = [bench.enqueue("hang=2", options=["--max-retries", 0]) for _ in range(2)]
     wait_until(lambda: len(bench.journal("start")) == 2, message="both jobs run")
     kill_all_and_wait(bench)
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)  # has the group's number, in the new boot
+    foreign = subprocess.Popen(["sleep", "60"], start_new_session=True)  # has the group's number, in the new boot
     try:
         for lock in bench.queue.files.glob("workers/[0-9]*.lock"):
-            rewrite_record(lock, machine="b007b007-0000-4000-8000-000000000000/pid:[4026531836]", group=stranger.pid,
-                           pid=stranger.pid, born=0)
+            rewrite_record(lock, machine="b007b007-0000-4000-8000-000000000000/pid:[4026531836]", group=foreign.pid,
+                           pid=foreign.pid, born=0)
         for table in ("worker", "supervisor"):
-            write(bench, "UPDATE %s SET pid=%d" % (table, stranger.pid))
+            write(bench, "UPDATE %s SET pid=%d" % (table, foreign.pid))
         write(bench, "UPDATE worker SET machine='b007b007-0000-4000-8000-000000000000/pid:[4026531836]'")
         began = time.monotonic()
         bench.queue.start(2)
         for job in jobs:
             assert released_at(bench, job) - began < within(2)
             bench.queue.wait_for(job, "completed")
-        assert stranger.poll() is None
+        assert foreign.poll() is None
         check(bench)
-        assert stranger.poll() is None
+        assert foreign.poll() is None
     finally:
-        stranger.kill()
-        stranger.wait()
+        foreign.kill()
+        foreign.wait()
 
 
 def write(bench, sql, *values):
@@ -1284,18 +1284,18 @@ def test_a_stranger_that_got_the_number_of_a_dead_attempts_group_is_not_signalle
     job = bench.enqueue("hang=2", options=["--max-retries", 0])
     wait_until(lambda: bench.started(job), message="the job runs")
     kill_all_and_wait(bench)
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)  # younger than the attempt, same boot
+    foreign = subprocess.Popen(["sleep", "60"], start_new_session=True)  # younger than the attempt, same boot
     try:
         for lock in bench.queue.files.glob("workers/[0-9]*.lock"):
-            rewrite_record(lock, group=stranger.pid)
+            rewrite_record(lock, group=foreign.pid)
         bench.queue.cli("worker", *verb.split())
         if verb == "start":
             bench.queue.wait_for(job, "completed")
-        assert stranger.poll() is None, "a process that is not the queue's was killed"
+        assert foreign.poll() is None, "a process that is not the queue's was killed"
         check(bench, "completed" if verb == "start" else "pending")
     finally:
-        stranger.kill()
-        stranger.wait()
+        foreign.kill()
+        foreign.wait()
 
 
 @pytest.mark.slow
@@ -1451,13 +1451,13 @@ def test_a_second_stop_waits_for_the_same_end_and_now_overtakes_a_graceful_one(b
 
 
 def test_term_twice_gives_the_jobs_back(bench):
-    boss = bench.queue.beside("worker", "start", "--foreground", "--count", 2)
+    supervisor = bench.queue.beside("worker", "start", "--foreground", "--count", 2)
     jobs = [bench.enqueue("deaf", "child", "until=never") for _ in range(2)]
     wait_until(lambda: len(bench.journal("child")) == 2, message="both jobs run")
-    boss.send_signal(signal.SIGTERM)
-    wait_until(lambda: "stopping" in boss.text(), message="it says that it stops")
-    boss.send_signal(signal.SIGTERM)
-    assert boss.ends() == 0
+    supervisor.send_signal(signal.SIGTERM)
+    wait_until(lambda: "stopping" in supervisor.text(), message="it says that it stops")
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.ends() == 0
     assert {(bench.queue.job(job).state, bench.queue.job(job).attempts) for job in jobs} == {("pending", 0)}
     assert not any(alive(entry.pid) for entry in bench.journal())
     check(bench, "pending", stop=False)
@@ -1481,10 +1481,10 @@ def test_a_terminal_that_is_closed_gives_the_jobs_back(bench):
 
 def test_workers_whose_log_nobody_reads_any_more_harm_no_job(bench):
     reader, writer = os.pipe()
-    boss = subprocess.Popen(bench.queue.command("worker", "start", "--foreground"), stdout=writer, stderr=writer,
+    supervisor = subprocess.Popen(bench.queue.command("worker", "start", "--foreground"), stdout=writer, stderr=writer,
                             env=bench.queue.environment(), cwd=str(bench.folder), start_new_session=True)
     os.close(writer)
-    bench.queue.background.append(boss)
+    bench.queue.background.append(supervisor)
     wait_until(lambda: bench.workers(), message="the worker is there")
     job = bench.enqueue("until=go", "exit=0")
     wait_until(lambda: bench.started(job), message="the job runs")
@@ -1811,8 +1811,8 @@ queuectl.Claims.finish_and_claim = unsure
 
 def test_a_claim_that_was_committed_although_it_failed_is_worked_once(bench):
     jobs = [bench.enqueue("exit=0", "exit=0") for _ in range(3)]
-    boss = bench.patched_beside(UNSURE, "worker", "start", "--foreground", "--drain")
-    assert boss.ends() == 0, boss.text()
+    supervisor = bench.patched_beside(UNSURE, "worker", "start", "--foreground", "--drain")
+    assert supervisor.ends() == 0, supervisor.text()
     for job in jobs:
         assert outcomes(bench, job) == ["completed"] and bench.queue.job(job).attempt == 1
     check(bench)

@@ -398,55 +398,55 @@ def test_each_pool_has_its_own_slots(store):
 
 
 def test_pause_limit_and_rate_of_a_queue_hold_for_the_jobs_of_a_run(store, clock):
-    boss, workers = pool(store, 4, kind="run")
+    supervisor, workers = pool(store, 4, kind="run")
     store.queues.set("paused", paused=1)
     store.queues.set("narrow", max_running=1)
     store.queues.set("slow", every=60.0, rate="1/m")
     names = ("paused", "narrow", "narrow", "slow", "slow", "default")
-    ids = store.enqueue_many([{"command": "x", "queue": name} for name in names], reserved_for=boss)
-    assert store.claims.ready(9, reserved_for=boss) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
-    taken = [claim(store, workers[n], reserved_for=boss) for n in range(4)]
-    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.claims.ready(9, reserved_for=boss) == 0
-    assert store.claims.next_time(boss) == clock() + 60 and store.claims.next_time() is None
-    assert store.claims.unfinished(reserved_for=boss), "a run waits for its jobs, whatever keeps them back"
+    ids = store.enqueue_many([{"command": "x", "queue": name} for name in names], reserved_for=supervisor)
+    assert store.claims.ready(9, reserved_for=supervisor) == 1 + 2 + 1, "a queue with a rate counts whole, one with a limit up to it"
+    taken = [claim(store, workers[n], reserved_for=supervisor) for n in range(4)]
+    assert sorted(job.id for job in taken if job) == [ids[1], ids[3], ids[5]] and store.claims.ready(9, reserved_for=supervisor) == 0
+    assert store.claims.next_time(supervisor) == clock() + 60 and store.claims.next_time() is None
+    assert store.claims.unfinished(reserved_for=supervisor), "a run waits for its jobs, whatever keeps them back"
     for job in taken:
         job and finish(store, job)
-    assert claim(store, workers[0], reserved_for=boss).id == ids[2]
+    assert claim(store, workers[0], reserved_for=supervisor).id == ids[2]
     clock.pass_by(61)
-    assert claim(store, workers[1], reserved_for=boss).id == ids[4]
-    assert claim(store, workers[2], reserved_for=boss) is None and store.claims.stalled_job(boss) is None
+    assert claim(store, workers[1], reserved_for=supervisor).id == ids[4]
+    assert claim(store, workers[2], reserved_for=supervisor) is None and store.claims.stalled_job(supervisor) is None
     store.queues.set("paused", paused=0)
-    assert claim(store, workers[2], reserved_for=boss).id == ids[0]
+    assert claim(store, workers[2], reserved_for=supervisor).id == ids[0]
 
 
 def test_a_run_and_the_workers_share_the_limit_of_a_queue(store):
-    boss, workers = pool(store, 2, kind="run")
+    supervisor, workers = pool(store, 2, kind="run")
     store.queues.set("default", max_running=2)
-    mine = store.enqueue_many(["x"] * 3, reserved_for=boss)
+    mine = store.enqueue_many(["x"] * 3, reserved_for=supervisor)
     other = store.enqueue("x", priority=5)
-    assert claim(store, 1).id == other and claim(store, workers[0], reserved_for=boss).id == mine[0]
-    assert claim(store, workers[1], reserved_for=boss) is None and claim(store, 2) is None
+    assert claim(store, 1).id == other and claim(store, workers[0], reserved_for=supervisor).id == mine[0]
+    assert claim(store, workers[1], reserved_for=supervisor) is None and claim(store, 2) is None
     finish(store, store.look.job(other))
-    assert claim(store, workers[1], reserved_for=boss).id == mine[1]
+    assert claim(store, workers[1], reserved_for=supervisor).id == mine[1]
 
 
 def test_a_run_says_which_of_its_jobs_waits_only_while_none_of_them_runs(store):
-    boss, workers = pool(store, 2, kind="run")
+    supervisor, workers = pool(store, 2, kind="run")
     store.queues.set("shut", max_running=0)
-    shut, done = store.enqueue_many([{"command": "x", "queue": "shut"}, "x"], reserved_for=boss)
-    job = claim(store, workers[0], reserved_for=boss)
-    assert job.id == done and store.claims.stalled_job(boss) is None
+    shut, done = store.enqueue_many([{"command": "x", "queue": "shut"}, "x"], reserved_for=supervisor)
+    job = claim(store, workers[0], reserved_for=supervisor)
+    assert job.id == done and store.claims.stalled_job(supervisor) is None
     finish(store, job)
-    assert store.claims.stalled_job(boss).id == shut and store.look.why_waiting(store.look.job(shut)) == [("limit", 0)]
+    assert store.claims.stalled_job(supervisor).id == shut and store.look.why_waiting(store.look.job(shut)) == [("limit", 0)]
 
 
 def test_slots_hold_in_a_run_too(store):
-    boss, workers = pool(store, 2, kind="run")
-    big, small = store.enqueue_many([{"command": "x", "slots": 2}, "x"], reserved_for=boss)
-    job = claim(store, workers[0], reserved_for=boss)
-    assert job.id == big and claim(store, workers[1], reserved_for=boss) is None
+    supervisor, workers = pool(store, 2, kind="run")
+    big, small = store.enqueue_many([{"command": "x", "slots": 2}, "x"], reserved_for=supervisor)
+    job = claim(store, workers[0], reserved_for=supervisor)
+    assert job.id == big and claim(store, workers[1], reserved_for=supervisor) is None
     finish(store, job)
-    assert claim(store, workers[1], reserved_for=boss).id == small
+    assert claim(store, workers[1], reserved_for=supervisor).id == small
 
 
 @pytest.fixture
@@ -618,15 +618,15 @@ def test_a_crashed_or_released_job_keeps_its_turn_under_its_key(store):
 
 def test_a_unique_job_is_not_doubled_while_it_waits_runs_or_awaits_its_retry(store, clock):
     number = store.enqueue("x", unique="u", backoff_base=1)
-    twin = [store.enqueue("x", unique="u")]
+    duplicate = [store.enqueue("x", unique="u")]
     job = claim(store)
-    twin.append(store.enqueue("y", unique="u", priority=9))
+    duplicate.append(store.enqueue("y", unique="u", priority=9))
     fail(store, job)
-    twin.append(store.enqueue("x", unique="u"))
+    duplicate.append(store.enqueue("x", unique="u"))
     store.life.hold([number])
-    twin.append(store.enqueue("x", unique="u", delay=60))
+    duplicate.append(store.enqueue("x", unique="u", delay=60))
     store.life.release([number])
-    assert set(twin) == {number}
+    assert set(duplicate) == {number}
     clock.pass_by(60)
     finish(store, claim(store))
     assert store.enqueue("x", unique="u") != number
@@ -768,7 +768,7 @@ def test_retrying_the_parent_brings_its_line_of_children_back(store):
     child = store.enqueue("x", after=str(parent))
     grandchild = store.enqueue("x", after=str(child))
     bystander = store.enqueue("x", after=str(parent))
-    store.life.cancel([bystander])  # by a person's will, before: it stays
+    store.life.cancel([bystander])  # by a user's will, before: it stays
     bury(store, parent)
     assert store.life.retry([parent]) == [(parent, "pending")]
     assert states(store, parent, child, grandchild, bystander) == ["pending", "pending", "pending", "cancelled"]

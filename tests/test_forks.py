@@ -10,7 +10,7 @@ from conftest import linux_only, posix_only
 
 pytestmark = posix_only("fork")
 
-# What a process is given, seen from a job's worker: it inherits from the command that started it all that is not set anew.
+# What a process is given, seen from a job's worker: it inherits from the command that started it all that is not set again.
 SHOW = "grep '^Sig[BIC]' /proc/self/status; ulimit -a; umask; " \
        "env -0 | sort -z | grep -zv ^QUEUECTL_ATTEMPT= | tr '\\0' '\\n'; pwd; ls -l /proc/self/fd | wc -l"
 

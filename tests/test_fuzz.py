@@ -428,7 +428,7 @@ def test_any_value_in_the_table_of_settings_is_taken_or_refused(value, key):
         connection.close()
         for args in (["config", "list"], ["config", "list", "--json"], ["enqueue", "exit 0"], ["status"], ["doctor"], ["config", "get", "timeout"]):
             here.call(*args)
-        if key in queuectl.SETTINGS:  # a person can put it right
+        if key in queuectl.SETTINGS:  # a user can put it right
             assert here.call("config", "unset", key).code == 0
             assert here.call("enqueue", "exit 0").code == 0
     finally:

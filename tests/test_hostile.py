@@ -348,7 +348,7 @@ def test_many_wrong_values_in_every_column_are_told_in_one_line(sound, tmp_path,
 @pytest.mark.parametrize("value", [value if value in ("text", "huge") else pytest.param(value, marks=pytest.mark.slow) for value in sorted(WRONG)])
 def test_doctor_names_and_mends_a_wrong_value_in_any_column(sound, tmp_path, monkeypatch, capsys, value):
     monkeypatch.chdir(tmp_path)
-    db, mended = tmp_path / "queue.db", 0
+    db, repaired = tmp_path / "queue.db", 0
     for table, column, kind, key in columns_of(sound):
         if (hash_of(table + column) + len(value)) % 8 or not spoil(sound, db, table, column, key, WRONG[value]):
             continue  # an eighth of the columns with each of the values
@@ -359,13 +359,13 @@ def test_doctor_names_and_mends_a_wrong_value_in_any_column(sound, tmp_path, mon
         assert faults(out) == [], where
         if value in ("huge", "blob") and column not in ("command", "cwd", "data") and "BLOB" not in kind and "TEXT" not in kind:
             assert "fixed" in out and column in out, where
-            mended += 1
+            repaired += 1
         status, out, err = command(["doctor"], capsys, db)
         assert faults(out) == [] and not re.search("wrong value|can't be read", out), where + (out,)
         for words in (["list"], ["enqueue", "exit 0"], ["worker", "list"], ["cron", "list"], ["queue", "list"], ["batch", "list"]):
             status, out, err = command(words, capsys, db)
             assert status == 0, where + (words, out, err)
-    assert mended or value not in ("huge", "blob")
+    assert repaired or value not in ("huge", "blob")
 
 
 def faults(told):

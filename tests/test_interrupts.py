@@ -75,7 +75,7 @@ def probe(store):
 COMPREHENSION = re.compile(r"[\[({].* for .* in ")
 
 
-# Where a lock is taken or released; `mend` reads for thousands of lines before it takes one.
+# Where a lock is taken or released; `repair` reads for thousands of lines before it takes one.
 LOCKING = {"__enter__", "__exit__", "end", "enter", "leave", "_leave", "_draw", "_may_enter", "_listen"}
 
 
@@ -154,7 +154,7 @@ ACTIONS = {
     "a tick": lambda store: store.schedules.tick(),
     "rm": remove,
     "export": lambda store: (list(store.keep.export()), next(store.keep.export())),
-    "mend": lambda store: store.keep.repair(),
+    "repair": lambda store: store.keep.repair(),
     "tidy": lambda store: (store.schedules.repair_clock(), store.workers.sweep(), store.keep.tidy(0)),
 }
 
@@ -167,7 +167,7 @@ ACTIONS = {
 def test_an_interrupt_at_any_line_of_a_transaction_leaves_no_lock(name, store, probe):
     action, count, mask = ACTIONS[name], 1, current_umask()
     while True:
-        place = interrupted_at(count, lambda: action(store), store if name == "mend" else None)
+        place = interrupted_at(count, lambda: action(store), store if name == "repair" else None)
         assert probe.ask() == "free", place
         assert not store.db.connection.in_transaction, place
         assert current_umask() == mask, place
@@ -245,9 +245,9 @@ def test_a_wait_for_other_writers_leaves_the_callers_alarm_handlers_and_director
     import fcntl
     store.enqueue("true")
     gate = os.open(store.db.files.writer_lock, os.O_RDWR)
-    rung = []
+    rings = []
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
+    before = signal.signal(signal.SIGALRM, lambda *_: rings.append(time.monotonic()))
     handlers[signal.SIGALRM] = signal.getsignal(signal.SIGALRM)
     here, mask = os.getcwd(), os.umask(0o27)
     try:
@@ -256,7 +256,7 @@ def test_a_wait_for_other_writers_leaves_the_callers_alarm_handlers_and_director
         begun = time.monotonic()
         store.enqueue("true")  # the gate is not free: this takes half a second, and goes on without it
         assert 0.4 < time.monotonic() - begun < 5
-        assert len(rung) == 1 and rung[0] - begun < 0.4, "the caller's own alarm rang when it was due"
+        assert len(rings) == 1 and rings[0] - begun < 0.4, "the caller's own alarm rang when it was due"
         signal.alarm(60)
         store.enqueue("true")
         assert signal.alarm(0) in (59, 60)

@@ -139,7 +139,7 @@ class Model:
         if state == "pending":
             if child.state == "cancelled" and child.cause == parent:
                 stuck = self.failed_parent(child)
-                if child.unique and self.twin(child.unique, 0):
+                if child.unique and self.duplicate(child.unique, 0):
                     pass
                 elif stuck:
                     child.cause = stuck  # its turn comes when that one is retried
@@ -163,7 +163,7 @@ class Model:
 
     # -- commands --
 
-    def twin(self, unique, window):
+    def duplicate(self, unique, window):
         same = [j for j in self.jobs.values() if j.unique == unique]
         return (max((j.id for j in same if j.state not in FINAL), default=None) or
                 max((j.id for j in same if window and j.state in FINAL and j.finished_at > self.clock() - window), default=None))
@@ -175,9 +175,9 @@ class Model:
             self.last_batch += 1
             self.batches[self.last_batch] = []
         for spec in specs:
-            twin = self.twin(spec.unique, spec.window) if spec.unique else None
-            if twin:
-                ids.append(twin)
+            duplicate = self.duplicate(spec.unique, spec.window) if spec.unique else None
+            if duplicate:
+                ids.append(duplicate)
                 continue
             self.last_id += 1
             job = SimpleNamespace(
@@ -237,7 +237,7 @@ class Model:
         if job.state == "failed" or job.state == "pending" and job.attempt and job.run_at > self.clock():  # its wait is over
             job.run_at = self.clock()
             self.settle(job)
-        if job.state not in FINAL or self.failed_parent(job) or job.unique and self.twin(job.unique, 0):
+        if job.state not in FINAL or self.failed_parent(job) or job.unique and self.duplicate(job.unique, 0):
             return
         self.revive(job)
 
@@ -404,7 +404,7 @@ class Life(RuleBasedStateMachine):
         self.store.settings.set("max_snoozes", MAX_SNOOZES)
         self.model = Model(self.clock)
         self.model.turn["default"] = 0
-        self.boss, self.run_worker = None, None
+        self.supervisor, self.run_worker = None, None
         self.running = {}  # worker -> its Job as claimed
         self.stale = []    # records of attempts that have ended
 
@@ -467,7 +467,7 @@ class Life(RuleBasedStateMachine):
             item["name"] = "line%d-%d" % (self.model.last_batch + 1, place)
             specs.append(spec)
             items.append(item)
-        own = self.boss if own else None
+        own = self.supervisor if own else None
         if circular(specs):
             before = rows(self.store, "SELECT count(*), max(id) FROM job")
             with pytest.raises(queuectl.UserError, match="waits for itself"):
@@ -552,15 +552,15 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def a_run_begins(self):
-        if not self.boss:
-            self.boss, [self.run_worker] = pool(self.store, kind="run")
+        if not self.supervisor:
+            self.supervisor, [self.run_worker] = pool(self.store, kind="run")
 
-    @precondition(lambda self: self.boss and self.run_worker not in self.running)
+    @precondition(lambda self: self.supervisor and self.run_worker not in self.running)
     @rule()
     def the_run_ends(self):
         self.store.workers.remove_worker(self.run_worker)
-        self.store.workers.remove_supervisor(self.boss)
-        self.boss = None
+        self.store.workers.remove_supervisor(self.supervisor)
+        self.supervisor = None
         self.model.the_run_ends()
 
     # -- time and workers --
@@ -585,10 +585,10 @@ class Life(RuleBasedStateMachine):
         if job is not None:
             self.running[worker] = job
 
-    @precondition(lambda self: self.boss and self.run_worker not in self.running)
+    @precondition(lambda self: self.supervisor and self.run_worker not in self.running)
     @rule()
     def the_run_claims(self):
-        job = claim(self.store, self.run_worker, reserved_for=self.boss)
+        job = claim(self.store, self.run_worker, reserved_for=self.supervisor)
         assert (job and job.id) == self.model.claim(self.run_worker, None, "own")
         if job is not None:
             self.running[self.run_worker] = job

@@ -57,9 +57,9 @@ def test_a_worker_that_the_kernel_kills_for_memory_loses_no_job(memory_group, qu
     """All of it is in the group: the kernel takes the biggest, which is the job, or any; the job ends dead, not lost or stuck."""
     job = queue.enqueue("--max-retries", "0", *queue.script(GREEDY, memory_group))
     queue.cli("config", "set", "max_crashes", "2")
-    boss = queue.beside("worker", "start", "--foreground")
-    (memory_group / "cgroup.procs").write_text(str(boss.pid))
+    supervisor = queue.beside("worker", "start", "--foreground")
+    (memory_group / "cgroup.procs").write_text(str(supervisor.pid))
     found = queue.wait_for(job, "dead", timeout=60)
     assert found.signal == 9 or found.error.startswith("worker died")
-    assert os.path.exists("/proc/%d" % boss.pid)
+    assert os.path.exists("/proc/%d" % supervisor.pid)
     assert queue.cli("doctor", check=False).returncode == 1  # a job died

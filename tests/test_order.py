@@ -39,7 +39,7 @@ def never_in_time(store, job):
     return lambda queue: queue.schedules.tick()
 
 
-WRITERS = {"a failure": give_up, "a crash": crash, "a mended claim": lose, "a retry": cancelled, "an expiry": never_in_time,
+WRITERS = {"a failure": give_up, "a crash": crash, "a repaired claim": lose, "a retry": cancelled, "an expiry": never_in_time,
            "an expiry at a claim": lambda store, job: never_in_time(store, job) and (lambda queue: queue.claims.finish_and_claim(1)),
            "a cancel": lambda store, job: lambda queue: queue.life.cancel([job]),
            "a parent that has failed": lambda store, job: store.life.cancel([job]) and (

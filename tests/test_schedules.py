@@ -334,7 +334,7 @@ def test_no_overlap_looks_at_every_unfinished_job_of_the_schedule_whoever_enqueu
     assert at_its_time() == [3]
     store.schedules.remove("s")
     add_schedule(store, "s", None, 60.0, {"command": "x"}, overlap="skip")
-    assert at_its_time() == [3], "added anew, it is the same schedule"
+    assert at_its_time() == [3], "added again, it is the same schedule"
     store.close()
 
 

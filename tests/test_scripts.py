@@ -1,4 +1,4 @@
-"""test.sh, test.ps1, the Makefile and .ci/run: what a person or CI starts first."""
+"""test.sh, test.ps1, the Makefile and .ci/run: what a user or CI starts first."""
 from __future__ import annotations
 
 import json

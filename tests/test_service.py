@@ -57,23 +57,23 @@ def test_a_service_starts_the_workers_and_a_term_lets_them_finish_their_job(queu
     path, service = awkward(queue)
     words = words_of_service(service(kind, "--count", "2"))
     assert words[-1] == path or path in words
-    boss = subprocess.Popen(words, cwd="/", env={"QUEUECTL_TEST": queue.env["QUEUECTL_TEST"]}, stdin=subprocess.DEVNULL,
+    supervisor = subprocess.Popen(words, cwd="/", env={"QUEUECTL_TEST": queue.env["QUEUECTL_TEST"]}, stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     cli = lambda *args: queue.run([*queue.program, "--db", path, *map(str, args)]).stdout  # noqa: E731
     try:
         started = queue.dir / "started"
         job = cli("enqueue", *queue.script("import sys, time; open(sys.argv[1], 'w'); time.sleep(0.5)", started)).strip()
-        wait_until(lambda: started.exists() or boss.poll() is not None, message="the job runs")
-        assert started.exists(), boss.stderr.read()
+        wait_until(lambda: started.exists() or supervisor.poll() is not None, message="the job runs")
+        assert started.exists(), supervisor.stderr.read()
         assert len(json.loads(cli("worker", "list", "--json"))) == 2
-        boss.terminate()
-        assert boss.wait(20) == 0, boss.stderr.read()
+        supervisor.terminate()
+        assert supervisor.wait(20) == 0, supervisor.stderr.read()
         assert json.loads(cli("show", job, "--json"))["state"] == "completed"
         assert json.loads(cli("worker", "list", "--json")) == []
     finally:
-        boss.kill()
-        boss.wait()
-        boss.stderr.close()
+        supervisor.kill()
+        supervisor.wait()
+        supervisor.stderr.close()
 
 
 def test_the_windows_task_is_xml_that_starts_at_boot_and_runs_without_end(queue):

@@ -25,7 +25,7 @@ def bring(store, clock, state):
     """
     [number] = store.enqueue_many([{"command": "x", "key": "k", "unique": "u", "snooze_on": "75", "dead_on": "2"}], label="b")
     store.enqueue("after", after=str(number), queue="aside")
-    store.enqueue("twin", key="k", queue="aside", hold=True)
+    store.enqueue("duplicate", key="k", queue="aside", hold=True)
     store.queues.set("aside", paused=1)
     if state == "pending":
         # claimed once and given back: even then a late worker holds a record of it
@@ -139,7 +139,7 @@ def test_the_table_names_only_states_and_reaches_each():
         reached |= new
         new = {moves[state] for moves in TRANSITIONS.values() for state in reached if state in moves} - reached
     assert reached == set(STATES)
-    for state in STATES:  # nothing is a trap but by a person's will
+    for state in STATES:  # nothing is a trap but by a user's will
         out = [event for event, moves in TRANSITIONS.items() if state in moves]
         assert out and (state not in FINAL or set(out) <= {"retry", "cancel"})
 

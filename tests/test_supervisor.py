@@ -252,9 +252,9 @@ def test_more_hints_than_can_be_read_keep_no_supervisor_from_its_work(queue):
 # FAULT: where the call of Transaction fails, at its "begin" or at its "commit"; "read": the SELECTs outside of one.
 FAULTY = """
 FAULT = %r
-boss, failed = os.getpid(), set()
+supervisor, failed = os.getpid(), set()
 def fails():
-    if os.getpid() != boss or not os.path.exists(%r):
+    if os.getpid() != supervisor or not os.path.exists(%r):
         return False
     frame, place = sys._getframe(2), []
     while frame is not None and frame.f_code.co_name not in ("run", "close", "start"):

@@ -556,10 +556,10 @@ def test_a_limit_of_processes_is_waited_out(town):
     hog = subprocess.Popen([*town.user(BOB), "sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 100 & done; echo; wait"], stdout=subprocess.PIPE,
                            start_new_session=True)
     hog.stdout.readline()
-    boss = None
+    supervisor = None
     try:
         town.call(BOB, db, "enqueue", "echo fine; exit 0")
-        boss = subprocess.Popen(["setpriv", "--reuid=%d" % BOB, "--regid=%d" % BOB, "--clear-groups", "prlimit", "--nproc=9",
+        supervisor = subprocess.Popen(["setpriv", "--reuid=%d" % BOB, "--regid=%d" % BOB, "--clear-groups", "prlimit", "--nproc=9",
                                  *town.program, "--db", str(db), "worker", "start", "--foreground", "--count", "3"],
                                 stdout=open(str(home / "out"), "w"), stderr=subprocess.STDOUT, cwd="/", env=town.queue.environment())
         wait_until(lambda: "can't start" in (home / "out").read_text(), 20, "it says that it waits")
@@ -571,9 +571,9 @@ def test_a_limit_of_processes_is_waited_out(town):
             os.killpg(hog.pid, signal.SIGKILL)
         hog.wait()
         hog.stdout.close()
-        if boss is not None:
+        if supervisor is not None:
             town.call(BOB, db, "worker", "stop", "--now")
-            boss.wait(20)
+            supervisor.wait(20)
 
 
 def test_a_disk_that_is_mounted_again_as_read_only_is_one_line_and_loses_nothing(town):

@@ -61,7 +61,7 @@ def test_a_killed_worker_takes_its_job_and_the_children_of_it_along(queue):
     (queue.dir / "family").unlink()
     os.kill(worker["pid"], signal.SIGTERM)  # TerminateProcess: no handler runs
     gone(*first)
-    wait_until((queue.dir / "family").exists, 30, "another worker has begun the job anew")
+    wait_until((queue.dir / "family").exists, 30, "another worker has begun the job again")
     second = [int(pid) for pid in (queue.dir / "family").read_text().split()]
     queue.cli("cancel", job)
     gone(*second)
@@ -72,9 +72,9 @@ def test_a_killed_supervisor_leaves_no_worker_and_no_job(queue):
     queue.start()
     job, pids = family(queue, "family")
     [worker] = queue.json("worker", "list")
-    [boss] = [pid for pid, in queue.sql("SELECT pid FROM supervisor")]
-    os.kill(boss, signal.SIGTERM)
-    wait_until(lambda: not alive(boss))
+    [supervisor] = [pid for pid, in queue.sql("SELECT pid FROM supervisor")]
+    os.kill(supervisor, signal.SIGTERM)
+    wait_until(lambda: not alive(supervisor))
     queue.stop("--now")
     gone(worker["pid"], *pids)
     assert queue.job(job).state == "pending"
@@ -121,7 +121,7 @@ def test_neither_supervisor_nor_worker_nor_job_shows_a_window(queue):
     job = queue.enqueue(*queue.script(code))
     queue.wait_for(job, "completed")
     visible, pid, windows = json.loads(queue.out("logs", job))
-    ours = {pid, queue.json("worker", "list")[0]["pid"]} | {boss for boss, in queue.sql("SELECT pid FROM supervisor")}
+    ours = {pid, queue.json("worker", "list")[0]["pid"]} | {supervisor for supervisor, in queue.sql("SELECT pid FROM supervisor")}
     assert not visible and not ours & set(windows)
 
 

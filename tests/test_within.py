@@ -318,12 +318,12 @@ def test_a_retry_that_changed_nothing_says_so_and_why(queue):
     waiting = queue.enqueue("--delay", "1h", "exit 0")
     done = queue.cli("retry", waiting, check=False)
     assert done.stderr == "job %d was not retried: it is pending already\nNo job was retried.\n" % waiting
-    twin = [queue.enqueue("--unique", "k", "exit 0")]
-    queue.cli("cancel", *twin)
-    twin.append(queue.enqueue("--unique", "k", "exit 0"))
-    done = queue.cli("retry", twin[0], check=False)
+    duplicate = [queue.enqueue("--unique", "k", "exit 0")]
+    queue.cli("cancel", *duplicate)
+    duplicate.append(queue.enqueue("--unique", "k", "exit 0"))
+    done = queue.cli("retry", duplicate[0], check=False)
     assert done.stderr == ("job %d was not retried: job %d, which has the same unique key, is unfinished\nNo job was retried.\n"
-                           % tuple(twin))
+                           % tuple(duplicate))
 
 
 def test_what_was_changed_and_what_was_not_are_told_apart(queue):

@@ -137,14 +137,14 @@ def test_restart_replaces_the_workers_with_the_same_options_and_ends_no_job(queu
 
 @posix_only("signals")
 def test_restart_of_workers_in_the_foreground_keeps_them_with_whoever_watches_them(queue):
-    boss = queue.beside("worker", "start", "--foreground", "--count", 1)
-    wait_until(lambda: "started" in boss.text())
+    supervisor = queue.beside("worker", "start", "--foreground", "--count", 1)
+    wait_until(lambda: "started" in supervisor.text())
     done = queue.cli("worker", "restart", check=False)
     if done.returncode == 2:  # refused: restart the service instead
-        assert "foreground" in done.stderr and boss.poll() is None
+        assert "foreground" in done.stderr and supervisor.poll() is None
     else:
         wait_until(lambda: len(queue.json("worker", "list")) == 1)
-        assert boss.poll() is None, "the process that systemd watches has ended; its successor is in the background"
+        assert supervisor.poll() is None, "the process that systemd watches has ended; its successor is in the background"
     queue.cli("wait", queue.enqueue("exit 0"))
 
 

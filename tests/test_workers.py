@@ -313,8 +313,8 @@ def test_a_job_whose_main_process_ends_is_over_though_a_child_holds_its_output(q
 # ---- deaths ----------------------------------------------------------------------------------------
 
 @linux_only("kill -9 of a worker found through /proc")
-def test_a_worker_that_dies_is_replaced_and_its_job_released_at_once(queue):
-    queue.start_blind()
+def test_a_worker_that_dies_is_replaced_and_its_job_released(queue):
+    queue.start(1)  # which looks each second: what the attempt leaves may take a moment to end
     code = ("import os, sys, time; print(os.environ['QUEUECTL_ATTEMPT'], flush=True)\n"
             "if os.environ['QUEUECTL_ATTEMPT'] == '1': time.sleep(60)")
     job = queue.enqueue("--max-retries", 0, *queue.script(code))

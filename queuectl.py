@@ -12311,7 +12311,7 @@ def cmd_worker_start(args) -> int:
     import json
     database = find_database(args.db)
     announced = args.announce is not None
-    asked = json.loads(args.announce or "{}")  # all options but --count, which `worker scale` changes
+    asked = asked_again(json.loads(args.announce or "{}"))  # all options but --count, which `worker scale` changes
     if not asked:
         asked = {name: getattr(args, name) for name in ("drain", "foreground", "max_jobs", "idle_timeout", "nice", "load")}
         asked.update(queues=queue_list(args.queue), **engine_asked(args))
@@ -12344,6 +12344,18 @@ def cmd_worker_start(args) -> int:
         announce(answer, "error %s" % plain(explain_error(error, database)))
         log("trouble", why=explain_error(error, database))
         return 2
+
+
+def asked_again(asked) -> dict:
+    """Return what a supervisor's row says that its `worker start` was asked for; refuse what another program has put there."""
+    kinds = {"drain": bool, "foreground": bool, "max_jobs": int, "idle_timeout": (int, float), "nice": int, "load": (int, float),
+             "queues": str, "on": dict}
+    if asked:
+        for name, value in asked.items():
+            if name not in kinds or value is not None and not isinstance(value, kinds[name]):
+                raise UserError("these workers can't be restarted: their row is damaged. Stop them, and start new ones")
+        asked = {**dict.fromkeys(kinds), **asked}
+    return asked
 
 
 def engine_asked(args):

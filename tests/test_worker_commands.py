@@ -156,7 +156,7 @@ def test_restart_asks_for_all_that_the_start_asked_for(queue):
     [(after, again, queues, left, slots)] = queue.sql("SELECT id, arguments, queues, jobs_left, slots FROM supervisor")
     assert after != before and again == asked and (queues, left, slots) == ("/a b/mail/", 7, 2)
     assert json.loads(asked) == {"queues": "/a b/mail/", "max_jobs": 7, "idle_timeout": 3600.0, "nice": 3, "load": 1000.0, "drain": False,
-                                 "foreground": False}
+                                 "foreground": False, "on": None}
 
 
 @pytest.mark.slow
@@ -197,6 +197,12 @@ def test_workers_that_an_earlier_version_started_are_restarted(queue, words):
 def test_workers_that_do_not_start_are_told_with_the_reason(queue):
     done = told_by(queue, "--queue\nmail\n--max-jobs\nmany")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "many" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ['{"load": "high"}', '{"nice": [1]}', '{"queues": 3, "drain": false}', '{"speed": 1}', '{"on": "slurm"}'])
+def test_workers_whose_row_another_program_has_changed_are_not_restarted(queue, arguments):
+    done = told_by(queue, arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "damaged" in done.stderr, done.stderr
 
 
 def test_the_advice_after_a_start_can_be_pasted(queue):

@@ -6008,7 +6008,7 @@ class Workers(Part):
         moved = self.is_moved(worker)
         if away and not moved:
             return False  # this is a copy: the worker belongs to the original
-        if not moved and os.path.isfile(lock) and not os.path.islink(lock) and os.path.getsize(lock):
+        if not moved and os.path.isfile(lock) and not os.path.islink(lock) and size_of(lock):
             return False
         machine = OS.machine()
         if machine and worker.machine == machine:
@@ -12062,7 +12062,7 @@ class Results:
         command = text_of(end.command) if isinstance(end.command, bytes) else end.command
         if self._joblog is not None and end.attempt:
             code = -1 if end.exit_code is None and end.signal is None else end.exit_code or 0
-            size = os.path.getsize(log) if os.path.exists(log) else 0
+            size = size_of(log)
             self._joblog.write("%d\t:\t%.3f\t%10.3f\t0\t%d\t%d\t%d\t%s\n" % (
                 number, end.started_at or 0, end.duration or 0, size, code, end.signal or 0, command.replace("\n", "\0")))
         if self._table_file is not None:

@@ -536,7 +536,7 @@ def test_stop_now_ends_what_is_stopped(queue, who):
     before = time.monotonic()
     done = queue.stop("--now")
     assert time.monotonic() - before < within(25)
-    assert "waiting for" in done.stderr
+    assert "waiting: " in done.stderr or "waiting for" in done.stderr
     assert queue.json("worker", "list") == [] and queue.job(job).state == "pending"
     wait_until(lambda: queue.processes() == {}, message="nothing is left")
 

@@ -197,7 +197,8 @@ def test_wrong_input_is_one_line_and_status_2_and_writes_nothing(queue, words):
 @pytest.mark.parametrize("words, told", [
     (["metrics", "--output", "no/where"], "can't write 'no/where'"), (["metrics", "--output", "."], "can't write '.'"),
     (["backup", "no/where"], "can't write"), (["export", "--output", "no/where"], "can't write 'no/where'"),
-    (["cron", "add", "0 9 * * *", "true"], "cron add NAME '0 9 * * *' COMMAND"), (["cron", "add", "@daily", "true"], "a schedule's name stands before"),
+    (["cron", "add", "0 9 * * *", "true"], "cron add NAME %s COMMAND" % ('"0 9 * * *"' if WINDOWS else "'0 9 * * *'")),
+    (["cron", "add", "@daily", "true"], "a schedule's name stands before"),
     (["cron", "add", "n", "0", "9", "*", "*", "*", "true"], "put the five fields into quotes")])
 def test_a_mistake_is_answered_by_what_to_do(queue, words, told):
     queue.enqueue("--hold", "true")

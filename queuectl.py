@@ -2715,8 +2715,7 @@ class Linux(Posix):
 
     def is_suspended(self, pid: int) -> bool:
         try:
-            with open("/proc/%d/stat" % pid, "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] == b"T"
+            return self._stat("/proc/%d/stat" % pid)[0] == b"T"
         except OSError:
             return False
 
@@ -4790,7 +4789,7 @@ class Database:
 
     def close(self) -> None:
         if self.connection is not None:
-            if self._lost_wal():
+            if file_identity(self.path) == self._inode and self._lost_wal():
                 self.abandoned.append(self.connection)
             else:
                 self.connection.close()
@@ -4845,8 +4844,7 @@ class Database:
         What is committed then is lost.  SQLite, closing the connection, would overwrite what others have stored since, and
         delete their -wal, by its name.
         """
-        return (self._wal is not None and file_identity(self.path) == self._inode
-                and file_identity(self.path + "-wal") != self._wal)
+        return self._wal is not None and file_identity(self.path + "-wal") != self._wal
 
     def place(self) -> str:
         return "%d:%d:" % self._inode

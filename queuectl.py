@@ -8502,7 +8502,6 @@ class Dispatcher:
             self._trouble.note(step, str(error))
             self._adopt_at = 0.0  # it is not known what was committed
 
-
     def _keep_lock(self) -> None:
         self._lock.keep()
         self._store.db.check_file()
@@ -11026,7 +11025,6 @@ class Guard:
     """What every call of a Queue goes through: an open queue, its own thread and process, and an Error for whatever goes wrong."""
 
     def __init__(self, path):
-        self._ident = get_ident
         self._owner = (get_ident(), os.getpid())
         self._store = None
         self.path = path
@@ -11050,7 +11048,7 @@ class Guard:
     def __enter__(self):
         if self._store is None:
             raise Error("this Queue is closed: open another one")
-        if self._owner != (self._ident(), os.getpid()):
+        if self._owner != (get_ident(), os.getpid()):
             raise Error("a Queue belongs to the thread and process that opened it: open another one here")
         return self._store
 
@@ -11245,7 +11243,7 @@ class Queue:
     def counts(self, queue: "str | None" = None) -> "dict[str, int]":
         """Return how many jobs are in each state."""
         with self._guard as store:
-            return store.queues.counts(None if queue is None else parse_name(queue, "a queue"))
+            return store.queues.counts(None if queue is None else parse_queue(queue))
 
     def output(self, ref, attempt: "int | None" = None) -> str:
         """Return what a job has printed so far in an attempt (default: the latest); "" if it printed nothing.
@@ -12311,7 +12309,7 @@ def cmd_worker_start(args) -> int:
     announced = args.announce is not None
     asked = asked_again(json.loads(args.announce or "{}"))  # all options but --count, which `worker scale` changes
     if not asked:
-        asked = {name: getattr(args, name) for name in ("drain", "foreground", "max_jobs", "idle_timeout", "nice", "load")}
+        asked = {name: getattr(args, name) for name in START_VALUES if name not in ("queues", "on")}
         asked.update(queues=queue_list(args.queue), **engine_asked(args))
     text = json.dumps(asked)
     if not announced:
@@ -12344,15 +12342,18 @@ def cmd_worker_start(args) -> int:
         return 2
 
 
+# What `worker start` may be asked for, and the types that its values have in a supervisor's row.
+START_VALUES = {"drain": bool, "foreground": bool, "max_jobs": int, "idle_timeout": (int, float), "nice": int, "load": (int, float),
+         "queues": str, "on": dict}
+
+
 def asked_again(asked) -> dict:
     """Return what a supervisor's row says that its `worker start` was asked for; refuse what another program has put there."""
-    kinds = {"drain": bool, "foreground": bool, "max_jobs": int, "idle_timeout": (int, float), "nice": int, "load": (int, float),
-             "queues": str, "on": dict}
     if asked:
         for name, value in asked.items():
-            if name not in kinds or value is not None and not isinstance(value, kinds[name]):
+            if name not in START_VALUES or value is not None and not isinstance(value, START_VALUES[name]):
                 raise UserError("these workers can't be restarted: their row is damaged. Stop them, and start new ones")
-        asked = {**dict.fromkeys(kinds), **asked}
+        asked = {**dict.fromkeys(START_VALUES), **asked}
     return asked
 
 
@@ -15038,7 +15039,8 @@ class Refusal(Exception):
     """A request that is refused before the queue is asked: an HTTP status and why."""
 
 
-WEB_FILTERS = ("queue", "name", "text", "label", "schedule", "batch", "like", "state")
+WEB_TEXTS, WEB_NUMBERS = ("queue", "name", "text", "label", "schedule"), ("batch", "like")
+WEB_FILTERS = WEB_TEXTS + WEB_NUMBERS + ("state",)
 
 
 def refuse_unknown(asked: dict, *known) -> None:
@@ -15054,8 +15056,8 @@ def web_states(query: dict) -> list:
 
 def web_filters(query: dict) -> dict:
     """Return the filters of a request for jobs."""
-    filters = {key: query[key] for key in WEB_FILTERS[:5] if query.get(key)}
-    for key in WEB_FILTERS[5:7]:
+    filters = {key: query[key] for key in WEB_TEXTS if query.get(key)}
+    for key in WEB_NUMBERS:
         if query.get(key):
             filters[key] = parse_number(query[key], key, 0, LARGEST, int)
     return dict(filters, states=web_states(query))

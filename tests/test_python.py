@@ -91,6 +91,11 @@ def test_an_error_names_our_commands_and_not_the_program_that_imports_us(python,
         queuectl.Queue(tmp_path)
 
 
+def test_a_queue_may_have_a_number_for_its_name(python):
+    python.enqueue("exit 0", queue="7")
+    assert python.counts("7")["pending"] == 1
+
+
 def test_ids_may_be_single(python):
     one, two = python.enqueue("exit 0", name="one"), python.enqueue("exit 0")
     assert python.cancel(one) == [(one, "cancelled")] == python.cancel("one")[:0] + [(one, "cancelled")]

@@ -14,6 +14,7 @@ import pytest
 from conftest import Background, linux_only, posix_only, wait_until
 from faults import Bench, Tmpfs, alive, check, kill, limit_process, within
 
+queuectl = pytest.importorskip("queuectl")
 pytestmark = posix_only("signals")
 
 DISPOSITIONS = ("import signal; print(*sorted(int(n) for n in signal.valid_signals() "
@@ -674,10 +675,13 @@ def test_config_list_says_when_a_setting_holds(queue):
 def test_a_worker_that_is_stopped_with_a_job_is_named_wherever_its_job_is(queue):
     queue.start(1)
     job = queue.enqueue("until [ -e go ]; do sleep 0.05; done")
-    queue.wait_for(job, "processing")
-    pid = only(queue.json("worker", "list"))["pid"]
+    worker = wait_until(lambda: next((row for row in queue.json("worker", "list") if row["job"] == job), None), message="it is claimed")
+    lock = str(queue.files / "workers" / ("%d.lock" % worker["id"]))
+    wait_until(lambda: queuectl.read_lock(lock).job == job, message="its process has been started")  # a claim comes before
+    pid = worker["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
+        wait_until(lambda: queuectl.OS.is_suspended(pid), message="it is stopped, which takes it a moment")
         for words in (["explain", job], ["worker", "list"], ["status"], ["show", job]):
             assert "is stopped (SIGSTOP)" in queue.out(*words), words
     finally:
